@@ -1,0 +1,322 @@
+"""The frozen vision-language tower behind every method: pictures and sentences in, tokens and embeddings out.
+
+One primitive carries all methods: `walk`, the transformer's block loop as a generator. Reading layers, replacing tokens
+(deep prompts), a second attention path beside the ordinary one and packed windows are all written on it; nothing is
+hooked or patched, and no other file knows how open_clip names its parts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from vlad.weights import Tower, load_tower
+
+VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
+
+Edit = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one pass over B pictures gives.
+
+    Attributes:
+        image: [B, D] unit embeddings of the class token.
+        patches: one [B, N, C] per asked layer: patch tokens as the block leaves them, class token removed.
+        grid: (rows, columns), rows * columns = N.
+    """
+
+    image: Tensor
+    patches: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+
+class Encoder:
+    """A frozen open_clip tower. Shared between detectors: it holds no state of any of them.
+
+    Attributes:
+        name: as given to `load`.
+        digest: hex, the same for the same weights whatever file they came from.
+        resolution: side of the square that the model was made for, in pixels.
+        depth, width, embed_dim: number of vision blocks, C, D.
+        device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
+    """
+
+    def __init__(self, tower: Tower, name: str, device: str | torch.device | None = None, dtype: Any = None):
+        self.name, self.digest, self.tokenizer = name, tower.digest, tower.tokenizer
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = _dtype(dtype) or fastest_safe_dtype(self.device)
+        self.model: Any = tower.model.to(self.device).eval().requires_grad_(False)
+        self.visual = self.model.visual
+        self.blocks = self.visual.transformer.resblocks
+        for (
+            block
+        ) in self.blocks:  # layer norms and the residual stream stay float32: they cost little and carry the accuracy
+            block.attn.to(self.dtype)
+            block.mlp.to(self.dtype)
+        self.mean = torch.tensor(tower.mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(tower.std, device=self.device).view(1, 3, 1, 1)
+        self.per_picture, self.dense_path = tower.per_picture, tower.dense
+        self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
+        self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
+        self.embed_dim = self.visual.proj.shape[1]
+
+    @classmethod
+    def load(
+        cls, name: str = "tiny", device: str | None = None, dtype: Any = None, activation: str | None = None
+    ) -> "Encoder":
+        """The encoder of that name.
+
+        Args:
+            name: "tiny", "<open_clip model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>" or
+                "<model>/random:<seed>" (untrained; warns).
+            device: torch device; None takes a GPU where there is one.
+            dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16); None takes the fastest safe one.
+            activation: "gelu" or "quickgelu" instead of the model's own; some published adapters depend on it.
+
+        Raises:
+            ValueError: unknown name, dtype or activation.
+            FileNotFoundError: a local file or folder is missing.
+            vlad.WeightsError: the weights are not here and cannot be fetched.
+        """
+        _dtype(dtype)  # a wrong dtype is refused before seconds of loading
+        return cls(load_tower(name, activation), name, device, dtype)
+
+    def __repr__(self) -> str:
+        size = f"{self.resolution} px, {self.depth} blocks of width {self.width}"
+        return f"Encoder({self.name!r}, {size}, {self.device}, {self.dtype})"
+
+    # Pictures
+
+    def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
+        """[B, 3, S, S] float32, normalised as the tower wants it, from uint8 [H, W, 3] pictures.
+
+        Both sides are resized to S (PIL bicubic, antialiased), nothing is cut off; S is `resolution` or the native one.
+
+        Raises:
+            ValueError: resolution is not a positive multiple of the patch size.
+        """
+        side = self.resolution if resolution is None else resolution
+        if side < self.patch_size or side % self.patch_size:
+            raise ValueError(
+                f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
+            )
+        squares = [np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures]
+        batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
+        if self.per_picture:
+            flat = batch.flatten(1)  # population deviation, over all pixels and channels
+            mean, std = flat.mean(1).view(-1, 1, 1, 1), flat.std(1, correction=0).view(-1, 1, 1, 1)
+            batch = (batch - mean) / (std + 0.02) * 0.2 + 0.5
+        return (batch - self.mean) / self.std
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches of [B, 3, H, W]."""
+        return pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
+
+    def embed(self, pixels: Tensor, positions: str = "bicubic-antialias") -> Tensor:
+        """[B, 1 + N, C] float32 tokens that enter the first block: class token, patches, positions, first layer norm.
+
+        Args:
+            pixels: [B, 3, H, W] from `pixels`.
+            positions: how the position table is brought to another grid than its own: "bicubic-antialias" (open_clip),
+                "bicubic", "bilinear" (AnomalyCLIP); align_corners=False in all.
+        """
+        patches = self.visual.conv1(pixels)  # [B, C, rows, columns]
+        rows, columns = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)  # [B, N, C]
+        cls = self.visual.class_embedding.expand(len(patches), 1, -1)
+        table = _resample_positions(self.visual.positional_embedding, self.visual.grid_size, (rows, columns), positions)
+        return self.visual.ln_pre(torch.cat([cls, patches], 1) + table)
+
+    @overload
+    def walk(
+        self, tokens: Tensor, edit: Edit | None = None, class_only: bool = False
+    ) -> Iterator[tuple[int, Tensor, Tensor]]: ...
+    @overload
+    def walk(
+        self, tokens: list[Tensor], edit: Edit | None = None, class_only: bool = False
+    ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]: ...
+    def walk(self, tokens: Any, edit: Edit | None = None, class_only: bool = False) -> Iterator[tuple[int, Any, Any]]:
+        """The vision tower's block loop: yields (layer, tokens before the block, tokens after), layer from 1.
+
+        Args:
+            tokens: [B, T, C] from `embed`; or a list of such groups of different lengths, which then share every matrix
+                product (WinCLIP's windows) while attention stays within each sequence.
+            edit: called before each block with (layer, tokens); what it returns goes on. One group only.
+            class_only: the last block computes the first token of each sequence alone, [B, 1, C]; exact, and cheaper.
+        """
+        packed = isinstance(tokens, list)
+        groups = tokens if packed else [tokens]
+        for layer, block in enumerate(self.blocks, 1):
+            before = [edit(layer, groups[0])] if edit else groups
+            groups = _block(block, before, class_only=class_only and layer == self.depth)
+            yield (layer, before, groups) if packed else (layer, before[0], groups[0])
+
+    def value_attention(self, layer: int, tokens: Tensor) -> Tensor:
+        """[B, T, C]: what block `layer` (from 1) attends to in `tokens` when values stand for queries and keys too.
+
+        Source: CLIP Surgery (arXiv:2304.05653), the v-v attention.
+        """
+        block = self.blocks[layer - 1]
+        attention, C = block.attn, self.width
+        normed = block.ln_1(tokens).to(attention.in_proj_weight.dtype)
+        value = F.linear(normed, attention.in_proj_weight[2 * C :], attention.in_proj_bias[2 * C :])
+        value = value.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # [B, heads, T, C / heads]
+        mixed = F.scaled_dot_product_attention(value, value, value).transpose(1, 2).flatten(2)
+        return attention.out_proj(mixed).to(tokens.dtype)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
+        return self.visual.ln_post(tokens) @ self.visual.proj
+
+    def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """([B, D], [B, N, D]), not normalised: class embedding, and patch embeddings that align with text.
+
+        `tiny` is trained to align its last block's tokens. Published CLIPs do not align theirs: for them the patches
+        come from the value path, a sum of value attentions of the last six blocks beside the ordinary stream
+        (CLIP Surgery, arXiv:2304.05653).
+        """
+        start = self.depth - min(VALUE_PATH_BLOCKS, self.depth)
+        value_path = None
+        for layer, before, after in self.walk(self.embed(pixels)):  # noqa: B007  # the last one is used below
+            if self.dense_path == "value" and layer > start:
+                value_path = (before if value_path is None else value_path) + self.value_attention(layer, before)
+        patches = after if value_path is None else value_path
+        return self.project(after[:, 0]), self.project(patches[:, 1:])
+
+    def __call__(self, pixels: Tensor, layers: Sequence[int] = ()) -> Features:
+        """Image embedding and the patch tokens of the asked layers (from 1), in one pass.
+
+        Raises:
+            ValueError: a layer is outside 1..depth.
+        """
+        if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
+            raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
+        taps = {}
+        for layer, _, after in self.walk(self.embed(pixels)):
+            if layer in layers:
+                taps[layer] = after[:, 1:]
+        return Features(
+            F.normalize(self.project(after[:, 0]), dim=-1), tuple(taps[i] for i in layers), self.grid(pixels)
+        )
+
+    # Sentences: always float32, they are encoded once and kept
+
+    @torch.no_grad()
+    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
+        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device."""
+        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
+        return torch.cat([self._encode(self.tokenizer(batch).to(self.device)) for batch in batches])
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        tower: Any = getattr(self.model, "text", self.model)
+        causal = getattr(tower, "attn_mask", None) is not None and hasattr(
+            getattr(tower, "transformer", None), "resblocks"
+        )
+        pool = getattr(tower, "pool_type", getattr(self.model, "text_pool_type", None))
+        if not causal or pool != "argmax" or getattr(tower, "cls_emb", None) is not None:
+            return self.model.encode_text(ids).float()  # BERT-like towers see all tokens at once
+        return self.pool_text(self.walk_text(self.embed_text(ids)), ids)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there."""
+        tower: Any = getattr(self.model, "text", self.model)
+        length = int(ids.argmax(-1).max()) + 1
+        return tower.token_embedding(ids[:, :length]) + tower.positional_embedding[:length]
+
+    def walk_text(self, tokens: Tensor, edit: Edit | None = None) -> Tensor:
+        """[T, length, C] after all text blocks; `edit` as in `walk`."""
+        tower: Any = getattr(self.model, "text", self.model)
+        for layer, block in enumerate(tower.transformer.resblocks, 1):
+            tokens = _block(block, [edit(layer, tokens) if edit else tokens], causal=True)[0]
+        return tokens
+
+    def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """[T, D] from the end-of-text token, the one with the largest id."""
+        tower: Any = getattr(self.model, "text", self.model)
+        ends = tower.ln_final(tokens)[torch.arange(len(tokens), device=tokens.device), ids.argmax(-1)]
+        projection = tower.text_projection
+        return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
+
+
+def fastest_safe_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where matrix products of it are native (GPU, CPU with AVX-512 BF16 or AMX), else float32.
+
+    Without native support bfloat16 is emulated and several times slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def _dtype(given: Any) -> torch.dtype | None:
+    dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if given is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
+        )
+    return dtype
+
+
+def _block(block: Any, groups: list[Tensor], class_only: bool = False, causal: bool = False) -> list[Tensor]:
+    """One transformer block over groups of sequences [B_i, T_i, C]: all tokens share each matrix product.
+
+    The residual stream keeps its dtype; products run in the dtype of the block's weights.
+    """
+    attention, kept = block.attn, [g[:, :1] for g in groups] if class_only else groups
+    weight, bias, C = attention.in_proj_weight, attention.in_proj_bias, groups[0].shape[-1]
+    rows = block.ln_1(_pack(groups)).to(weight.dtype)
+    if class_only:  # queries of the class tokens alone
+        query = F.linear(block.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
+        key, value = F.linear(rows, weight[C:], bias[C:]).chunk(2, -1)
+    else:
+        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
+    mixed = _attend(query, key, value, groups, kept, attention.num_heads, causal)
+    rows = _pack(kept)
+    rows = rows + block.ls_1(attention.out_proj(mixed)).to(rows.dtype)
+    rows = rows + block.ls_2(block.mlp(block.ln_2(rows).to(weight.dtype))).to(rows.dtype)
+    sizes = [g.shape[0] * g.shape[1] for g in kept]
+    return [r.view_as(g) for r, g in zip(rows.split(sizes), kept, strict=True)]
+
+
+def _pack(groups: list[Tensor]) -> Tensor:
+    """[all tokens, C] of groups [B_i, T_i, C]."""
+    return torch.cat([g.flatten(0, 1) for g in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, groups: list[Tensor], kept: list[Tensor], heads: int, causal: bool
+) -> Tensor:
+    """[kept tokens, C]: attention within each sequence of each group."""
+    mixed, asked, seen = [], 0, 0
+    for group, queried in zip(groups, kept, strict=True):
+        q_count, k_count = queried.shape[0] * queried.shape[1], group.shape[0] * group.shape[1]
+        q, k, v = (
+            x.view(group.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)  # [B_i, heads, T_i, C / heads]
+            for x in (query[asked : asked + q_count], key[seen : seen + k_count], value[seen : seen + k_count])
+        )
+        mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(q_count, -1))
+        asked, seen = asked + q_count, seen + k_count
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+def _resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], mode: str) -> Tensor:
+    """[1 + N, C]: the position table on another grid; the class row is kept."""
+    known = {"bicubic-antialias": ("bicubic", True), "bicubic": ("bicubic", False), "bilinear": ("bilinear", False)}
+    if mode not in known:
+        raise ValueError(f"positions is {mode!r}; expected one of {', '.join(known)}")
+    if tuple(native) == tuple(grid):
+        return table
+    interpolation, antialias = known[mode]
+    square = table[1:].T.reshape(1, -1, *native)  # [1, C, rows, columns]
+    square = F.interpolate(square, grid, mode=interpolation, antialias=antialias, align_corners=False)
+    return torch.cat([table[:1], square.flatten(2)[0].T])

@@ -1,0 +1,32 @@
+"""Arithmetic on anomaly maps: float32 [B, h, w], one score per position, covering the whole picture."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
+
+
+def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """[...] in [0, 1]: the anomalous share of the softmax over cosine similarities with the two states.
+
+    Args:
+        embeddings: [..., D], any length.
+        prototypes: [2, D], row 0 normal, row 1 anomalous, any length.
+        temperature: divides the cosines.
+
+    Source: WinCLIP (arXiv:2303.14814), eq. 1.
+    """
+    cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T
+    return (cosines / temperature).softmax(-1)[..., 1]
+
+
+def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, *size] from [B, h, w], bilinear, align_corners=False, not antialiased."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def harmonic_mean(terms: list[Tensor]) -> Tensor:
+    """Elementwise harmonic mean of tensors >= 0 that broadcast; 0 where any term is 0."""
+    stacked = torch.stack(torch.broadcast_tensors(*terms)).clamp_min(0)
+    return len(terms) / (1 / stacked).sum(0)  # 1/0 is inf and n/inf is 0, as it should be

@@ -1,0 +1,43 @@
+"""Every method, one file each: `METHODS` maps the file's name to the class in it. That is the whole registry."""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+METHODS = {
+    "patch_text": "PatchText",
+    "winclip": "WinClip",
+}
+
+
+def methods() -> list[str]:
+    """The names that `vlad.load` knows."""
+    return sorted(METHODS)
+
+
+def method_class(name: str) -> "type[Detector]":
+    """The Detector class of a method; importing it is what costs, so only the asked one is.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"unknown method {name!r}{hint}; known: {', '.join(methods())}")
+    return getattr(import_module(f"vlad.methods.{name}"), METHODS[name])
+
+
+class _CallableModule(ModuleType):
+    """`vlad.methods` is this folder and also the public call `vlad.methods()`; an import must not hide the call."""
+
+    def __call__(self, *args: Any) -> list[str]:
+        return methods(*args)
+
+
+sys.modules[__name__].__class__ = _CallableModule

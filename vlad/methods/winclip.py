@@ -1,0 +1,99 @@
+"""WinCLIP: windows of patches against the words, at several scales.
+
+Paper: "WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation" (arXiv:2303.14814). No official code; the
+arithmetic follows the two open reproductions that agree (open-edge-platform/anomalib, zqhang/Accurate-WinCLIP-pytorch).
+Needs: text. No normals, no training, one picture at a time.
+
+1. The whole picture's class embedding against the prototypes gives the image score.
+2. Every 2 x 2 and 3 x 3 window of patches, with the class token in front, runs through the tower as a short sequence of
+   its own; its class embedding gives the window's probability.
+3. Per scale, a patch gets the harmonic mean over the windows that cover it.
+4. The map is the harmonic mean of the image score and the scales, bilinear to the picture's square.
+
+Known differences: the paper's 22 templates by default, where both reproductions have 21 and one of them twice
+(prompts="winclip-anomalib"); words go into the prompts as given, with spaces where those have underscores.
+All windows of all scales share each matrix product and the last block computes class tokens alone: exact, only faster.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad.detector import Detector
+from vlad.encoder import Encoder
+from vlad.maps import anomaly_probability, harmonic_mean, to_size
+
+HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: pictures in one pass are limited by it, not by the batch
+
+
+def window_index(grid: tuple[int, int], size: int) -> Tensor:
+    """[windows, 1 + size * size] token numbers: the class token (0), then the window's patches; stride 1, row-major."""
+    numbers = torch.arange(1, grid[0] * grid[1] + 1, dtype=torch.float32).view(1, 1, *grid)
+    windows = F.unfold(numbers, size)[0].T.long()  # [windows, size * size]
+    return F.pad(windows, (1, 0))
+
+
+def covering_mean(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """[B, rows, columns]: per patch, the harmonic mean of the windows that cover it; 0 where one of them is 0.
+
+    Args:
+        scores: [B, windows] in row-major order of the windows' first patches, >= 0.
+
+    The sums over covering windows are box sums of the zero-padded array, for the scores' reciprocals and for ones; a
+    score of 0 has the reciprocal inf, which makes the mean 0 as it should.
+    """
+    reciprocals = (1 / scores.float().clamp_min(0)).view(-1, 1, grid[0] - size + 1, grid[1] - size + 1)
+    padded = F.pad(torch.cat([torch.ones_like(reciprocals[:1]), reciprocals]), [size - 1] * 4)
+    sums = F.avg_pool2d(padded, size, stride=1)[:, 0]  # the 1 / size^2 cancels in the ratio
+    return sums[:1] / sums[1:]
+
+
+class WinClip(Detector):
+    """See the module. `scales` are the windows' sides in patches, `temperature` divides the cosines."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        resolution: int | None = None,
+        scales: tuple[int, ...] = (2, 3),
+        temperature: float = 0.07,
+    ):
+        super().__init__(encoder, resolution=resolution)
+        side = self.resolution // encoder.patch_size
+        if not scales or not all(isinstance(k, int) and 1 <= k <= side for k in scales):
+            raise ValueError(
+                f"scales is {scales!r}; expected window sides from 1 to {side}, the patches along one side"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature!r}; expected a number above 0")
+        self.scales, self.temperature = tuple(scales), temperature
+        self.options.update(scales=list(scales), temperature=temperature)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.encoder.embed(pixels)
+        index = [window_index(self.encoder.grid(pixels), k).to(tokens.device) for k in self.scales]
+        length = tokens.shape[1] + sum(i.numel() for i in index)
+        at_once = max(1, HIDDEN_BYTES // (length * self.encoder.width * 4 * tokens.element_size()))
+        parts = [self._embed_windows(part, index) for part in tokens.split(at_once)]
+        image, *windows = (
+            torch.cat(group) for group in zip(*parts, strict=True)
+        )  # [B, D], then [B, windows, D] per scale
+        score, grid = self.zero_shot(image, windows, self.encoder.grid(pixels))
+        return score, to_size(grid, (pixels.shape[-2], pixels.shape[-1])), image
+
+    def zero_shot(self, image: Tensor, windows: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(image score [B], map on the grid [B, rows, columns]) of embeddings [B, D] and [B, windows, D] per scale."""
+        score = anomaly_probability(image, self.prototypes, self.temperature)
+        scales = [
+            covering_mean(anomaly_probability(w, self.prototypes, self.temperature), grid, k)
+            for w, k in zip(windows, self.scales, strict=True)
+        ]
+        return score, harmonic_mean([score[:, None, None], *scales])
+
+    def _embed_windows(self, tokens: Tensor, index: list[Tensor]) -> list[Tensor]:
+        """[b, D] of the whole pictures, then [b, windows, D] per scale, not normalised, from tokens [b, 1 + N, C]."""
+        groups = [tokens, *(tokens[:, i].flatten(0, 1) for i in index)]  # [b * windows, 1 + k * k, C]: a plain gather
+        *_, (_, _, last) = self.encoder.walk(groups, class_only=True)
+        image, *windows = (self.encoder.project(group[:, 0]) for group in last)
+        return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]

@@ -1,0 +1,316 @@
+"""From an encoder's name to an open_clip model with its weights.
+
+Names (see `encoders`): "tiny", "<model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
+"<model>/random:<seed>".
+Nothing here knows what a model is used for; `vlad.encoder` does.
+"""
+
+import contextlib
+import hashlib
+import json
+import urllib.error
+import urllib.request
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+HUB_PATIENCE = 5.0  # seconds to wait for the hub before saying that it cannot be reached
+
+
+class WeightsError(RuntimeError):
+    """Weights that are neither on this machine nor to be fetched; the message says how to put them in place."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A loaded model and what must be known to feed it.
+
+    Attributes:
+        model: open_clip CLIP or CustomTextCLIP, float32, on the CPU.
+        tokenizer: sentences -> int64 [T, context length].
+        mean, std: of the three colour channels, after scaling to [0, 1].
+        per_picture: brightness and contrast are normalised picture by picture first (`tiny`).
+        dense: "ordinary" where patch tokens of the last block align with text, "value" where only the value path does.
+        digest: hex name of the weights; equal weights give equal digests whatever file they came from.
+    """
+
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    digest: str
+    per_picture: bool = False
+    dense: str = "value"
+
+
+def load_tower(name: str, activation: str | None = None) -> Tower:
+    """The model that `name` stands for.
+
+    Args:
+        name: see the module's docstring.
+        activation: "gelu" or "quickgelu" in place of what the model's configuration says.
+
+    Raises:
+        ValueError: no such model, tag or form of name.
+        FileNotFoundError: a local file or folder is missing.
+        WeightsError: the weights are not here and cannot be fetched.
+    """
+    if activation not in (None, "gelu", "quickgelu") or (activation and name == "tiny"):
+        raise ValueError(
+            f"activation is {activation!r}; expected 'gelu', 'quickgelu' or None (the model's own, as for tiny)"
+        )
+    if name == "tiny":
+        return _tiny()
+    if name.startswith("local-dir:"):
+        return _from_folder(Path(name.removeprefix("local-dir:")).expanduser(), activation)
+    if name.startswith("hf-hub:"):
+        return _from_hub(name.removeprefix("hf-hub:"), activation)
+    model, separator, file = name.partition(":")
+    if separator and "/random" not in model:
+        return _from_file(model, Path(file).expanduser(), activation)
+    model, _, tag = name.partition("/")
+    if tag.startswith("random:") or tag == "random":
+        return _random(model, tag, activation)
+    return _from_tag(model, tag, activation)
+
+
+def encoders() -> list[str]:
+    """Names for `encoder=`: "tiny", then every open_clip "<model>/<tag>" whose vision tower VLAD can walk."""
+    pairs = open_clip.list_pretrained()
+    usable = {m for m, _ in pairs if not _unusable(open_clip.get_model_config(m) or {})}
+    return ["tiny", *(f"{model}/{tag}" for model, tag in pairs if model in usable)]
+
+
+def _tiny() -> Tower:
+    from vlad import tiny
+
+    model, tokenizer, config = tiny.load()
+    digest = _digest(model, config)
+    return Tower(
+        model, tokenizer, tuple(config["mean"]), tuple(config["std"]), digest, config["per_picture"], "ordinary"
+    )
+
+
+def _from_tag(model: str, tag: str, activation: str | None) -> Tower:
+    config = _known_config(model)
+    pretrained = open_clip.pretrained.get_pretrained_cfg(model, tag)
+    if not pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(
+            f"encoder {model + '/' + tag!r}: open_clip has no such weights of {model}; "
+            f"known tags: {', '.join(tags) or 'none'} (or {model}/random:0 for untrained ones)"
+        )
+    file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model}", f'encoder="{model}:FILE"')
+    return _filled(
+        config, file, activation, pretrained.get("mean"), pretrained.get("std"), open_clip.get_tokenizer(model)
+    )
+
+
+def _from_file(model: str, file: Path, activation: str | None) -> Tower:
+    config = _known_config(model)
+    if not file.is_file():
+        raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}")
+    return _filled(config, file, activation, None, None, open_clip.get_tokenizer(model))
+
+
+def _from_folder(folder: Path, activation: str | None) -> Tower:
+    described = folder / "open_clip_config.json"
+    if not described.is_file():
+        raise FileNotFoundError(
+            f"encoder 'local-dir:{folder}': {described} is missing; the folder must hold it and the weights beside it"
+        )
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if not weights:
+        raise FileNotFoundError(
+            f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside {described.name}"
+        )
+    preferred = [w for w in weights if w.name.startswith("open_clip")]
+    return _described(
+        json.loads(described.read_text("utf-8")), (preferred or sorted(weights))[0], f"local-dir:{folder}", activation
+    )
+
+
+def _from_hub(repo: str, activation: str | None) -> Tower:
+    what, instead = f"the encoder {repo} of the Hugging Face hub", 'encoder="local-dir:FOLDER"'
+    config = _fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
+    weights = _fetch({"hf_hub": f"{repo}/"}, what, instead)
+    return _described(json.loads(config.read_text("utf-8")), weights, f"hf-hub:{repo}", activation)
+
+
+def _described(described: dict[str, Any], weights: Path, name: str, activation: str | None) -> Tower:
+    """The tower of an `open_clip_config.json` and the weights beside it."""
+    if "model_cfg" not in described:
+        raise ValueError(f"encoder {name!r}: open_clip_config.json has no 'model_cfg'; it has {', '.join(described)}")
+    preprocess = described.get("preprocess_cfg", {})
+    tokenizer = (
+        open_clip.get_tokenizer(name)
+        if "hf_tokenizer_name" in described["model_cfg"].get("text_cfg", {})
+        else _clip_tokenizer(described["model_cfg"])
+    )
+    return _filled(
+        described["model_cfg"], weights, activation, preprocess.get("mean"), preprocess.get("std"), tokenizer
+    )
+
+
+def _clip_tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
+    return open_clip.SimpleTokenizer(context_length=config.get("text_cfg", {}).get("context_length", 77))
+
+
+def _random(model: str, tag: str, activation: str | None) -> Tower:
+    seed = tag.partition(":")[2]
+    if not seed.isdigit():
+        raise ValueError(
+            f"encoder '{model}/{tag}': expected '{model}/random:<seed>' with a whole number, such as random:0"
+        )
+    config = _with_activation(_known_config(model), activation)
+    built = _build(config)
+    warnings.warn(f"{model}/random:{seed} has untrained weights: its scores mean nothing", stacklevel=4)
+    _fill_randomly(built, int(seed))
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    # torch owns the generator's stream, open_clip the model's shape
+    key = f"{json.dumps(config, sort_keys=True)}/random:{seed}/{open_clip.__version__}/{torch.__version__}"
+    return Tower(built, open_clip.get_tokenizer(model), mean, std, hashlib.sha256(key.encode()).hexdigest())
+
+
+def _known_config(model: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.5)
+        raise ValueError(
+            f"unknown encoder {model!r}{'; close: ' + ', '.join(close) if close else ''}; give 'tiny', "
+            "'<open_clip model>/<tag>', '<model>:<file>', 'local-dir:<folder>' or 'hf-hub:<repo>' (vlad list encoders)"
+        )
+    if reason := _unusable(config):
+        raise ValueError(f"encoder {model!r} cannot be used: {reason}; take one of `vlad list encoders`")
+    return config
+
+
+def _unusable(config: dict[str, Any]) -> str:
+    """Why VLAD cannot walk this tower block by block; empty when it can."""
+    vision = config.get("vision_cfg", {})
+    if "timm_model_name" in vision:
+        return "its vision tower is a timm model, not an open_clip transformer"
+    if isinstance(vision.get("layers"), (list, tuple)):
+        return "its vision tower is a ResNet"
+    if vision.get("attentional_pool") or vision.get("pool_type", "tok") != "tok" or vision.get("block_type"):
+        return "its vision tower pools without a class token"
+    return ""
+
+
+def _filled(
+    config: dict[str, Any],
+    file: Path,
+    activation: str | None,
+    mean: Any,
+    std: Any,
+    tokenizer: Callable[[list[str]], Tensor],
+) -> Tower:
+    if reason := _unusable(config):
+        raise ValueError(f"{file} cannot be used: {reason}")
+    config = _with_activation(config, activation)
+    model = _build(config)
+    try:
+        open_clip.load_checkpoint(model, str(file), strict=True)
+    except RuntimeError as error:  # open_clip's text lists every tensor; the first lines name the mistake
+        raise ValueError(f"the weights in {file} do not fit the model's configuration: {str(error)[:400]}") from error
+    return Tower(
+        model,
+        tokenizer,
+        tuple(mean or open_clip.OPENAI_DATASET_MEAN),
+        tuple(std or open_clip.OPENAI_DATASET_STD),
+        _digest(model, config),
+    )
+
+
+def _with_activation(config: dict[str, Any], activation: str | None) -> dict[str, Any]:
+    return {**config, "quick_gelu": activation == "quickgelu"} if activation else config
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    """The model with room for its weights but nothing in it: initialising 200 M numbers first would take seconds."""
+    config = dict(config)
+    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = open_clip.CoCa
+    if "hf_model_name" in config.get("text_cfg", {}):
+        config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
+        return kind(**config).eval().requires_grad_(False)
+    with torch.device("meta"):
+        model = kind(**config)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for mask_name, mask in list(model.named_buffers()):  # the causal mask is the one buffer that no file holds
+        if mask_name.endswith("attn_mask"):
+            mask.fill_(float("-inf")).triu_(1)
+    return model
+
+
+def _fill_randomly(model: nn.Module, seed: int) -> None:
+    """Uniform weights of the variance 1 / fan-in, so that activations stay near unit size through any depth.
+
+    Every tensor repeats one pool of random numbers from a place of its own, since drawing 200 M takes a second more;
+    the pool's prime length keeps the rows of a matrix different.
+    """
+    pool = torch.empty(1048573).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            flat, own = parameter.view(-1), pool.roll(zlib.crc32(name.encode()) % len(pool))
+            own *= (3 / parameter[0].numel()) ** 0.5
+            for start in range(0, len(flat), len(own)):
+                flat[start : start + len(own)] = own[: len(flat) - start]
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _digest(model: nn.Module, config: Mapping[str, Any]) -> str:
+    """sha256 over the configuration and every tensor's name, shape and bytes: 0.6 s for a model of 200 M numbers.
+
+    The configuration belongs to it: the same tensors under another activation are another encoder.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
+    """The weight file from the local cache, else from its hub, else WeightsError without minutes of retries."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    names = [*(f"{n[:-4]}.safetensors" for n in names if n.endswith((".bin", ".pth"))), *names]
+    for candidate in names if repo else []:
+        if isinstance(cached := try_to_load_from_cache(repo, candidate), str):
+            return Path(cached)
+    source = f"{constants.ENDPOINT}/{repo}" if repo else pretrained["url"]
+    if not repo and (old := Path("~/.cache/clip", Path(source).name).expanduser()).is_file():
+        return old
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        _reach(source)
+        return Path(open_clip.download_pretrained(pretrained))
+    except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
+        raise WeightsError(
+            f"{what} are not on this machine and could not be fetched ({str(error).splitlines()[0][:150]}): "
+            f"download {' or '.join(dict.fromkeys(names)) if repo else Path(source).name} from {source} "
+            f"on a machine with a network and pass {instead}"
+        ) from error
+
+
+def _reach(url: str) -> None:
+    """One short question whether the host answers at all; the hub's own client would retry for half a minute."""
+    with contextlib.suppress(
+        urllib.error.HTTPError
+    ):  # it answered; what it says of the file is the download's business
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PATIENCE).close()
