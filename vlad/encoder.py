@@ -6,8 +6,10 @@ hooked or patched, and no other file knows how open_clip names its parts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from functools import wraps
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -15,11 +17,29 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from vlad.blocks import block, resample_positions, window_index
 from vlad.weights import Tower, load_tower
 
+HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: limits how many pictures' windows go through at once
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
 
 Edit = Callable[[int, Tensor], Tensor]
+Pass = TypeVar("Pass", bound=Callable[..., Any])
+
+
+def _shared(method: Pass) -> Pass:
+    """Within `Encoder.sharing` a pass over the same pixels with the same arguments is computed once."""
+
+    @wraps(method)
+    def once(self: "Encoder", pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._passes is None:
+            return method(self, pixels, *args, **kwargs)
+        key = (method.__name__, id(pixels), repr(args), repr(kwargs))
+        if key not in self._passes:  # the pixels are kept with it, so that no other tensor gets their id
+            self._passes[key] = pixels, method(self, pixels, *args, **kwargs)
+        return self._passes[key][1]
+
+    return cast(Pass, once)
 
 
 @dataclass(frozen=True)
@@ -55,17 +75,16 @@ class Encoder:
         self.model: Any = tower.model.to(self.device).eval().requires_grad_(False)
         self.visual = self.model.visual
         self.blocks = self.visual.transformer.resblocks
-        for (
-            block
-        ) in self.blocks:  # layer norms and the residual stream stay float32: they cost little and carry the accuracy
-            block.attn.to(self.dtype)
-            block.mlp.to(self.dtype)
+        for module in self.blocks:  # layer norms and the residual stream stay float32: cheap, and the accuracy is there
+            module.attn.to(self.dtype)
+            module.mlp.to(self.dtype)
         self.mean = torch.tensor(tower.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(tower.std, device=self.device).view(1, 3, 1, 1)
         self.per_picture, self.dense_path = tower.per_picture, tower.dense
         self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]
+        self._passes: dict[Any, Any] | None = None
 
     @classmethod
     def load(
@@ -131,7 +150,7 @@ class Encoder:
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # [B, N, C]
         cls = self.visual.class_embedding.expand(len(patches), 1, -1)
-        table = _resample_positions(self.visual.positional_embedding, self.visual.grid_size, (rows, columns), positions)
+        table = resample_positions(self.visual.positional_embedding, self.visual.grid_size, (rows, columns), positions)
         return self.visual.ln_pre(torch.cat([cls, patches], 1) + table)
 
     @overload
@@ -153,9 +172,9 @@ class Encoder:
         """
         packed = isinstance(tokens, list)
         groups = tokens if packed else [tokens]
-        for layer, block in enumerate(self.blocks, 1):
+        for layer, module in enumerate(self.blocks, 1):
             before = [edit(layer, groups[0])] if edit else groups
-            groups = _block(block, before, class_only=class_only and layer == self.depth)
+            groups = block(module, before, class_only=class_only and layer == self.depth)
             yield (layer, before, groups) if packed else (layer, before[0], groups[0])
 
     def value_attention(self, layer: int, tokens: Tensor) -> Tensor:
@@ -163,9 +182,9 @@ class Encoder:
 
         Source: CLIP Surgery (arXiv:2304.05653), the v-v attention.
         """
-        block = self.blocks[layer - 1]
-        attention, C = block.attn, self.width
-        normed = block.ln_1(tokens).to(attention.in_proj_weight.dtype)
+        module = self.blocks[layer - 1]
+        attention, C = module.attn, self.width
+        normed = module.ln_1(tokens).to(attention.in_proj_weight.dtype)
         value = F.linear(normed, attention.in_proj_weight[2 * C :], attention.in_proj_bias[2 * C :])
         value = value.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # [B, heads, T, C / heads]
         mixed = F.scaled_dot_product_attention(value, value, value).transpose(1, 2).flatten(2)
@@ -175,6 +194,19 @@ class Encoder:
         """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
         return self.visual.ln_post(tokens) @ self.visual.proj
 
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Until the block ends, passes over the same pixels (the same tensor object) are computed once.
+
+        For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
+        """
+        self._passes = {}
+        try:
+            yield
+        finally:
+            self._passes = None
+
+    @_shared
     def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """([B, D], [B, N, D]), not normalised: class embedding, and patch embeddings that align with text.
 
@@ -190,7 +222,28 @@ class Encoder:
         patches = after if value_path is None else value_path
         return self.project(after[:, 0]), self.project(patches[:, 1:])
 
-    def __call__(self, pixels: Tensor, layers: Sequence[int] = ()) -> Features:
+    @_shared
+    def windows(self, pixels: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Class embeddings, not normalised: [B, D] of whole pictures, then [B, windows, D] of square windows per scale.
+
+        A window is the class token and k x k patches with their own positions, run through the tower as a short
+        sequence (WinCLIP, arXiv:2303.14814); stride 1, row-major. All sequences share each matrix product.
+        """
+        tokens = self.embed(pixels)
+        index = [window_index(self.grid(pixels), k).to(tokens.device) for k in scales]
+        length = tokens.shape[1] + sum(i.numel() for i in index)
+        at_once = max(1, HIDDEN_BYTES // (length * self.width * 4 * tokens.element_size()))
+        parts = [self._embed_windows(part, index) for part in tokens.split(at_once)]
+        return tuple(torch.cat(group) for group in zip(*parts, strict=True))
+
+    def _embed_windows(self, tokens: Tensor, index: list[Tensor]) -> list[Tensor]:
+        groups = [tokens, *(tokens[:, i].flatten(0, 1) for i in index)]  # [b * windows, 1 + k * k, C]: a plain gather
+        *_, (_, _, last) = self.walk(groups, class_only=True)
+        image, *windows = (self.project(group[:, 0]) for group in last)
+        return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]
+
+    @_shared
+    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> Features:
         """Image embedding and the patch tokens of the asked layers (from 1), in one pass.
 
         Raises:
@@ -233,8 +286,8 @@ class Encoder:
     def walk_text(self, tokens: Tensor, edit: Edit | None = None) -> Tensor:
         """[T, length, C] after all text blocks; `edit` as in `walk`."""
         tower: Any = getattr(self.model, "text", self.model)
-        for layer, block in enumerate(tower.transformer.resblocks, 1):
-            tokens = _block(block, [edit(layer, tokens) if edit else tokens], causal=True)[0]
+        for layer, module in enumerate(tower.transformer.resblocks, 1):
+            tokens = block(module, [edit(layer, tokens) if edit else tokens], causal=True)[0]
         return tokens
 
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
@@ -265,58 +318,3 @@ def _dtype(given: Any) -> torch.dtype | None:
             f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
         )
     return dtype
-
-
-def _block(block: Any, groups: list[Tensor], class_only: bool = False, causal: bool = False) -> list[Tensor]:
-    """One transformer block over groups of sequences [B_i, T_i, C]: all tokens share each matrix product.
-
-    The residual stream keeps its dtype; products run in the dtype of the block's weights.
-    """
-    attention, kept = block.attn, [g[:, :1] for g in groups] if class_only else groups
-    weight, bias, C = attention.in_proj_weight, attention.in_proj_bias, groups[0].shape[-1]
-    rows = block.ln_1(_pack(groups)).to(weight.dtype)
-    if class_only:  # queries of the class tokens alone
-        query = F.linear(block.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
-        key, value = F.linear(rows, weight[C:], bias[C:]).chunk(2, -1)
-    else:
-        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
-    mixed = _attend(query, key, value, groups, kept, attention.num_heads, causal)
-    rows = _pack(kept)
-    rows = rows + block.ls_1(attention.out_proj(mixed)).to(rows.dtype)
-    rows = rows + block.ls_2(block.mlp(block.ln_2(rows).to(weight.dtype))).to(rows.dtype)
-    sizes = [g.shape[0] * g.shape[1] for g in kept]
-    return [r.view_as(g) for r, g in zip(rows.split(sizes), kept, strict=True)]
-
-
-def _pack(groups: list[Tensor]) -> Tensor:
-    """[all tokens, C] of groups [B_i, T_i, C]."""
-    return torch.cat([g.flatten(0, 1) for g in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, groups: list[Tensor], kept: list[Tensor], heads: int, causal: bool
-) -> Tensor:
-    """[kept tokens, C]: attention within each sequence of each group."""
-    mixed, asked, seen = [], 0, 0
-    for group, queried in zip(groups, kept, strict=True):
-        q_count, k_count = queried.shape[0] * queried.shape[1], group.shape[0] * group.shape[1]
-        q, k, v = (
-            x.view(group.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)  # [B_i, heads, T_i, C / heads]
-            for x in (query[asked : asked + q_count], key[seen : seen + k_count], value[seen : seen + k_count])
-        )
-        mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(q_count, -1))
-        asked, seen = asked + q_count, seen + k_count
-    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-
-
-def _resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], mode: str) -> Tensor:
-    """[1 + N, C]: the position table on another grid; the class row is kept."""
-    known = {"bicubic-antialias": ("bicubic", True), "bicubic": ("bicubic", False), "bilinear": ("bilinear", False)}
-    if mode not in known:
-        raise ValueError(f"positions is {mode!r}; expected one of {', '.join(known)}")
-    if tuple(native) == tuple(grid):
-        return table
-    interpolation, antialias = known[mode]
-    square = table[1:].T.reshape(1, -1, *native)  # [1, C, rows, columns]
-    square = F.interpolate(square, grid, mode=interpolation, antialias=antialias, align_corners=False)
-    return torch.cat([table[:1], square.flatten(2)[0].T])

@@ -8,6 +8,7 @@ Nothing here knows what a model is used for; `vlad.encoder` does.
 import contextlib
 import hashlib
 import json
+import os
 import urllib.error
 import urllib.request
 import warnings
@@ -296,7 +297,7 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
     if not repo and (old := Path("~/.cache/clip", Path(source).name).expanduser()).is_file():
         return old
     try:
-        if constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise ConnectionError("HF_HUB_OFFLINE is set")
         _reach(source)
         return Path(open_clip.download_pretrained(pretrained))

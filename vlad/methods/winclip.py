@@ -23,15 +23,6 @@ from vlad.detector import Detector
 from vlad.encoder import Encoder
 from vlad.maps import anomaly_probability, harmonic_mean, to_size
 
-HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: pictures in one pass are limited by it, not by the batch
-
-
-def window_index(grid: tuple[int, int], size: int) -> Tensor:
-    """[windows, 1 + size * size] token numbers: the class token (0), then the window's patches; stride 1, row-major."""
-    numbers = torch.arange(1, grid[0] * grid[1] + 1, dtype=torch.float32).view(1, 1, *grid)
-    windows = F.unfold(numbers, size)[0].T.long()  # [windows, size * size]
-    return F.pad(windows, (1, 0))
-
 
 def covering_mean(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """[B, rows, columns]: per patch, the harmonic mean of the windows that cover it; 0 where one of them is 0.
@@ -71,14 +62,7 @@ class WinClip(Detector):
         self.options.update(scales=list(scales), temperature=temperature)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.encoder.embed(pixels)
-        index = [window_index(self.encoder.grid(pixels), k).to(tokens.device) for k in self.scales]
-        length = tokens.shape[1] + sum(i.numel() for i in index)
-        at_once = max(1, HIDDEN_BYTES // (length * self.encoder.width * 4 * tokens.element_size()))
-        parts = [self._embed_windows(part, index) for part in tokens.split(at_once)]
-        image, *windows = (
-            torch.cat(group) for group in zip(*parts, strict=True)
-        )  # [B, D], then [B, windows, D] per scale
+        image, *windows = self.encoder.windows(pixels, self.scales)  # [B, D], then [B, windows, D] per scale
         score, grid = self.zero_shot(image, windows, self.encoder.grid(pixels))
         return score, to_size(grid, (pixels.shape[-2], pixels.shape[-1])), image
 
@@ -90,10 +74,3 @@ class WinClip(Detector):
             for w, k in zip(windows, self.scales, strict=True)
         ]
         return score, harmonic_mean([score[:, None, None], *scales])
-
-    def _embed_windows(self, tokens: Tensor, index: list[Tensor]) -> list[Tensor]:
-        """[b, D] of the whole pictures, then [b, windows, D] per scale, not normalised, from tokens [b, 1 + N, C]."""
-        groups = [tokens, *(tokens[:, i].flatten(0, 1) for i in index)]  # [b * windows, 1 + k * k, C]: a plain gather
-        *_, (_, _, last) = self.encoder.walk(groups, class_only=True)
-        image, *windows = (self.encoder.project(group[:, 0]) for group in last)
-        return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]

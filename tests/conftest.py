@@ -1,0 +1,71 @@
+"""Shared by the tests: a small encoder with known weights, and a cache folder of their own."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Nothing is read from or left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden_weights() -> ModuleType:
+    """The module that makes the goldens' weights and pictures."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["golden_weights"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small_model(golden_weights):
+    """A 24-block CLIP of 112 px as open_clip builds it, with the goldens' weights."""
+    import open_clip
+
+    return golden_weights.fill_(open_clip.model.CLIP(**golden_weights.TINY_CLIP).eval(), seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory, golden_weights, small_model) -> Path:
+    """The same model as a folder for `encoder="local-dir:..."`."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("small")
+    save_file({k: v.contiguous() for k, v in small_model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": golden_weights.TINY_CLIP}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_encoder(small_folder):
+    from vlad import Encoder
+
+    return Encoder.load(f"local-dir:{small_folder}", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder():
+    from vlad import Encoder
+
+    return Encoder.load("tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real pictures of ../shared/data are not here")
+    return SHARED

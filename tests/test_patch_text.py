@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vlad
+from vlad.methods.patch_text import image_score
+
+
+@pytest.fixture(scope="module")
+def picture(golden_weights):
+    return golden_weights.image(3, 112)
+
+
+def test_the_map_is_the_softmax_over_patch_and_prototype_cosines(small_encoder, picture):
+    detector = vlad.load("patch_text", "metal bolt", encoder=small_encoder)
+    prediction = detector.predict(picture)
+    with torch.no_grad():
+        _, patches = small_encoder.dense(small_encoder.pixels([picture]))
+    cosines = F.normalize(patches[0], dim=-1) @ F.normalize(detector.prototypes, dim=-1).T
+    expected = (cosines / 0.07).softmax(-1)[:, 1].view(8, 8)
+    np.testing.assert_allclose(prediction.map, expected, atol=1e-6)
+    assert prediction.score == pytest.approx(float((expected.max() * expected.mean()).sqrt()), abs=1e-6)
+
+
+def test_scores_are_the_named_summaries_of_the_grid(small_encoder, picture):
+    grids = torch.tensor([[[0.1, 0.9], [0.2, 0.4]]])
+    assert image_score(grids, "max").item() == pytest.approx(0.9)
+    assert image_score(grids, "mean").item() == pytest.approx(0.4)
+    assert image_score(grids, "sqrt").item() == pytest.approx(0.6)
+    detector = vlad.load("patch_text", "bolt", encoder=small_encoder, score="global")
+    cosines = detector.predict(picture).phrases
+    assert len(cosines) == 11
+    assert 0 < detector.predict(picture).score < 1
+
+
+def test_an_unknown_score_is_refused(small_encoder):
+    with pytest.raises(ValueError, match="expected one of sqrt, max, mean, global"):
+        vlad.load("patch_text", "bolt", encoder=small_encoder, score="median")

@@ -1,0 +1,69 @@
+"""The transformer block over packed sequences, and the bookkeeping of tokens: plain arithmetic, no state."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def window_index(grid: tuple[int, int], size: int) -> Tensor:
+    """[windows, 1 + size * size] token numbers: the class token (0), then the window's patches; stride 1, row-major."""
+    numbers = torch.arange(1, grid[0] * grid[1] + 1, dtype=torch.float32).view(1, 1, *grid)
+    windows = F.unfold(numbers, size)[0].T.long()  # [windows, size * size]
+    return F.pad(windows, (1, 0))
+
+
+def block(module: Any, groups: list[Tensor], class_only: bool = False, causal: bool = False) -> list[Tensor]:
+    """One transformer block over groups of sequences [B_i, T_i, C]: all tokens share each matrix product.
+
+    The residual stream keeps its dtype; products run in the dtype of the block's weights.
+    """
+    attention, kept = module.attn, [g[:, :1] for g in groups] if class_only else groups
+    weight, bias, C = attention.in_proj_weight, attention.in_proj_bias, groups[0].shape[-1]
+    rows = module.ln_1(_pack(groups)).to(weight.dtype)
+    if class_only:  # queries of the class tokens alone
+        query = F.linear(module.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
+        key, value = F.linear(rows, weight[C:], bias[C:]).chunk(2, -1)
+    else:
+        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
+    mixed = _attend(query, key, value, groups, kept, attention.num_heads, causal)
+    rows = _pack(kept)
+    rows = rows + module.ls_1(attention.out_proj(mixed)).to(rows.dtype)
+    rows = rows + module.ls_2(module.mlp(module.ln_2(rows).to(weight.dtype))).to(rows.dtype)
+    sizes = [g.shape[0] * g.shape[1] for g in kept]
+    return [r.view_as(g) for r, g in zip(rows.split(sizes), kept, strict=True)]
+
+
+def _pack(groups: list[Tensor]) -> Tensor:
+    """[all tokens, C] of groups [B_i, T_i, C]."""
+    return torch.cat([g.flatten(0, 1) for g in groups]) if len(groups) > 1 else groups[0].flatten(0, 1)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, groups: list[Tensor], kept: list[Tensor], heads: int, causal: bool
+) -> Tensor:
+    """[kept tokens, C]: attention within each sequence of each group."""
+    mixed, asked, seen = [], 0, 0
+    for group, queried in zip(groups, kept, strict=True):
+        q_count, k_count = queried.shape[0] * queried.shape[1], group.shape[0] * group.shape[1]
+        q, k, v = (
+            x.view(group.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)  # [B_i, heads, T_i, C / heads]
+            for x in (query[asked : asked + q_count], key[seen : seen + k_count], value[seen : seen + k_count])
+        )
+        mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(q_count, -1))
+        asked, seen = asked + q_count, seen + k_count
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], mode: str) -> Tensor:
+    """[1 + N, C]: the position table on another grid; the class row is kept."""
+    known = {"bicubic-antialias": ("bicubic", True), "bicubic": ("bicubic", False), "bilinear": ("bilinear", False)}
+    if mode not in known:
+        raise ValueError(f"positions is {mode!r}; expected one of {', '.join(known)}")
+    if tuple(native) == tuple(grid):
+        return table
+    interpolation, antialias = known[mode]
+    square = table[1:].T.reshape(1, -1, *native)  # [1, C, rows, columns]
+    square = F.interpolate(square, grid, mode=interpolation, antialias=antialias, align_corners=False)
+    return torch.cat([table[:1], square.flatten(2)[0].T])

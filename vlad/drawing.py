@@ -1,0 +1,64 @@
+"""A map over its photo, in colour."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_STOPS = ((40, 60, 160), (110, 30, 180), (225, 20, 110), (255, 95, 30), (255, 220, 40))  # cold to hot, evenly spaced
+_LEVELS = np.linspace(0, 1, 256)
+_COLOURS = np.stack([np.interp(_LEVELS, np.linspace(0, 1, len(_STOPS)), band) for band in zip(*_STOPS, strict=True)], 1)
+_COVER = np.clip((_LEVELS - 0.2) / 0.55, 0, 1)  # cold values leave the photo as it is
+_COVER = _COVER**2 * (3 - 2 * _COVER)
+
+
+def draw_overlay(
+    picture: np.ndarray,
+    amap: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    alpha: float = 0.7,
+    boxes: Sequence[tuple[int, int, int, int]] = (),
+    stretched: bool = False,
+) -> Image.Image:
+    """The photo with the map over it in colour, RGB of the photo's size.
+
+    Args:
+        picture: uint8 RGB [H, W, 3].
+        amap: [H, W], same size.
+        low, high: map values that are drawn cold (nothing over the photo) and hot (`alpha` of yellow).
+        alpha: in [0, 1], how much of the photo the hottest colour hides.
+        boxes: (x0, y0, x1, y1), right and bottom exclusive, outlined thinly.
+        stretched: low and high are this picture's own extremes; written on the picture, because it is then
+            comparable with no other.
+    """
+    if amap.shape != picture.shape[:2]:
+        raise ValueError(f"map has shape {amap.shape}, picture {picture.shape}; expected the same height and width")
+    heat = np.clip((amap - low) / (high - low), 0, 1) if high > low else np.zeros(amap.shape)
+    levels = Image.fromarray(np.round(heat * 255).astype(np.uint8))
+    colours = levels.copy()
+    colours.putpalette(np.round(_COLOURS).astype(np.uint8).tobytes())
+    mask = levels.point([round(255 * alpha * cover) for cover in _COVER])
+    drawn = Image.composite(colours.convert("RGB"), Image.fromarray(picture), mask)
+    pen = ImageDraw.Draw(drawn)
+    width = max(1, round(min(drawn.size) / 400))
+    for x0, y0, x1, y1 in boxes:  # dark round white shows on every photo; both lie outside what they mark
+        for away, colour in ((2 * width, "black"), (width, "white")):
+            pen.rectangle((x0 - away, y0 - away, x1 - 1 + away, y1 - 1 + away), outline=colour, width=width)
+    if stretched:
+        _write(pen, "stretched per picture", drawn.size)
+    return drawn
+
+
+def _write(pen: ImageDraw.ImageDraw, words: str, size: tuple[int, int]) -> None:
+    """Small white words on a dark strip at the lower left, over several lines where the picture is narrow."""
+    font = ImageFont.load_default(size=min(max(9, min(size) // 28), 40))
+    for breaks in range(words.count(" ") + 1):
+        lines = words.replace(" ", "\n", breaks)
+        left, top, right, bottom = pen.multiline_textbbox((0, 0), lines, font, spacing=1)
+        if right - left <= size[0] - 6:
+            break
+    x, y = 3, size[1] - 3 - (bottom - top)
+    pen.rectangle((0, y - 3, x + right - left + 3, size[1]), fill=(30, 30, 30))
+    pen.multiline_text((x - left, y - top), lines, "white", font, spacing=1)

@@ -1,0 +1,158 @@
+"""What a detector says about one picture: Prediction, and Region, a connected part of its map."""
+
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlad.drawing import draw_overlay
+from vlad.images import read
+
+LOCATIONS = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
+DRAWN_BOXES = 10  # the strongest regions; more boxes hide what they mark
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected part of a map above a threshold, in pixels of the original picture."""
+
+    box: tuple[int, int, int, int]  # (x0, y0, x1, y1), right and bottom exclusive
+    area: int  # px
+    peak: float  # largest map value inside
+    mean: float  # mean map value inside
+    center: tuple[float, float]  # (x, y), mean position of its pixels; the middle of the first pixel is 0.5
+    location: str  # the third of the picture, both ways, that holds the center: one of LOCATIONS
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """One picture's score and map, higher is more anomalous; ValueError where one is not finite or shapes are wrong."""
+
+    score: float
+    map: np.ndarray | None  # float32 [h, w], covers the whole picture; None for image-level methods
+    size: tuple[int, int]  # (H, W) of the original picture
+    threshold: float | None = None  # for the score
+    map_threshold: float | None = None  # for the map
+    name: str | None = None
+    source: str | None = None  # path
+    phrases: Mapping[str, float] = field(default_factory=dict)  # phrase -> cosine with the picture
+    p_value: float | None = None  # None without calibration scores
+    scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
+    region_level: float = 0.5  # the method's own threshold of regions()
+    picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
+
+    def __post_init__(self) -> None:
+        plain: dict[str, Any] = {"score": float(self.score)}
+        for key in ("threshold", "map_threshold", "p_value"):
+            plain[key] = None if getattr(self, key) is None else float(getattr(self, key))
+        plain["size"] = tuple(int(side) for side in self.size)
+        plain["source"] = None if self.source is None else os.fspath(self.source)
+        plain["phrases"] = {str(phrase): float(cosine) for phrase, cosine in self.phrases.items()}
+        plain["map"] = None if self.map is None else np.asarray(self.map, dtype=np.float32)
+        for key, value in plain.items():
+            object.__setattr__(self, key, value)
+        if not math.isfinite(self.score):
+            raise ValueError(f"score is {self.score}; expected a finite number")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; expected (H, W) of the original picture, both at least 1")
+        if self.map is not None and (self.map.ndim != 2 or not self.map.size or not np.isfinite(self.map).all()):
+            raise ValueError(f"map has shape {self.map.shape}; expected [h, w] of finite numbers, or None")
+
+    def __repr__(self) -> str:
+        shape = None if self.map is None else "x".join(map(str, self.map.shape))
+        verdict = {True: "anomalous", False: "normal", None: "uncalibrated"}[self.is_anomalous]
+        return f"Prediction({verdict}, score={self.score:.4g}, map={shape}, size={self.size}, source={self.source!r})"
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Whether the score reaches the threshold; None without a threshold."""
+        return None if self.threshold is None else bool(self.score >= self.threshold)
+
+    def full_map(self) -> np.ndarray:
+        """The map at the picture's size, float32 [H, W].
+
+        Bilinear between half-pixel centers (align_corners=False); antialiased along a side that gets smaller.
+        Raises ValueError without a map.
+        """
+        if self.map is None:
+            raise ValueError("this prediction has no map: its method scores whole pictures; take one that gives maps")
+        height, width = self.size
+        return np.array(Image.fromarray(self.map).resize((width, height), Image.Resampling.BILINEAR))
+
+    def regions(self, threshold: float | None = None, min_area: int = 0) -> list[Region]:
+        """Connected parts (8 neighbours) of the full map at or above a value, highest peak first; [] without a map.
+
+        Args:
+            threshold: map value; None takes `map_threshold`, else `region_level`.
+            min_area: px; smaller regions are left out.
+        """
+        if threshold is None:
+            threshold = self.region_level if self.map_threshold is None else self.map_threshold
+        return [] if self.map is None else _regions(self.full_map(), threshold, min_area)
+
+    def overlay(self, picture: Any = None, stretch: bool = False) -> Image.Image:
+        """The picture with its map in colour and its strongest regions outlined, RGB of the original size.
+
+        Args:
+            picture: anything `predict` takes; None takes the one kept, else reads `source` again.
+            stretch: colours from this map's own minimum to its maximum, and says so on the picture; otherwise the
+                method's fixed scale, so that a good part stays cold.
+
+        Raises:
+            ValueError: no map, no picture to be had, or one of another size.
+        """
+        full = self.full_map()
+        given = next((one for one in (picture, self.picture, self.source) if one is not None), None)
+        if given is None:
+            raise ValueError("this prediction has neither its picture nor a path to it; pass it: overlay(picture)")
+        photo = read(given)
+        if photo.shape[:2] != self.size:
+            raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
+        low, high = (float(full.min()), float(full.max())) if stretch else self.scale
+        boxes = [region.box for region in self.regions()[:DRAWN_BOXES]]
+        return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the overlay as PNG, beside and renamed; parent folders are made."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"path is {path}; overlays are PNG, expected a name that ends in .png")
+        drawn = self.overlay()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{uuid.uuid4().hex}.png")
+        try:
+            drawn.save(beside, format="PNG")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but map and picture as plain values for JSON; `regions` at their default threshold."""
+        keys = ("source", "name", "score", "is_anomalous", "threshold", "map_threshold", "p_value")
+        plain = {key: getattr(self, key) for key in keys}
+        regions = [asdict(region) for region in self.regions()]
+        return {**plain, "size": list(self.size), "phrases": dict(self.phrases), "regions": regions}
+
+
+def _regions(full: np.ndarray, level: float, min_area: int) -> list[Region]:
+    from scipy import ndimage  # here: `import vlad.prediction` stays light
+
+    labels, _ = ndimage.label(full >= level, structure=np.ones((3, 3)))
+    regions = []
+    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        ys, xs = np.nonzero(labels[rows, columns] == label)
+        if len(ys) < min_area:
+            continue
+        values = full[rows, columns][ys, xs]
+        x, y = float(columns.start + xs.mean() + 0.5), float(rows.start + ys.mean() + 0.5)
+        place = LOCATIONS[int(3 * y / full.shape[0])][int(3 * x / full.shape[1])]
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        mean = float(values.mean(dtype=np.float64))
+        regions.append(Region(box, len(ys), float(values.max()), mean, (x, y), place))
+    return sorted(regions, key=lambda region: (-region.peak, -region.area, region.box))
