@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlad import metrics as metrics
+    from vlad.datasets import datasets as datasets
     from vlad.detector import Detector as Detector
     from vlad.detector import load as load
     from vlad.encoder import Encoder as Encoder
@@ -15,10 +17,14 @@ if TYPE_CHECKING:
     from vlad.prediction import Prediction as Prediction
     from vlad.prediction import Region as Region
     from vlad.prompts import PromptPack as PromptPack
+    from vlad.samples import Sample as Sample
     from vlad.weights import WeightsError as WeightsError
     from vlad.weights import encoders as encoders
 
 __version__ = "0.1.0"
+
+# Some public names are also files: those modules are callable, so that importing one never hides the call.
+_MODULES = ("datasets", "methods", "metrics")
 
 _HOME = {
     "Detector": "detector",
@@ -27,25 +33,24 @@ _HOME = {
     "Prediction": "prediction",
     "PromptPack": "prompts",
     "Region": "prediction",
+    "Sample": "samples",
     "WeightsError": "weights",
     "encoders": "weights",
     "load": "detector",
-    "methods": "methods",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted((*_HOME, *_MODULES))]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"vlad.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'vlad' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
-    module = import_module(f"vlad.{_HOME[name]}")
-    if name == "methods":  # the sub-package of that name takes the attribute; see vlad/methods/__init__.py
-        return module
-    value = getattr(module, name)
+        raise AttributeError(f"module 'vlad' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"vlad.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

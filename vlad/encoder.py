@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlad.blocks import block, resample_positions, window_index
+from vlad.tiny import per_picture
 from vlad.weights import Tower, load_tower
 
 HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: limits how many pictures' windows go through at once
@@ -129,9 +130,7 @@ class Encoder:
         squares = [np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures]
         batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
         if self.per_picture:
-            flat = batch.flatten(1)  # population deviation, over all pixels and channels
-            mean, std = flat.mean(1).view(-1, 1, 1, 1), flat.std(1, correction=0).view(-1, 1, 1, 1)
-            batch = (batch - mean) / (std + 0.02) * 0.2 + 0.5
+            batch = per_picture(batch)
         return (batch - self.mean) / self.std
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
