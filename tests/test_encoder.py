@@ -159,3 +159,23 @@ def test_sharing_computes_a_pass_over_the_same_pixels_once(small_encoder, pixels
     assert len(walked) == 3
     small_encoder.windows(pixels, (2,))
     assert len(walked) == 4, "nothing is remembered once the block has ended"
+
+
+def test_a_sentence_that_would_lose_its_end_is_refused(tiny_encoder):
+    with pytest.raises(ValueError, match=r"too long for tiny, which reads \d+ tokens"):
+        tiny_encoder.text(["a photo of a " + "electrolytic " * 20])
+
+
+@torch.no_grad()
+def test_sharing_belongs_to_one_thread_and_may_be_nested(small_encoder, pixels):
+    import threading
+
+    with small_encoder.sharing():
+        with small_encoder.sharing():
+            inner = small_encoder.windows(pixels, (2,))
+        assert small_encoder.windows(pixels, (2,)) is inner
+        others = []
+        thread = threading.Thread(target=lambda: others.append(hasattr(small_encoder._shared, "passes")))
+        thread.start()
+        thread.join()
+    assert others == [False]

@@ -37,3 +37,22 @@ def test_scores_are_the_named_summaries_of_the_grid(small_encoder, picture):
 def test_an_unknown_score_is_refused(small_encoder):
     with pytest.raises(ValueError, match="expected one of sqrt, max, mean, global"):
         vlad.load("patch_text", "bolt", encoder=small_encoder, score="median")
+
+
+def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_encoder, golden_weights, picture):
+    words = vlad.load("patch_text", "bolt", encoder=small_encoder, layers=(12, 18))
+    with pytest.warns(UserWarning, match="no threshold from 2 normals"):
+        both = vlad.load("patch_text", "bolt", encoder=small_encoder, layers=(12, 18)).fit(
+            [golden_weights.image(seed, 112) for seed in (4, 5)]
+        )
+    with torch.no_grad():
+        unlike = both.association(small_encoder.pixels([picture]))[0]
+    expected = np.sqrt(words.predict(picture).map * unlike.numpy())
+    np.testing.assert_allclose(both.predict(picture).map, expected, atol=1e-6)
+    assert both.predict(golden_weights.image(4, 112)).score < 1e-4, "a normal it has seen"
+    assert both.predict(picture).phrases == pytest.approx(words.predict(picture).phrases, abs=1e-6)
+
+
+def test_layers_that_the_encoder_does_not_have_are_refused(small_encoder):
+    with pytest.raises(ValueError, match="expected numbers from 1 to 24"):
+        vlad.load("patch_text", "bolt", encoder=small_encoder, layers=(0, 25))

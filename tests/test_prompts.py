@@ -327,12 +327,10 @@ def test_a_second_encoder_with_the_same_digest_reads_the_cache(cache):
     assert len(list((cache / "text").iterdir())) == 1
 
 
-@pytest.mark.parametrize("change", ["digest", "dtype", "sentences"])
-def test_other_weights_arithmetic_or_sentences_are_not_answered_from_the_cache(change):
+@pytest.mark.parametrize("change", ["digest", "sentences"])
+def test_other_weights_or_sentences_are_not_answered_from_the_cache(change):
     prompts.embed(CountingEncoder(), ["a", "b"])
     other = CountingEncoder("other" if change == "digest" else "abc")
-    if change == "dtype":
-        other.dtype = torch.bfloat16
     prompts.embed(other, ["b", "a"] if change == "sentences" else ["a", "b"])
     assert sorted(other.encoded) == ["a", "b"]
 

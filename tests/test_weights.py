@@ -50,6 +50,9 @@ def test_an_unreachable_hub_is_reported_in_seconds():
         ("ViT-B-16-SigLIP/webli", "timm"),
         ("ViT-B-32/random:x", "whole number"),
         ("", "unknown encoder ''"),
+        ("ViT-B-32", "names no weights"),
+        ("w.safetensors", "put its open_clip model in front"),
+        ("hf-hub:", "owner"),
     ],
 )
 def test_wrong_names_are_refused_with_the_way_out(name, words):
@@ -109,3 +112,34 @@ def test_the_list_of_encoders_starts_with_tiny_and_holds_only_walkable_ones():
     assert names[0] == "tiny"
     assert "ViT-L-14-336/openai" in names and ABSENT in names
     assert not [n for n in names if n.startswith(("RN50", "ViT-B-16-SigLIP", "coca"))]
+
+
+@pytest.mark.parametrize(("file", "content"), [("w.safetensors", b"garbage" * 9), ("w.pt", b"garbage"), ("w.bin", b"")])
+def test_damaged_weights_are_named_in_one_sentence(small_folder, tmp_path, file, content):
+    (tmp_path / "open_clip_config.json").write_text((small_folder / "open_clip_config.json").read_text())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged or holds no weights") as caught:
+        Encoder.load(f"local-dir:{tmp_path}")
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_cfg": {"embed_dim": 4}}'])
+def test_a_wrong_configuration_is_named(tmp_path, content):
+    (tmp_path / "open_clip_config.json").write_text(content)
+    (tmp_path / "w.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"open_clip_config\.json is no open_clip configuration"):
+        Encoder.load(f"local-dir:{tmp_path}")
+
+
+def test_a_missing_tokenizer_of_the_hub_is_a_weights_error_at_once(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="hf download"):
+        Encoder.load("xlm-roberta-base-ViT-B-32/random:0")
+
+
+def test_another_colour_mean_makes_another_encoder(small_folder, small_encoder, tmp_path):
+    config = json.loads((small_folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(load_file(small_folder / "open_clip_model.safetensors"), tmp_path / "w.safetensors")
+    assert Encoder.load(f"local-dir:{tmp_path}", device="cpu").digest != small_encoder.digest

@@ -45,6 +45,43 @@ def test_scores_and_maps_match_through_the_public_api(detector, pictures, golden
     np.testing.assert_allclose(full, golden["zero_shot_anomaly_map"], atol=SCORES, rtol=0)
 
 
+# WinCLIP+
+
+
+@pytest.fixture(scope="module")
+def fitted(golden, small_folder, golden_weights):
+    name, encoder = str(golden["class_name"]), f"local-dir:{small_folder}"
+    detector = vlad.load("winclip", name, encoder=encoder, prompts="winclip-anomalib", dtype="float32", device="cpu")
+    with pytest.warns(UserWarning, match="no threshold from 2 normals.*5 or more.*19 for a false-alarm rate of 5%"):
+        return detector.fit([golden_weights.image(int(seed), 112) for seed in golden["reference_seeds"]])
+
+
+def test_few_shot_scores_and_maps_match_through_the_public_api(fitted, pictures, golden):
+    predictions = fitted.predict(pictures)
+    np.testing.assert_allclose([p.score for p in predictions], golden["few_shot_image_score"], atol=SCORES, rtol=0)
+    np.testing.assert_allclose([p.map for p in predictions], golden["few_shot_anomaly_map"], atol=SCORES, rtol=0)
+
+
+@torch.no_grad()
+def test_associations_with_the_references_match(fitted, pictures, embedded, golden):
+    tokens = fitted._patch_tokens(fitted.encoder.pixels(pictures))
+    for memory, rows, key in zip(
+        fitted._levels(), [tokens, *embedded[1:]], ("patch", "window_2", "window_3"), strict=True
+    ):
+        np.testing.assert_allclose(memory.distance(rows) / 2, golden[f"association_{key}"], atol=SCORES, rtol=0)
+    grid = fitted.association(tokens, list(embedded[1:]), (8, 8))
+    np.testing.assert_allclose(grid, golden["few_shot_grid"], atol=SCORES, rtol=0)
+
+
+def test_a_reference_scored_as_a_query_is_associated_with_itself(fitted, golden, golden_weights):
+    reference = golden_weights.image(int(golden["reference_seeds"][0]), 112)
+    pixels = fitted.encoder.pixels([reference])
+    with torch.no_grad():
+        _, *windows = fitted.encoder.windows(pixels, fitted.scales)
+        seen = fitted.association(fitted._patch_tokens(pixels), windows, (8, 8))
+    assert seen.max() < 1e-9, "alone in its batch or not, its tokens differ by rounding only"
+
+
 def test_embeddings_match(embedded, golden):
     for ours, key in zip(embedded, ("image_embeddings", "window_embeddings_2", "window_embeddings_3"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=EMBEDDINGS, rtol=0)

@@ -12,19 +12,21 @@ if TYPE_CHECKING:
     from vlad.detector import Detector as Detector
     from vlad.detector import load as load
     from vlad.encoder import Encoder as Encoder
+    from vlad.evaluate import evaluate as evaluate
     from vlad.images import ImageError as ImageError
     from vlad.methods import methods as methods
     from vlad.prediction import Prediction as Prediction
     from vlad.prediction import Region as Region
     from vlad.prompts import PromptPack as PromptPack
+    from vlad.report import Report as Report
     from vlad.samples import Sample as Sample
     from vlad.weights import WeightsError as WeightsError
     from vlad.weights import encoders as encoders
 
 __version__ = "0.1.0"
 
-# Some public names are also files: those modules are callable, so that importing one never hides the call.
-_MODULES = ("datasets", "methods", "metrics")
+# Public names that are files too; those that are calls as well are callable modules: an import never hides the call.
+_MODULES = ("datasets", "evaluate", "methods", "metrics")
 
 _HOME = {
     "Detector": "detector",
@@ -33,6 +35,7 @@ _HOME = {
     "Prediction": "prediction",
     "PromptPack": "prompts",
     "Region": "prediction",
+    "Report": "report",
     "Sample": "samples",
     "WeightsError": "weights",
     "encoders": "weights",
@@ -53,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

@@ -4,10 +4,10 @@ A method subclasses `Detector` and writes `forward`; reading pictures, batching,
 """
 
 import inspect
-import json
 import logging
+import math
 import os
-import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,12 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad import __version__
+from vlad import __version__, detector_file
 from vlad.encoder import Encoder
 from vlad.images import ImageError, read
+from vlad.memory import Memory
 from vlad.methods import METHODS, method_class
+from vlad.normals import learn
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name, phrase_prototypes, prototypes
+from vlad.thresholds import Calibration, p_value
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +37,21 @@ logger = logging.getLogger(__name__)
 class Detector(nn.Module):
     """One method looking for one kind of thing with one (shared) encoder. Build it with `vlad.load`.
 
-    A method's class states what differs in these four, and writes `forward`:
+    A method's class states what differs in these, and writes `forward`; one that learns from normal pictures has a
+    `Memory` or several as attributes and writes `_remember`.
 
     Attributes:
         needs_text: False for methods that look at pictures alone.
+        needs_normals: True for methods that say nothing before `fit`.
+        transductive: True for methods that score a set of pictures against each other and write `score`.
         default_prompts: name of the prompt pack the paper uses.
         scale: (low, high), the fixed colour range of its maps.
         region_level: where its maps are cut into regions when nothing was calibrated.
     """
 
     needs_text: ClassVar[bool] = True
+    needs_normals: ClassVar[bool] = False
+    transductive: ClassVar[bool] = False
     default_prompts: ClassVar[str] = "winclip"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
@@ -55,6 +63,17 @@ class Detector(nn.Module):
 
     def __init__(self, encoder: Encoder, *, resolution: int | None = None):
         super().__init__()
+        if self.needs_text and not getattr(encoder, "reads_text", True):
+            raise TypeError(
+                f"{self.method} needs an encoder of words and pictures; {encoder.name!r} knows pictures alone"
+            )
+        if resolution is not None and (
+            not isinstance(resolution, int) or resolution < encoder.patch_size or resolution % encoder.patch_size
+        ):
+            raise ValueError(
+                f"resolution is {resolution!r}; expected a positive multiple of {encoder.name}'s patch size "
+                f"{encoder.patch_size}"
+            )
         # past nn.Module's books: the encoder is shared and frozen, never moved, trained or saved with one detector
         object.__setattr__(self, "encoder", encoder)
         self.resolution = encoder.resolution if resolution is None else resolution
@@ -64,6 +83,8 @@ class Detector(nn.Module):
         self.phrases: list[str] = []
         self.threshold: float | None = None
         self.map_threshold: float | None = None
+        self.calibration: Calibration | None = None  # what the threshold rests on; None until fitted
+        self.map_calibration: Calibration | None = None  # the same of the largest value of the map
         self.register_buffer("prototypes", None)  # [2, D]
         self.register_buffer("phrase_embeddings", None)  # [phrases, D] unit
 
@@ -91,10 +112,56 @@ class Detector(nn.Module):
             raise TypeError(f"{self.method} looks at pictures alone and takes no name")
         check_name(name)
         pack = PromptPack.load(prompts) if prompts is not None else self.pack or PromptPack.load(self.default_prompts)
+        if self.calibration and (pack, name) != (self.pack, self.name):
+            logger.warning("other words give other scores: the thresholds from %r are dropped, fit again", self.name)
+            self._calibrate(None, None)
         self.prototypes = prototypes(self.encoder, pack, name)
         self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
         self.pack, self.name = pack, name
         return self
+
+    # Normal pictures
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the normal pictures it has learnt from; empty before `fit`."""
+        return next((list(memory.ids) for memory in self._memories().values()), [])
+
+    def fit(self, normals: Any, *, max_false_positive_rate: float | None = None) -> Self:
+        """Learns from a few normal pictures, in place of any earlier ones, and sets the thresholds. Returns self.
+
+        Every normal is scored against the others alone; `vlad.thresholds.ladder` makes the thresholds of these scores.
+
+        Args:
+            normals: what `predict` takes, or a folder. A picture given twice counts once.
+            max_false_positive_rate: the share of normal pictures that may be called anomalous; None takes what the
+                number of normals allows (up to 4: no threshold, with a warning that says how many it would take).
+
+        Raises:
+            ValueError: no picture, a rate outside (0, 1), or one that so few normals cannot promise.
+            vlad.ImageError: a picture cannot be read.
+            RuntimeError: a text method has no name yet.
+            TypeError: the method does not learn from normal pictures.
+        """
+        if not self._memories():
+            raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
+        self._require_words()
+        self._calibrate(*learn(self, normals, max_false_positive_rate))
+        if self.threshold is None and self.calibration is not None:
+            warnings.warn(f"no threshold from {len(self.references)} normals: {self.calibration.note}", stacklevel=2)
+        return self
+
+    def _remember(self, batches: Iterable[Tensor]) -> None:
+        """Adds the tokens of batches of normal pixels [B, 3, S, S] to the method's memories."""
+        raise NotImplementedError  # each method's own
+
+    def _memories(self) -> dict[str, Memory]:
+        return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
+
+    def _calibrate(self, score: Calibration | None, amap: Calibration | None) -> None:
+        self.calibration, self.map_calibration = score, amap
+        self.threshold = None if score is None else score.threshold
+        self.map_threshold = None if amap is None else amap.threshold
 
     # Pictures
 
@@ -105,6 +172,10 @@ class Detector(nn.Module):
         """
         raise NotImplementedError  # each method's own
 
+    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """What `forward` gives, of a whole set of pictures in batches of pixels. Transductive methods write it."""
+        return map(self.forward, batches)
+
     def predict(self, images: Any, *, batch_size: int = 8) -> Any:
         """One picture in, one Prediction out; a sequence in, a list out in the same order.
 
@@ -112,13 +183,21 @@ class Detector(nn.Module):
 
         Raises:
             vlad.ImageError: a picture cannot be read; the message names it.
-            RuntimeError: a text method has no name yet.
+            RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
         """
+        if isinstance(images, bytes | Mapping) or hasattr(images, "readline"):
+            raise TypeError(f"a picture is a path, PIL picture, array or tensor; got {type(images).__name__}")
         if isinstance(images, str | os.PathLike) or not (
             isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3
         ):
-            return next(self.stream([images], batch_size=1))
-        return list(self.stream(images, batch_size=batch_size))
+            images, alone = [images], True
+        else:
+            alone = False
+        if self.transductive:
+            predictions = self._together(list(images), batch_size)
+        else:
+            predictions = list(self.stream(images, batch_size=batch_size))
+        return predictions[0] if alone else predictions
 
     def stream(self, images: Iterable[Any], *, batch_size: int = 8, on_error: str = "raise") -> Iterator[Any]:
         """Predictions of any iterable of pictures, in order, in constant memory; the next batch is read meanwhile.
@@ -130,18 +209,47 @@ class Detector(nn.Module):
 
         Raises:
             ValueError: batch_size or on_error is wrong.
-            RuntimeError: a text method has no name yet.
+            RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
+            TypeError: the method scores a set of pictures against each other.
         """
         if on_error not in ("raise", "yield"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
+        if isinstance(images, str | bytes | os.PathLike | Mapping):
+            raise TypeError(f"stream takes several pictures and got {images!r:.80}; predict scores one")
+        if self.transductive:
+            raise TypeError(f"{self.method} scores a set of pictures against each other: give predict the whole set")
+        self._require_words()
+        self._require_normals()
+        return self._stream(images, batch_size, on_error)
+
+    def _require_words(self) -> None:
         if self.needs_text and self.prototypes is None:
             raise RuntimeError(
                 f"{self.method} does not know what to look for: call describe('metal bolt') first, "
                 "or give vlad.load a name"
             )
-        return self._stream(images, batch_size, on_error)
+
+    def _require_normals(self) -> None:
+        if self.needs_normals and not self.references:
+            raise RuntimeError(f"{self.method} has no memory: call fit(normals) with a few normal pictures first")
+
+    def _together(self, images: Sequence[Any], batch_size: int) -> list[Prediction]:
+        """Predictions of a set that is scored as one."""
+        self._require_words()
+        self._require_normals()
+        sizes: list[tuple[int, int]] = []
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(images), batch_size):
+                pictures = [read(image) for image in images[start : start + batch_size]]
+                sizes.extend((p.shape[0], p.shape[1]) for p in pictures)
+                yield self.encoder.pixels(pictures, self.resolution)
+
+        with torch.no_grad():
+            rows = [row for result in self.score(batches()) for row in self._rows(*result)] if images else []
+        return [self._prediction(*one, None) for one in zip(images, sizes, rows, strict=True)]
 
     def _stream(self, images: Iterable[Any], batch_size: int, on_error: str) -> Iterator[Any]:
         pending = iter(images)
@@ -161,30 +269,56 @@ class Detector(nn.Module):
             if isinstance(picture, ImageError):
                 yield picture
                 continue
-            score, amap, cosines = next(results)
-            is_path = isinstance(image, str | os.PathLike)
-            yield Prediction(
-                score=score,
-                map=amap,
-                size=(picture.shape[0], picture.shape[1]),
-                threshold=self.threshold,
-                map_threshold=self.map_threshold,
-                name=self.name,
-                source=os.fspath(image) if is_path else None,
-                phrases=cosines,
-                scale=self.scale,
-                region_level=self.region_level,
-                picture=None if is_path else picture,
-            )
+            yield self._prediction(image, (picture.shape[0], picture.shape[1]), next(results), picture)
+
+    def _prediction(
+        self, image: Any, size: tuple[int, int], row: tuple[float, np.ndarray | None, dict[str, float]], picture: Any
+    ) -> Prediction:
+        score, amap, cosines = row
+        is_path = isinstance(image, str | os.PathLike)
+        kept = None if is_path else read(image) if picture is None else picture
+        made = self.calibration
+        own = made is not None and made.threshold == self.threshold  # not one that was set by hand
+        return Prediction(
+            score=score,
+            map=amap,
+            size=size,
+            threshold=self.threshold,
+            map_threshold=self.map_threshold,
+            name=self.name,
+            source=os.fspath(image) if is_path else None,
+            phrases=cosines,
+            p_value=None if made is None else p_value(score, made.scores),
+            unsure=made.unsure if made is not None and own else None,
+            scale=self._drawn(),
+            region_level=self._region_level(),
+            picture=kept,
+        )
+
+    def _drawn(self) -> tuple[float, float]:
+        """The method's own colour range; once fitted, what the normals' maps reached is half way to hot at most."""
+        peaks = self.map_calibration.scores if self.map_calibration else ()
+        low, high = self.scale
+        return (low, min(high, low + 2 * (peaks[-1] - low))) if peaks and peaks[-1] > low else (low, high)
+
+    def _region_level(self) -> float:
+        """The method's own level; once fitted, just above all that the normals' maps reached."""
+        peaks = self.map_calibration.scores if self.map_calibration else ()
+        return math.nextafter(peaks[-1], math.inf) if peaks else self.region_level
 
     @torch.no_grad()
     def _forward(self, pictures: Sequence[np.ndarray]) -> list[tuple[float, np.ndarray | None, dict[str, float]]]:
-        scores, maps, images = self.forward(self.encoder.pixels(pictures, self.resolution))
-        cosines: list[dict[str, float]] = [{}] * len(pictures)
+        return self._rows(*self.forward(self.encoder.pixels(pictures, self.resolution)))
+
+    def _rows(
+        self, scores: Tensor, maps: Tensor | None, images: Tensor | None
+    ) -> list[tuple[float, np.ndarray | None, dict[str, float]]]:
+        """Score, map and cosines with the phrases of each picture."""
+        cosines: list[dict[str, float]] = [{}] * len(scores)
         if images is not None and self.phrase_embeddings is not None:
             rows = F.normalize(images.float(), dim=-1) @ self.phrase_embeddings.T  # [B, phrases]
             cosines = [dict(zip(self.phrases, row, strict=True)) for row in rows.tolist()]
-        arrays = [None] * len(pictures) if maps is None else list(maps.float().cpu().numpy())
+        arrays = [None] * len(scores) if maps is None else [one.copy() for one in maps.float().cpu().numpy()]
         return list(zip(scores.tolist(), arrays, cosines, strict=True))
 
     # Files
@@ -194,11 +328,6 @@ class Detector(nn.Module):
 
         The encoder is named in it with its digest, not contained. Written beside and renamed, so it is whole or absent.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"a detector is saved as .safetensors; got {path.name!r}")
         header = {
             "vlad": __version__,
             "method": self.method,
@@ -212,18 +341,33 @@ class Detector(nn.Module):
             "phrases": self.phrases,
             "threshold": self.threshold,
             "map_threshold": self.map_threshold,
+            "references": self.references,
+            "calibration": self.calibration and self.calibration.to_dict(),
+            "map_calibration": self.map_calibration and self.map_calibration.to_dict(),
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        save_file(tensors, beside, metadata={"vlad": json.dumps(header)})
-        os.replace(beside, path)
+        detector_file.write(Path(path), header, self.state_dict())
 
     def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        for key, value in tensors.items():
+        """Takes what `save` wrote; ValueError where it does not fit."""
+        memories = self._memories()
+        left = dict(tensors)
+        for name, memory in memories.items():
+            parts = {part: left.pop(key) for part in ("rows", "owners") if (key := f"{name}.{part}") in left}
+            if parts:
+                memory.restore(parts, header["references"], self.encoder.device)
+        if len({bool(memory.ids) for memory in memories.values()}) > 1:
+            raise ValueError("some of its memories are missing")
+        for key, value in left.items():
+            if key not in self._buffers or value.ndim != 2 or not torch.isfinite(value).all():
+                raise ValueError(f"it holds a tensor {key!r} {list(value.shape)} that {self.method} does not have")
             self._buffers[key] = value.to(self.encoder.device)
+        widths = {len(value) for key, value in left.items() if key == "phrase_embeddings"} | {len(header["phrases"])}
+        if (self.prototypes is not None and self.prototypes.shape != (2, self.encoder.embed_dim)) or len(widths) > 1:
+            raise ValueError("its prototypes or phrases do not fit each other and the encoder")
         self.name, self.phrases = header["name"], header["phrases"]
         self.threshold, self.map_threshold = header["threshold"], header["map_threshold"]
+        made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
+        self.calibration, self.map_calibration = made
         if header["prompts"]:
             self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
 
@@ -259,13 +403,13 @@ def load(
     """
     given = str(os.fspath(method_or_file))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
+        _refuse_adapter(Path(given).name, adapter)
         detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options)
     else:
         kind = method_class(given)
         _check_options(given, kind, options)
-        if adapter is not None:
-            raise TypeError(f"{given} has no learned weights and takes no adapter; got {os.fspath(adapter)!r}")
-        detector = kind(_encoder(encoder or "tiny", device, dtype), **options)
+        _refuse_adapter(given, adapter)
+        detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
         if prompts is not None:
             if not kind.needs_text:
                 raise TypeError(f"{given} looks at pictures alone and takes no prompts")
@@ -275,7 +419,16 @@ def load(
     return detector
 
 
+def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
+    if adapter is not None:
+        raise TypeError(f"{given} has no learned weights and takes no adapter; got {os.fspath(adapter)!r}")
+
+
 def _encoder(given: str | Encoder, device: str | None, dtype: Any) -> Encoder:
+    if isinstance(given, str) and given.startswith("dino:"):
+        from vlad import dino
+
+        return dino.load(given, device, dtype)
     if isinstance(given, str):
         return Encoder.load(given, device, dtype)
     if not isinstance(given, Encoder):
@@ -303,33 +456,21 @@ def _load_file(
         raise TypeError(
             f"{path.name} records its own options; leave out {', '.join(options)}, or build the method anew"
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no detector file {path}")
-    header, tensors = _read_file(path)
+    header, tensors = detector_file.read(path)
     if not isinstance(encoder, Encoder):
-        encoder = _encoder(encoder or header["encoder"], device, dtype or header["dtype"])
+        recorded = header["encoder"] if encoder is None else encoder
+        encoder = _encoder(recorded, device, dtype or header["dtype"])
     if encoder.digest != header["encoder_digest"]:
         raise ValueError(
             f"{path.name} was made with other weights than encoder {encoder.name!r} has: it names "
             f"{header['encoder']!r}, digest {header['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
         )
-    detector = method_class(header["method"])(encoder, **header["options"])
-    detector._restore(header, tensors)
-    return detector
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("vlad", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
-    if header is None:
-        raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
-    return header, tensors
+        detector = method_class(header["method"])(encoder, **header["options"])
+        detector._restore(header, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no detector that can be used: {error}") from error
+    return detector
 
 
 def _read_all(images: list[Any]) -> list[tuple[Any, np.ndarray | ImageError]]:

@@ -5,6 +5,7 @@ One primitive carries all methods: `walk`, the transformer's block loop as a gen
 hooked or patched, and no other file knows how open_clip names its parts.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +34,13 @@ def _shared(method: Pass) -> Pass:
 
     @wraps(method)
     def once(self: "Encoder", pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._passes is None:
+        passes = getattr(self._shared, "passes", None)
+        if passes is None:
             return method(self, pixels, *args, **kwargs)
         key = (method.__name__, id(pixels), repr(args), repr(kwargs))
-        if key not in self._passes:  # the pixels are kept with it, so that no other tensor gets their id
-            self._passes[key] = pixels, method(self, pixels, *args, **kwargs)
-        return self._passes[key][1]
+        if key not in passes:  # the pixels are kept with it, so that no other tensor gets their id
+            passes[key] = pixels, method(self, pixels, *args, **kwargs)
+        return passes[key][1]
 
     return cast(Pass, once)
 
@@ -85,7 +87,7 @@ class Encoder:
         self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]
-        self._passes: dict[Any, Any] | None = None
+        self._shared = threading.local()  # each thread shares passes with itself alone
 
     @classmethod
     def load(
@@ -199,11 +201,12 @@ class Encoder:
 
         For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
         """
-        self._passes = {}
+        outer = getattr(self._shared, "passes", None)
+        self._shared.passes = {} if outer is None else outer
         try:
             yield
         finally:
-            self._passes = None
+            self._shared.passes = outer
 
     @_shared
     def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,9 +265,23 @@ class Encoder:
 
     @torch.no_grad()
     def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device."""
-        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
-        return torch.cat([self._encode(self.tokenizer(batch).to(self.device)) for batch in batches])
+        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device.
+
+        Raises:
+            ValueError: a sentence fills the tower's context, where its end (and what it says) would be cut off.
+        """
+        rows = []
+        for start in range(0, len(sentences), batch_size):
+            batch = list(sentences[start : start + batch_size])
+            ids = self.tokenizer(batch).to(self.device)
+            full = (ids.argmax(-1) == ids.shape[1] - 1).nonzero()
+            if len(full):
+                raise ValueError(
+                    f"too long for {self.name}, which reads {ids.shape[1] - 2} tokens: {batch[int(full[0])]!r:.120}; "
+                    "shorten the name or the phrase"
+                )
+            rows.append(self._encode(ids))
+        return torch.cat(rows)
 
     def _encode(self, ids: Tensor) -> Tensor:
         tower: Any = getattr(self.model, "text", self.model)

@@ -43,6 +43,7 @@ class Prediction:
     source: str | None = None  # path
     phrases: Mapping[str, float] = field(default_factory=dict)  # phrase -> cosine with the picture
     p_value: float | None = None  # None without calibration scores
+    unsure: tuple[float, float] | None = None  # scores from low up to below high are too close to call
     scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
     region_level: float = 0.5  # the method's own threshold of regions()
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
@@ -51,6 +52,7 @@ class Prediction:
         plain: dict[str, Any] = {"score": float(self.score)}
         for key in ("threshold", "map_threshold", "p_value"):
             plain[key] = None if getattr(self, key) is None else float(getattr(self, key))
+        plain["unsure"] = None if self.unsure is None else (float(self.unsure[0]), float(self.unsure[1]))
         plain["size"] = tuple(int(side) for side in self.size)
         plain["source"] = None if self.source is None else os.fspath(self.source)
         plain["phrases"] = {str(phrase): float(cosine) for phrase, cosine in self.phrases.items()}
@@ -66,13 +68,21 @@ class Prediction:
 
     def __repr__(self) -> str:
         shape = None if self.map is None else "x".join(map(str, self.map.shape))
-        verdict = {True: "anomalous", False: "normal", None: "uncalibrated"}[self.is_anomalous]
+        undecided = "uncalibrated" if self.threshold is None else "too close to call"
+        verdict = {True: "anomalous", False: "normal", None: undecided}[self.is_anomalous]
         return f"Prediction({verdict}, score={self.score:.4g}, map={shape}, size={self.size}, source={self.source!r})"
 
     @property
     def is_anomalous(self) -> bool | None:
-        """Whether the score reaches the threshold; None without a threshold."""
-        return None if self.threshold is None else bool(self.score >= self.threshold)
+        """Whether the score reaches the threshold; None without one, and where the score is too close to call.
+
+        Only a band that holds the threshold counts: after `replace(prediction, threshold=...)` it may be another's.
+        """
+        if self.threshold is None:
+            return None
+        low, high = self.unsure or (math.inf, -math.inf)
+        close = low <= self.threshold <= high and low <= self.score < high
+        return None if close else self.score >= self.threshold
 
     def full_map(self) -> np.ndarray:
         """The map at the picture's size, float32 [H, W].

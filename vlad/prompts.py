@@ -242,11 +242,10 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _cache_file(encoder: Encoder, sentences: list[str]) -> Path | None:
-    # The arithmetic is part of the key: rows made in bfloat16 must not answer a float32 encoder.
-    key = json.dumps([_CACHE_FORMAT, encoder.digest, str(encoder.dtype), sentences])
+    key = json.dumps([_CACHE_FORMAT, encoder.digest, sentences])
     try:
         return cache_dir() / "text" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
         _warn_once(f"cache folder cannot be used ({error}); text embeddings are computed at every start")
         return None
 

@@ -88,6 +88,8 @@ def checked_pack(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"title: expected text, got {reprlib.repr(title)}")
     for key in ("normal", "anomalous"):
         if key not in raw:
+            if isinstance(raw.get("defects"), Mapping) and key in raw["defects"]:
+                raise ValueError(f"{key}: this key belongs to the pack; put it above the line [defects]")
             raise ValueError(f"{key}: this key is missing; give a list of phrases with {{}} for the name")
     templates = _texts("templates", raw.get("templates", ("{}",)))
     states = {key: _distinct(key, _texts(key, raw[key])) for key in ("normal", "anomalous")}

@@ -23,6 +23,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+FILES = (".safetensors", ".bin", ".pt", ".pth")  # what a checkpoint is called
 HUB_PATIENCE = 5.0  # seconds to wait for the hub before saying that it cannot be reached
 
 
@@ -64,16 +65,18 @@ def load_tower(name: str, activation: str | None = None) -> Tower:
         FileNotFoundError: a local file or folder is missing.
         WeightsError: the weights are not here and cannot be fetched.
     """
-    if activation not in (None, "gelu", "quickgelu") or (activation and name == "tiny"):
-        raise ValueError(
-            f"activation is {activation!r}; expected 'gelu', 'quickgelu' or None (the model's own, as for tiny)"
-        )
+    if activation not in (None, "gelu", "quickgelu"):
+        raise ValueError(f"activation is {activation!r}; expected 'gelu', 'quickgelu' or None (the model's own)")
     if name == "tiny":
+        if activation:
+            raise ValueError("tiny was trained with one activation; leave activation out")
         return _tiny()
     if name.startswith("local-dir:"):
         return _from_folder(Path(name.removeprefix("local-dir:")).expanduser(), activation)
     if name.startswith("hf-hub:"):
         return _from_hub(name.removeprefix("hf-hub:"), activation)
+    if name.endswith(FILES) and ":" not in name:
+        raise ValueError(f"encoder {name!r} is a file alone; put its open_clip model in front: 'ViT-B-32:{name}'")
     model, separator, file = name.partition(":")
     if separator and "/random" not in model:
         return _from_file(model, Path(file).expanduser(), activation)
@@ -94,32 +97,38 @@ def _tiny() -> Tower:
     from vlad import tiny
 
     model, tokenizer, config = tiny.load()
-    digest = _digest(model, config)
-    return Tower(
-        model, tokenizer, tuple(config["mean"]), tuple(config["std"]), digest, config["per_picture"], "ordinary"
-    )
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Tower(model, tokenizer, mean, std, _digest(model, config), config["per_picture"], "ordinary")
 
 
 def _from_tag(model: str, tag: str, activation: str | None) -> Tower:
     config = _known_config(model)
     pretrained = open_clip.pretrained.get_pretrained_cfg(model, tag)
     if not pretrained:
+        given = f"{model}/{tag}" if tag else model
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ValueError(
-            f"encoder {model + '/' + tag!r}: open_clip has no such weights of {model}; "
+            f"encoder {given!r} names no weights that open_clip knows for {model}; "
             f"known tags: {', '.join(tags) or 'none'} (or {model}/random:0 for untrained ones)"
         )
-    file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model}", f'encoder="{model}:FILE"')
-    return _filled(
-        config, file, activation, pretrained.get("mean"), pretrained.get("std"), open_clip.get_tokenizer(model)
-    )
+    own = "mean" in pretrained and tuple(pretrained["mean"]) != open_clip.OPENAI_DATASET_MEAN
+    instead = 'encoder="local-dir:FOLDER" (with its open_clip_config.json)' if own else f'encoder="{model}:FILE"'
+    file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model} are", instead)
+    if activation is None and bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        named = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
+        warnings.warn(
+            f"{model}/{tag} was trained with {named}, and the model {model} has the other activation; "
+            f"{model}-quickgelu/{tag} or activation= selects it",
+            stacklevel=4,
+        )
+    return _filled(config, file, activation, pretrained.get("mean"), pretrained.get("std"), _tokenizer(model, config))
 
 
 def _from_file(model: str, file: Path, activation: str | None) -> Tower:
     config = _known_config(model)
     if not file.is_file():
         raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}")
-    return _filled(config, file, activation, None, None, open_clip.get_tokenizer(model))
+    return _filled(config, file, activation, None, None, _tokenizer(model, config))
 
 
 def _from_folder(folder: Path, activation: str | None) -> Tower:
@@ -134,35 +143,38 @@ def _from_folder(folder: Path, activation: str | None) -> Tower:
             f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside {described.name}"
         )
     preferred = [w for w in weights if w.name.startswith("open_clip")]
-    return _described(
-        json.loads(described.read_text("utf-8")), (preferred or sorted(weights))[0], f"local-dir:{folder}", activation
-    )
+    return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation)
 
 
 def _from_hub(repo: str, activation: str | None) -> Tower:
-    what, instead = f"the encoder {repo} of the Hugging Face hub", 'encoder="local-dir:FOLDER"'
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"encoder 'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
+    what = f"open_clip_config.json and the weights of {repo} are"
+    instead = 'encoder="local-dir:FOLDER", the folder that holds both'
     config = _fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
     weights = _fetch({"hf_hub": f"{repo}/"}, what, instead)
-    return _described(json.loads(config.read_text("utf-8")), weights, f"hf-hub:{repo}", activation)
+    return _described(config, weights, f"hf-hub:{repo}", activation)
 
 
-def _described(described: dict[str, Any], weights: Path, name: str, activation: str | None) -> Tower:
+def _described(file: Path, weights: Path, name: str, activation: str | None) -> Tower:
     """The tower of an `open_clip_config.json` and the weights beside it."""
-    if "model_cfg" not in described:
-        raise ValueError(f"encoder {name!r}: open_clip_config.json has no 'model_cfg'; it has {', '.join(described)}")
-    preprocess = described.get("preprocess_cfg", {})
-    tokenizer = (
-        open_clip.get_tokenizer(name)
-        if "hf_tokenizer_name" in described["model_cfg"].get("text_cfg", {})
-        else _clip_tokenizer(described["model_cfg"])
-    )
-    return _filled(
-        described["model_cfg"], weights, activation, preprocess.get("mean"), preprocess.get("std"), tokenizer
-    )
+    try:
+        described = json.loads(file.read_text("utf-8"))
+        config, preprocess = described["model_cfg"], described.get("preprocess_cfg", {})
+        config["embed_dim"], config["vision_cfg"]["width"], config["text_cfg"]["width"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"encoder {name!r}: {file} is no open_clip configuration of a CLIP ({reason})") from error
+    return _filled(config, weights, activation, preprocess.get("mean"), preprocess.get("std"), _tokenizer(name, config))
 
 
-def _clip_tokenizer(config: dict[str, Any]) -> Callable[[list[str]], Tensor]:
-    return open_clip.SimpleTokenizer(context_length=config.get("text_cfg", {}).get("context_length", 77))
+def _tokenizer(name: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer for the model; some come from the hub and must be there or be reachable."""
+    text = config.get("text_cfg", {})
+    if repo := text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+        _require_repository(repo, f"{name} needs the tokenizer {repo}")
+        return open_clip.get_tokenizer(name)
+    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 
 
 def _random(model: str, tag: str, activation: str | None) -> Tower:
@@ -178,7 +190,7 @@ def _random(model: str, tag: str, activation: str | None) -> Tower:
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     # torch owns the generator's stream, open_clip the model's shape
     key = f"{json.dumps(config, sort_keys=True)}/random:{seed}/{open_clip.__version__}/{torch.__version__}"
-    return Tower(built, open_clip.get_tokenizer(model), mean, std, hashlib.sha256(key.encode()).hexdigest())
+    return Tower(built, _tokenizer(model, config), mean, std, hashlib.sha256(key.encode()).hexdigest())
 
 
 def _known_config(model: str) -> dict[str, Any]:
@@ -220,15 +232,12 @@ def _filled(
     model = _build(config)
     try:
         open_clip.load_checkpoint(model, str(file), strict=True)
-    except RuntimeError as error:  # open_clip's text lists every tensor; the first lines name the mistake
+    except (RuntimeError, AssertionError) as error:  # open_clip lists every tensor; the first lines name the mistake
         raise ValueError(f"the weights in {file} do not fit the model's configuration: {str(error)[:400]}") from error
-    return Tower(
-        model,
-        tokenizer,
-        tuple(mean or open_clip.OPENAI_DATASET_MEAN),
-        tuple(std or open_clip.OPENAI_DATASET_STD),
-        _digest(model, config),
-    )
+    except Exception as error:  # each format has errors of its own; some advise what is unsafe
+        raise ValueError(f"{file} is damaged or holds no weights ({type(error).__name__}); fetch it again") from error
+    mean, std = tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
+    return Tower(model, tokenizer, mean, std, _digest(model, {**config, "mean": mean, "std": std}))
 
 
 def _with_activation(config: dict[str, Any], activation: str | None) -> dict[str, Any]:
@@ -242,7 +251,8 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     if "multimodal_cfg" in config:
         kind = open_clip.CoCa
-    if "hf_model_name" in config.get("text_cfg", {}):
+    if repo := config.get("text_cfg", {}).get("hf_model_name"):
+        _require_repository(repo, f"the model needs the text tower {repo}")
         config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
         return kind(**config).eval().requires_grad_(False)
     with torch.device("meta"):
@@ -274,7 +284,7 @@ def _fill_randomly(model: nn.Module, seed: int) -> None:
 def _digest(model: nn.Module, config: Mapping[str, Any]) -> str:
     """sha256 over the configuration and every tensor's name, shape and bytes: 0.6 s for a model of 200 M numbers.
 
-    The configuration belongs to it: the same tensors under another activation are another encoder.
+    The configuration belongs to it: the same tensors under another activation or colour mean are another encoder.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
@@ -297,20 +307,37 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
     if not repo and (old := Path("~/.cache/clip", Path(source).name).expanduser()).is_file():
         return old
     try:
-        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise ConnectionError("HF_HUB_OFFLINE is set")
         _reach(source)
         return Path(open_clip.download_pretrained(pretrained))
     except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
         raise WeightsError(
-            f"{what} are not on this machine and could not be fetched ({str(error).splitlines()[0][:150]}): "
+            f"{what} not on this machine and could not be fetched ({str(error).splitlines()[0][:150]}): "
             f"download {' or '.join(dict.fromkeys(names)) if repo else Path(source).name} from {source} "
             f"on a machine with a network and pass {instead}"
         ) from error
 
 
+def _require_repository(repo: str, what: str) -> None:
+    """WeightsError unless something of the repository is in the local cache or the hub answers."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in ("config.json", "tokenizer_config.json")):
+        return
+    try:
+        _reach(f"{constants.ENDPOINT}/{repo}")
+    except OSError as error:
+        raise WeightsError(
+            f"{what}, which is not on this machine and could not be fetched ({error}): run 'hf download {repo}' where "
+            "there is a network, and copy the Hugging Face cache here"
+        ) from error
+
+
 def _reach(url: str) -> None:
     """One short question whether the host answers at all; the hub's own client would retry for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConnectionError("HF_HUB_OFFLINE is set")
     with contextlib.suppress(
         urllib.error.HTTPError
     ):  # it answered; what it says of the file is the download's business

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 METHODS = {
+    "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
     "winclip": "WinClip",
 }
@@ -27,8 +28,10 @@ def method_class(name: str) -> "type[Detector]":
         ValueError: no such method.
     """
     if name not in METHODS:
-        close = get_close_matches(name, METHODS, n=1)
+        close = get_close_matches(name.lower(), METHODS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
+        if not hint and " " in name:
+            hint = f" (what the pictures show is the name: vlad.load(name={name!r}))"
         raise ValueError(f"unknown method {name!r}{hint}; known: {', '.join(methods())}")
     return getattr(import_module(f"vlad.methods.{name}"), METHODS[name])
 

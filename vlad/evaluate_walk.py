@@ -1,0 +1,190 @@
+"""One walk over the test pictures of a category for many detectors: each picture is read once, each pass done once."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlad.corrupt import corrupt
+from vlad.images import read
+from vlad.samples import Sample, read_mask
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+READING = "reading"  # what is left of it: the next batch is read while the present one is computed
+
+
+class Clock:
+    """Seconds by part; used as `with clock("reading"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - started
+
+
+class Condition(NamedTuple):
+    """How the pictures are changed before anybody sees them."""
+
+    kind: str = "clean"
+    severity: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if not self.severity else f"{self.kind} {self.severity}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """At which size maps and masks meet.
+
+    Attributes:
+        metric_size: "native", the picture's own size with the mask untouched, or the side of a square in pixels.
+        mask_resize: for a square: "bilinear" (antialiased, more than half = anomalous) or "nearest".
+    """
+
+    metric_size: str | int = "native"
+    mask_resize: str = "bilinear"
+
+    def size(self, picture: np.ndarray) -> tuple[int, int]:
+        """(H, W) at which this picture is measured."""
+        height, width = picture.shape[:2]
+        return (height, width) if isinstance(self.metric_size, str) else (self.metric_size, self.metric_size)
+
+    def mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """bool [H, W] of a bool mask of any size."""
+        if mask.shape == size:
+            return mask
+        how = Image.Resampling.NEAREST if self.mask_resize == "nearest" else Image.Resampling.BILINEAR
+        return np.asarray(Image.fromarray(mask.astype(np.float32)).resize((size[1], size[0]), how)) > 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One test picture as it was measured."""
+
+    sample: Sample
+    picture: np.ndarray  # uint8 [H, W, 3], after corruption
+    size: tuple[int, int]  # of map and mask in the metrics
+    truth: np.ndarray | None  # bool `size`; None: nothing is marked in it
+
+
+@dataclass
+class Runner:
+    """A detector that is ready for one category; few-shot runs have one for each seed."""
+
+    label: str
+    detector: Detector
+    seed: int | None = None
+    references: list[str] = field(default_factory=list)
+    known: list[Any] | None = None  # predictions of a detector that scores all pictures against each other
+
+
+def walk(
+    runners: Sequence[Runner],
+    samples: Sequence[Sample],
+    *,
+    look: Look,
+    condition: Condition,
+    batch_size: int,
+    clock: Clock,
+) -> Iterator[tuple[Seen, list[tuple[float, np.ndarray | None]]]]:
+    """Each picture with what every runner says of it: (score, map float32 [h, w] at the method's own size, or None).
+
+    Raises:
+        ValueError: a score or map is NaN or infinite, or a normal picture has a mask that is not empty.
+        vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
+    """
+    for runner in runners:
+        if runner.detector.transductive:
+            with clock(runner.label):
+                pictures: list[Any] = [sample.image for sample in samples]
+                if condition.severity:
+                    pictures = [_look_at(sample, look, condition).picture for sample in samples]
+                runner.known = runner.detector.predict(pictures, batch_size=batch_size)
+    with ThreadPoolExecutor(1) as reader:
+        batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+        ahead = [reader.submit(_look_at, sample, look, condition) for sample in batches[0]]
+        for number, batch in enumerate(batches):
+            with clock(READING):
+                seen = [future.result() for future in ahead]
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            ahead = [reader.submit(_look_at, sample, look, condition) for sample in following]
+            said = [iter(found) for found in _scored(runners, seen, number * batch_size, clock)]
+            yield from ((one, [_finite(next(found), one.sample) for found in said]) for one in seen)
+            assert len(seen) == len(batch)
+
+
+def _look_at(sample: Sample, look: Look, condition: Condition) -> Seen:
+    picture = read(sample.image)
+    mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
+    if mask is not None and not sample.label and mask.any():
+        raise ValueError(f"{sample.image} is labelled normal but its mask {sample.mask} is not empty; mend one of them")
+    if mask is not None and not mask.any():
+        mask = None
+    if condition.severity:
+        picture, mask = corrupt(picture, *condition, key_of(sample), mask)
+    size = look.size(picture)
+    return Seen(sample, picture, size, None if mask is None else look.mask(mask, size))
+
+
+def key_of(sample: Sample) -> str:
+    """What a sample is called wherever its data set lies."""
+    return f"{sample.dataset}/{sample.category}/{sample.defect}/{sample.image.name}"
+
+
+@torch.no_grad()
+def _scored(
+    runners: Sequence[Runner], seen: Sequence[Seen], start: int, clock: Clock
+) -> list[list[tuple[float, np.ndarray | None]]]:
+    """For each runner its results on the batch. A pass that several need is timed with the first of them."""
+    pixels: dict[tuple[int, int], torch.Tensor] = {}
+    found = []
+    with ExitStack() as stack:
+        for encoder in {id(runner.detector.encoder): runner.detector.encoder for runner in runners}.values():
+            stack.enter_context(getattr(encoder, "sharing", nullcontext)())
+        for runner in runners:
+            with clock(runner.label):
+                if runner.known is not None:
+                    known = runner.known[start : start + len(seen)]
+                    found.append([(prediction.score, prediction.map) for prediction in known])
+                    continue
+                detector = runner.detector
+                place = id(detector.encoder), detector.resolution
+                if place not in pixels:
+                    pixels[place] = detector.encoder.pixels([one.picture for one in seen], detector.resolution)
+                scores, maps, _ = detector.forward(pixels[place])
+                arrays = [None] * len(seen) if maps is None else list(maps.float().cpu().numpy())
+                found.append(list(zip(scores.tolist(), arrays, strict=True)))
+    return found
+
+
+def _finite(found: tuple[float, np.ndarray | None], sample: Sample) -> tuple[float, np.ndarray | None]:
+    score, amap = found
+    bad = 0 if amap is None else int(np.count_nonzero(~np.isfinite(amap)))
+    if bad or not np.isfinite(score):
+        what = f"{bad} of {amap.size} values of its map are" if bad and amap is not None else "its score is"
+        raise ValueError(f"{sample.image}: {what} NaN or infinite; no metric can rank that, mend the method")
+    return found
+
+
+def resized(amap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (H, W) `size` of a map: bilinear, half-pixel centres, antialiased along a side that gets smaller."""
+    if amap.shape == size:
+        return amap
+    return np.asarray(Image.fromarray(amap).resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -1,0 +1,213 @@
+"""patch_memory: the distance of each patch to the closest patch of a few normal pictures.
+
+Papers: PatchCore (arXiv:2106.08265, code amazon-science/patchcore-inspection) and AnomalyDINO (arXiv:2405.14529, code
+dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture at a time; any encoder, also `dino:...`.
+
+1. A patch's row: its tokens in some layers, averaged over its neighbours, each layer's of length 1, side by side.
+2. `fit` keeps the rows of all normals (and of their rotations), or a greedy coreset of them.
+3. The grid is half the distance to the closest row (the mean over the k closest), in [0, 1]; the map is the grid at the
+   encoder's input size, bilinear (align_corners=False), smoothed with a gaussian.
+4. The score is the grid's maximum, that maximum re-weighted by how lonely the row it is closest to is, or the mean of
+   its largest hundredth.
+
+`preset` sets all of it at once: "few" (ours, two middle layers, every row kept), "patchcore" (a coreset of a tenth,
+re-weighted maximum) or "anomaly_dino" (last layer after its norm, cosine distances, eight rotations).
+
+Known differences: distances are halved, and not squared as PatchCore's code has them; a transformer's layers share one
+grid, so nothing is resized (`patchcore_embedding` is the official way for layers that do not); pictures are squeezed
+into a square where AnomalyDINO keeps their shape; its mask is dilated in both directions, not along rows only.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad.detector import Detector
+from vlad.encoder import Encoder
+from vlad.maps import to_size
+from vlad.memory import Memory, checked_layers, layer_tokens
+from vlad.nearest import reweighted
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "few": dict(neighbours=3, metric="euclidean", score="max", coreset=1.0, rotations=1),
+    "patchcore": dict(neighbours=3, metric="euclidean", score="reweighted", coreset=0.1, rotations=1),
+    "anomaly_dino": dict(neighbours=1, metric="cosine", score="top", coreset=1.0, rotations=8),
+}
+SCORES = ("max", "reweighted", "top")
+DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
+
+
+def patchcore_embedding(layers: Sequence[Tensor], size: int, width: int, target: int) -> Tensor:
+    """[B, N, target] of feature maps [B, C_l, rows_l, columns_l], the first with the grid that N counts.
+
+    Each place takes its size x size neighbours, coarser layers are brought to the first one's grid (bilinear,
+    align_corners=False), each layer's values are averaged down to `width`, all layers together to `target`.
+
+    Source: PatchCore (arXiv:2106.08265), section 3.1, as in the official code.
+    """
+    grid = layers[0].shape[-2:]
+    parts = []
+    for features in layers:
+        around = F.unfold(features, size, padding=(size - 1) // 2)  # [B, C_l * size * size, N_l]
+        around = around.unflatten(2, features.shape[-2:])
+        if features.shape[-2:] != grid:
+            around = F.interpolate(around, grid, mode="bilinear", align_corners=False)
+        parts.append(F.adaptive_avg_pool1d(around.flatten(2).transpose(1, 2), width))  # [B, N, width]
+    return F.adaptive_avg_pool1d(torch.cat(parts, -1), target)
+
+
+def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
+    from scipy import ndimage
+
+    maps = to_size(grid, size)
+    if not sigma:
+        return maps
+    smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.float().cpu().numpy()]
+    return torch.from_numpy(np.stack(smooth)).to(maps.device)
+
+
+def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
+    """[B] mean of the largest `share` of [B, ...] values, rounded down, at least one. Source: AnomalyDINO."""
+    flat = grid.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean(1)
+
+
+def rotated(pixels: Tensor, count: int) -> Tensor:
+    """[count, B, 3, H, W]: pictures turned by 0, 1/count, ... of a full turn on their canvas, border mirrored."""
+    turns = []
+    for step in range(count):
+        angle = 2 * math.pi * step / count
+        matrix = pixels.new_tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+        places = F.affine_grid(matrix.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
+        turns.append(F.grid_sample(pixels, places, padding_mode="reflection", align_corners=False) if step else pixels)
+    return torch.stack(turns)
+
+
+def foreground(tokens: Tensor, grid: tuple[int, int], level: float | None = None) -> Tensor:
+    """[N] bool: where the object is, from the first principal component of one picture's patch tokens [N, C].
+
+    Args:
+        tokens: of the last layer, not normalised.
+        grid: (rows, columns).
+        level: of the component; None takes Otsu's split, for encoders whose tokens have other lengths than DINOv2's.
+
+    The sign is that under which more than 35 % of the picture's middle is foreground, the component as it comes first.
+    Source: AnomalyDINO (arXiv:2405.14529), dilated and closed in two dimensions.
+    """
+    from scipy import ndimage
+    from skimage.filters import threshold_otsu
+
+    x = (tokens - tokens.mean(0)).double()
+    direction = torch.linalg.svd(x, full_matrices=False)[2][0]
+    direction = direction * direction[direction.abs().argmax()].sign()
+    component = (x @ direction).cpu().numpy().reshape(grid)
+    level = float(threshold_otsu(component)) if level is None else level
+    above, below = component > level, -component > level
+    if level != DINO_LEVEL:
+        below = ~above
+    middle = tuple(slice(int(side * 0.2), int(side * 0.8)) for side in grid)
+    mask = above if above[middle].mean() > 0.35 else below
+    square = np.ones((3, 3), dtype=bool)
+    mask = ndimage.binary_dilation(mask, square)
+    mask = ndimage.binary_erosion(ndimage.binary_dilation(mask, square), square, border_value=1)
+    return torch.from_numpy(mask.ravel()).to(tokens.device)
+
+
+class PatchMemory(Detector):
+    """See the module. Keywords left out are those of the preset.
+
+    `layers` are the encoder's blocks, from 1 (None: the middle ones, for "anomaly_dino" the last); `neighbours` is the
+    side of the averaged square; `k` the rows a distance is averaged over; `coreset` the share of the rows kept;
+    `rotations` the turns of each normal that are remembered; `mask` leaves the background out; `sigma` smooths the map,
+    in pixels of the encoder's input.
+    """
+
+    needs_text: ClassVar[bool] = False
+    needs_normals: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        resolution: int | None = None,
+        preset: str = "few",
+        layers: Sequence[int] | None = None,
+        neighbours: int | None = None,
+        metric: str | None = None,
+        k: int = 1,
+        score: str | None = None,
+        coreset: float | None = None,
+        rotations: int | None = None,
+        mask: bool = False,
+        sigma: float = 4.0,
+    ):
+        super().__init__(encoder, resolution=resolution)
+        if preset not in PRESETS:
+            raise ValueError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        given: dict[str, Any] = dict(
+            neighbours=neighbours, metric=metric, score=score, coreset=coreset, rotations=rotations
+        )
+        chosen = {**PRESETS[preset], **{key: value for key, value in given.items() if value is not None}}
+        if layers is None and preset == "anomaly_dino":
+            layers = (encoder.depth,)
+        chosen |= dict(layers=list(checked_layers(layers, encoder.depth)), k=k, mask=bool(mask), sigma=float(sigma))
+        _check(chosen)
+        self.settings = chosen
+        self.options.update(preset=preset, **chosen)
+        how: dict[str, Any] = dict(share=chosen["coreset"], metric=chosen["metric"])
+        width = len(chosen["layers"]) * encoder.width
+        self.memory = Memory(width, exact=encoder.dtype == torch.float32, **how)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
+        tokens, grid = self.tokens(pixels), self.encoder.grid(pixels)
+        distance = self.memory.distance(tokens, self.settings["k"])  # [B, N]
+        if self.settings["mask"]:
+            distance = distance * self._masks(pixels)
+        score = self._image_score(distance, tokens).clamp(0, 2) / 2
+        shaped = (distance.clamp_max(2) / 2).unflatten(1, grid)
+        return score, smooth_map(shaped, (pixels.shape[-2], pixels.shape[-1]), self.settings["sigma"]), None
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """[B, N, C] the rows of a picture's patches, of length 1."""
+        rows = layer_tokens(self.encoder, pixels, tuple(self.settings["layers"]), self.settings["neighbours"])
+        return F.normalize(rows, dim=-1)
+
+    def _image_score(self, distance: Tensor, tokens: Tensor) -> Tensor:
+        if self.settings["score"] == "top":
+            return top_mean(distance)
+        if self.settings["score"] == "max":
+            return distance.amax(1)
+        parts = zip(distance, tokens, strict=True)
+        return torch.stack([reweighted(d, t, self.memory.rows_for(i)) for i, (d, t) in enumerate(parts)])
+
+    def _masks(self, pixels: Tensor) -> Tensor:
+        """[B, N] 1 where the object is."""
+        last = self.encoder(pixels, layers=(self.encoder.depth,))
+        level = DINO_LEVEL if not getattr(self.encoder, "reads_text", True) else None
+        return torch.stack([foreground(tokens, last.grid, level) for tokens in last.patches[0]]).to(pixels.dtype)
+
+    def _remember(self, batches: Iterable[Tensor]) -> None:
+        for pixels in batches:
+            turns = [self.tokens(turn) for turn in rotated(pixels, self.settings["rotations"])]
+            self.memory.add(torch.cat(turns, 1))  # the rotations of a picture are that picture's own rows
+
+
+def _check(chosen: Mapping[str, Any]) -> None:
+    """Raises ValueError at a setting that cannot be used; the memory checks share and metric itself."""
+    if chosen["score"] not in SCORES:
+        raise ValueError(f"score is {chosen['score']!r}; expected one of {', '.join(SCORES)}")
+    if chosen["metric"] not in ("cosine", "euclidean"):
+        raise ValueError(f"metric is {chosen['metric']!r}; expected 'cosine' or 'euclidean'")
+    for key, low in (("neighbours", 1), ("k", 1), ("rotations", 1), ("sigma", 0)):
+        if chosen[key] < low:
+            raise ValueError(f"{key} is {chosen[key]}; expected {low} or more")
+    if chosen["neighbours"] % 2 == 0:
+        raise ValueError(
+            f"neighbours is {chosen['neighbours']}; expected an odd side, so that a patch is in the middle"
+        )

@@ -1,0 +1,150 @@
+"""The distance from tokens to the closest rows of a memory, in bounded space: one search for every method.
+
+It picks the neighbours by matrix products over chunks and measures the distance to those it picked directly, as the
+length of a difference: a token that is in the memory gets 0, where 1 - cosine would get some 1e-7, and the products may
+run in bfloat16 without blurring the result.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BUDGET = 64 * 2**20  # bytes of one working block of a search
+METRICS = ("cosine", "euclidean", "squared")
+
+
+def nearest(
+    queries: Tensor,
+    memory: Tensor,
+    k: int = 1,
+    *,
+    metric: str = "cosine",
+    owners: Tensor | None = None,
+    without: Tensor | None = None,
+    arithmetic: torch.dtype = torch.float32,
+    budget: int = BUDGET,
+) -> tuple[Tensor, Tensor]:
+    """Distances [Q, k] float32, ascending, and row numbers [Q, k] of each query's k closest rows; never [Q, M] at once.
+
+    Args:
+        queries: [Q, C].
+        memory: [M, C], M >= 1, on the same device; float16 rows are widened chunk by chunk.
+        k: neighbours; fewer come back where fewer rows can be asked.
+        metric: "cosine" (1 - cosine, in [0, 2]; lengths do not matter), "euclidean", or its square.
+        owners: [M] the number of the picture each row comes from.
+        without: [Q] the picture whose rows a query must not see, -1 for none.
+        arithmetic: of the products that pick neighbours; distances are float32 in any case.
+        budget: bytes of a working block; changes speed and memory, never the result beyond rounding.
+
+    Raises:
+        ValueError: an unknown metric, an empty memory, other widths than the memory's, or no row left to a query.
+    """
+    _check(queries, memory, k, metric)
+    k = min(k, _askable(memory, owners, without))
+    queries = F.normalize(queries.float(), dim=-1) if metric == "cosine" else queries.float()
+    M, C = memory.shape
+    rows_at_once = max(1, min(M, budget // (4 * C)))
+    asked_at_once = max(1, budget // (4 * rows_at_once))
+    value = queries.new_full((len(queries), 0), 0.0)
+    index = torch.zeros((len(queries), 0), dtype=torch.long, device=queries.device)
+    for start in range(0, M, rows_at_once):
+        part = scaled(memory[start : start + rows_at_once], metric)
+        hidden = None if owners is None or without is None else owners[start : start + rows_at_once]
+        found = [
+            _closest(
+                asked, part, k, metric, arithmetic, hidden, None if without is None else without[at : at + len(asked)]
+            )
+            for at, asked in zip(range(0, len(queries), asked_at_once), queries.split(asked_at_once), strict=True)
+        ]
+        value = torch.cat([value, torch.cat([v for v, _ in found])], 1)
+        index = torch.cat([index, torch.cat([i for _, i in found]) + start], 1)
+        value, best = value.topk(min(k, value.shape[1]), dim=1)
+        index = index.gather(1, best)
+    return _measured(queries, memory, index, metric, max(1, budget // (4 * C * k)))
+
+
+def nearest_distance(queries: Tensor, memory: Tensor, k: int = 1, **how: Any) -> Tensor:
+    """[Q] in [0, 1]: half the cosine distance to the closest row (the mean of the k closest); 0 same, 1 opposite.
+
+    Arguments and errors as in `nearest`. Source: WinCLIP (arXiv:2303.14814), eq. 4.
+    """
+    return nearest(queries, memory, k, metric="cosine", **how)[0].mean(1).clamp_max(2) / 2
+
+
+def _check(queries: Tensor, memory: Tensor, k: int, metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
+    if k < 1:
+        raise ValueError(f"k is {k}; expected 1 neighbour or more")
+    if not len(memory):
+        raise ValueError("the memory is empty; remember at least one normal picture first")
+    if queries.ndim != 2 or queries.shape[1] != memory.shape[1]:
+        raise ValueError(f"queries are {list(queries.shape)}; expected [Q, {memory.shape[1]}], as wide as the memory")
+
+
+def _askable(memory: Tensor, owners: Tensor | None, without: Tensor | None) -> int:
+    """How many rows the query with the fewest may see."""
+    if owners is None or without is None or not len(without):
+        return len(memory)
+    hidden = max(int((owners == number).sum()) for number in without.unique())
+    if hidden == len(memory):
+        raise ValueError("without that picture the memory is empty; remember two normal pictures or more")
+    return len(memory) - hidden
+
+
+def scaled(part: Tensor, metric: str) -> Tensor:
+    """The rows [M, C] in float32, of length 1 where the metric does not see lengths."""
+    return F.normalize(part.float(), dim=-1) if metric == "cosine" else part.float()
+
+
+def _closest(
+    asked: Tensor,
+    part: Tensor,
+    k: int,
+    metric: str,
+    arithmetic: torch.dtype,
+    owners: Tensor | None,
+    without: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Closeness (higher is closer) and row numbers within `part`, [q, <= k] each."""
+    closeness = (asked.to(arithmetic) @ part.to(arithmetic).T).float()  # [q, m]
+    if metric != "cosine":  # |a - b|^2 = |a|^2 - 2 (a . b - |b|^2 / 2)
+        closeness -= part.square().sum(1) / 2
+    if owners is not None and without is not None:
+        closeness.masked_fill_(owners[None] == without[:, None], -torch.inf)
+    if k == 1:
+        return closeness.max(1, keepdim=True)
+    return closeness.topk(min(k, len(part)), dim=1)
+
+
+def _measured(queries: Tensor, memory: Tensor, index: Tensor, metric: str, at_once: int) -> tuple[Tensor, Tensor]:
+    """The distances themselves, as lengths of differences, in ascending order."""
+    parts = []
+    for asked, numbers in zip(queries.split(at_once), index.split(at_once), strict=True):
+        parts.append((scaled(memory[numbers], metric) - asked[:, None]).square().sum(-1))  # [q, k]
+    squared = torch.cat(parts) if parts else queries.new_zeros(index.shape)
+    distance = {"cosine": squared / 2, "euclidean": squared.sqrt(), "squared": squared}[metric]
+    distance, order = distance.sort(1)
+    return distance, index.gather(1, order)
+
+
+def reweighted(distances: Tensor, queries: Tensor, memory: Tensor, b: int = 9) -> Tensor:
+    """Image score, a number: the largest patch distance, weighted down where its neighbour is itself an outlier.
+
+    Args:
+        distances: [N] of one picture's patches to their closest rows, not squared.
+        queries: [N, C] those patches.
+        memory: [M, C].
+        b: rows around the closest one that are asked; all where there are fewer.
+
+    Source: PatchCore (arXiv:2106.08265), eq. 7; the official code leaves it out.
+    """
+    worst = distances.argmax()
+    patch = queries[worst : worst + 1]
+    closest = nearest(patch, memory, metric="euclidean")[1][0]  # [1]
+    around = nearest(memory[closest].float(), memory, b, metric="euclidean")[1][0]  # [b], the closest itself first
+    around = torch.cat([closest, around[around != closest]])[:b]
+    lengths = (memory[around].float() - patch.float()).norm(dim=1)
+    return (1 - lengths.softmax(0)[0]) * distances[worst] if len(around) > 1 else distances[worst]
