@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import vlad
 from vlad import batch
-from vlad.cli import KINDS, app
+from vlad.cli import app
+from vlad.cli.lists import KINDS
 
 NAME = ["--name", "metal bolt"]
 

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlad import metrics, metrics_inputs, metrics_stream, metrics_tally
+from vlad import metrics
 from vlad.metrics import Defect, UndefinedMetricWarning
+from vlad.metrics import inputs as metrics_inputs
+from vlad.metrics import stream as metrics_stream
+from vlad.metrics import tally as metrics_tally
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 EXACT = 1e-12  # sums of float64 in another order

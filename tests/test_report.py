@@ -16,7 +16,7 @@ from vlad.datasets import folder
 from vlad.evaluate import evaluate
 from vlad.published import published, why_not
 from vlad.report import Report, Row
-from vlad.report_summary import joined
+from vlad.report.summary import joined
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def test_the_interval_covers_the_true_value_about_as_often_as_it_says():
 
 
 def test_pixel_draws_are_the_metrics_of_the_drawn_pictures():
-    from vlad import metrics, metrics_stream
+    from vlad import metrics
+    from vlad.metrics import stream as metrics_stream
 
     random = np.random.default_rng(2)
     maps, masks = random.random((6, 12, 12)), random.random((6, 12, 12)) > 0.9
@@ -199,7 +200,7 @@ def test_published_numbers_are_shares_with_setting_and_source():
 
 
 def test_the_page_puts_whole_sets_beside_published_numbers(report):
-    from vlad.report_page import page
+    from vlad.report.page import page
 
     data = {"mvtec_ad": {"x": {"name": "x", "normal": 467, "anomalous": 1258, "train": 0}}}
     data["mvtec_ad"] |= {str(i): {"name": "x", "normal": 0, "anomalous": 0, "train": 0} for i in range(14)}

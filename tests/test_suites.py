@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import typer
 from test_evaluate import write_category
 from typer.testing import CliRunner
 
-from vlad import cli_eval, suites
+from vlad import suites
+from vlad.cli import app
 from vlad.datasets import datasets
 
 
@@ -75,13 +75,6 @@ def test_a_source_without_a_line_is_an_error(tmp_path):
 
 @pytest.fixture
 def command():
-    app = typer.Typer()
-    cli_eval.register(app)
-
-    @app.command()
-    def other() -> None:
-        """A second verb, so that the first keeps its name."""
-
     return lambda *words: CliRunner().invoke(app, ["eval", *map(str, words)])
 
 

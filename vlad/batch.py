@@ -95,6 +95,8 @@ def score_folder(
         _replace(folder / SETTINGS, json.dumps(facts, indent=1).encode())
         todo = [picture for picture in pictures if picture.source not in done]
         skipped = len(pictures) - len(todo)
+        if todo and done and detector.transductive:
+            raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
         lines = _score(detector, todo, folder if maps else None, batch_size, threshold)
         summary = _drain(_written(lines, folder / LINES, batch_size), progress, skipped, len(pictures))
         if done:
@@ -138,6 +140,8 @@ def settings_of(detector: Detector, threshold: float | None = None) -> dict[str,
         "options": dict(detector.options),
         "threshold": detector.threshold if threshold is None else threshold,
         "map_threshold": detector.map_threshold,
+        "references": detector.references,
+        "calibration": detector.calibration and detector.calibration.to_dict(),
     }
 
 
@@ -154,10 +158,11 @@ def _score(
     detector: Detector, pictures: list[Found], folder: Path | None, batch_size: int, threshold: float | None
 ) -> Iterator[Line]:
     """The lines of the pictures in order; a line comes out once its overlay is in the folder (None: no overlays)."""
-    outcomes = detector.stream((picture.path for picture in pictures), batch_size=batch_size, on_error="yield")
+    door = detector.together if detector.transductive else detector.stream
+    outcomes = door([picture.path for picture in pictures], batch_size=batch_size, on_error="yield")
     for picture, outcome in zip(pictures, outcomes, strict=True):
         if isinstance(outcome, Prediction) and threshold is not None:
-            outcome = replace(outcome, threshold=threshold)
+            outcome = replace(outcome, threshold=threshold, unsure=None)
         if isinstance(outcome, Prediction) and folder is not None and outcome.map is not None:
             outcome = _draw(outcome, folder, picture.relative)
         yield line_of(picture.source, outcome, detector.name)

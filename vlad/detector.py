@@ -8,11 +8,11 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -43,7 +43,6 @@ class Detector(nn.Module):
     Attributes:
         needs_text: False for methods that look at pictures alone.
         needs_normals: True for methods that say nothing before `fit`.
-        transductive: True for methods that score a set of pictures against each other and write `score`.
         default_prompts: name of the prompt pack the paper uses.
         scale: (low, high), the fixed colour range of its maps.
         region_level: where its maps are cut into regions when nothing was calibrated.
@@ -51,10 +50,11 @@ class Detector(nn.Module):
 
     needs_text: ClassVar[bool] = True
     needs_normals: ClassVar[bool] = False
-    transductive: ClassVar[bool] = False
     default_prompts: ClassVar[str] = "winclip"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
+
+    progress: Callable[[str, int, int], None] | None = None  # told (stage, done, in all or 0) before a set's results
 
     encoder: Encoder
     resolution: int
@@ -87,6 +87,11 @@ class Detector(nn.Module):
         self.map_calibration: Calibration | None = None  # the same of the largest value of the map
         self.register_buffer("prototypes", None)  # [2, D]
         self.register_buffer("phrase_embeddings", None)  # [phrases, D] unit
+
+    @property
+    def transductive(self) -> bool:
+        """True for methods that, as they stand, score a set of pictures against each other; they write `score`."""
+        return False
 
     @property
     def method(self) -> str:
@@ -194,7 +199,7 @@ class Detector(nn.Module):
         else:
             alone = False
         if self.transductive:
-            predictions = self._together(list(images), batch_size)
+            predictions = list(self.together(list(images), batch_size=batch_size))
         else:
             predictions = list(self.stream(images, batch_size=batch_size))
         return predictions[0] if alone else predictions
@@ -212,10 +217,7 @@ class Detector(nn.Module):
             RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
             TypeError: the method scores a set of pictures against each other.
         """
-        if on_error not in ("raise", "yield"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
+        _check_how(batch_size, on_error)
         if isinstance(images, str | bytes | os.PathLike | Mapping):
             raise TypeError(f"stream takes several pictures and got {images!r:.80}; predict scores one")
         if self.transductive:
@@ -235,21 +237,44 @@ class Detector(nn.Module):
         if self.needs_normals and not self.references:
             raise RuntimeError(f"{self.method} has no memory: call fit(normals) with a few normal pictures first")
 
-    def _together(self, images: Sequence[Any], batch_size: int) -> list[Prediction]:
-        """Predictions of a set that is scored as one."""
+    def together(self, images: Sequence[Any], *, batch_size: int = 8, on_error: str = "raise") -> Iterator[Any]:
+        """What `stream` gives, of a set that is scored as one: all are read before the first prediction comes."""
+        _check_how(batch_size, on_error)
         self._require_words()
         self._require_normals()
-        sizes: list[tuple[int, int]] = []
+        return self._together(images, batch_size, on_error)
+
+    def _together(self, images: Sequence[Any], batch_size: int, on_error: str) -> Iterator[Any]:
+        sizes: dict[int, tuple[int, int]] = {}
+        errors: dict[int, ImageError] = {}
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, len(images), batch_size):
-                pictures = [read(image) for image in images[start : start + batch_size]]
-                sizes.extend((p.shape[0], p.shape[1]) for p in pictures)
-                yield self.encoder.pixels(pictures, self.resolution)
+                pictures = []
+                for number, (_, found) in enumerate(_read_all(list(images[start : start + batch_size])), start):
+                    if not isinstance(found, ImageError):
+                        pictures.append(found)
+                        sizes[number] = found.shape[0], found.shape[1]
+                    elif on_error == "raise":
+                        raise found
+                    else:
+                        errors[number] = found
+                if pictures:
+                    yield self.encoder.pixels(pictures, self.resolution)
 
-        with torch.no_grad():
-            rows = [row for result in self.score(batches()) for row in self._rows(*result)] if images else []
-        return [self._prediction(*one, None) for one in zip(images, sizes, rows, strict=True)]
+        rows = self._rows_of(iter(self.score(batches())))
+        rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
+        for number, image in enumerate(images):
+            yield errors.get(number) or self._prediction(image, sizes[number], next(rows), None)
+
+    def _rows_of(self, results: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
+                result = next(results, None)
+                found = [] if result is None else self._rows(*result)
+            if result is None:
+                return
+            yield from found
 
     def _stream(self, images: Iterable[Any], batch_size: int, on_error: str) -> Iterator[Any]:
         pending = iter(images)
@@ -471,6 +496,13 @@ def _load_file(
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
     return detector
+
+
+def _check_how(batch_size: int, on_error: str) -> None:
+    if on_error not in ("raise", "yield"):
+        raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
 
 
 def _read_all(images: list[Any]) -> list[tuple[Any, np.ndarray | ImageError]]:

@@ -4,6 +4,7 @@ Names: "dino:small", "dino:base", "dino:large" (the published weights, fetched o
 hub, "dino:<folder>" with config.json and weights, "dino:<size>/random:<seed>" (untrained; warns).
 """
 
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoder import Encoder, Features, _dtype, _shared, fastest_safe_dtype
-from vlad.weights import WeightsError, _digest
+from vlad.weights import WeightsError, _digest, require_repository
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
@@ -44,7 +45,7 @@ class DinoEncoder(Encoder):
         self.resolution = min(config.image_size, RESOLUTION) // self.patch_size * self.patch_size
         self.depth, self.width, self.embed_dim = config.num_hidden_layers, config.hidden_size, config.hidden_size
         self.skipped = 1 + getattr(config, "num_register_tokens", 0)
-        self._passes: dict[Any, Any] | None = None
+        self._shared = threading.local()
 
     @_shared
     def __call__(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> Features:
@@ -89,6 +90,8 @@ def _pretrained(given: str, name: str) -> Any:
 
     source = f"facebook/dinov2-{given}" if given in SIZES else str(Path(given).expanduser())
     try:
+        if not Path(source).is_dir():
+            require_repository(source, f"{name} needs the repository {source}")
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
         raise WeightsError(

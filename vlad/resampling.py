@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlad import metrics, metrics_stream
-from vlad.metrics_stream import Bounded, Histogram
+from vlad import metrics
+from vlad.metrics import stream as metrics_stream
+from vlad.metrics.stream import Bounded, Histogram
 
 LEVEL = 0.95
 WILCOXON_MINIMUM = 10  # categories; below that the smallest p-value of the signed-rank test says little

@@ -1,4 +1,4 @@
-"""The embedded encoder `tiny`: a CLIP of 2.7 million parameters that ships with the package and works offline.
+"""The embedded encoder `tiny`: a CLIP of 2.2 million parameters that ships with the package and works offline.
 
 It is an ordinary `open_clip.model.CLIP` (both towers 128 wide, 4 vision blocks, 14 x 14 tokens at 224 px) with two
 parts of its own:

@@ -172,7 +172,7 @@ def _tokenizer(name: str, config: Mapping[str, Any]) -> Callable[[list[str]], Te
     """open_clip's tokenizer for the model; some come from the hub and must be there or be reachable."""
     text = config.get("text_cfg", {})
     if repo := text.get("hf_tokenizer_name") or text.get("hf_model_name"):
-        _require_repository(repo, f"{name} needs the tokenizer {repo}")
+        require_repository(repo, f"{name} needs the tokenizer {repo}")
         return open_clip.get_tokenizer(name)
     return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 
@@ -252,7 +252,7 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
     if "multimodal_cfg" in config:
         kind = open_clip.CoCa
     if repo := config.get("text_cfg", {}).get("hf_model_name"):
-        _require_repository(repo, f"the model needs the text tower {repo}")
+        require_repository(repo, f"the model needs the text tower {repo}")
         config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
         return kind(**config).eval().requires_grad_(False)
     with torch.device("meta"):
@@ -317,7 +317,7 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
         ) from error
 
 
-def _require_repository(repo: str, what: str) -> None:
+def require_repository(repo: str, what: str) -> None:
     """WeightsError unless something of the repository is in the local cache or the hub answers."""
     from huggingface_hub import constants, try_to_load_from_cache
 

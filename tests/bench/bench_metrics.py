@@ -20,7 +20,9 @@ from skimage.measure import label, regionprops
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from vlad import metrics, metrics_stream, metrics_tally
+from vlad import metrics
+from vlad.metrics import stream as metrics_stream
+from vlad.metrics import tally as metrics_tally
 
 
 def draw_picture(generator, size, anomalous):

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 METHODS = {
+    "laft": "Laft",
+    "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
     "winclip": "WinClip",

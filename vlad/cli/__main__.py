@@ -1,0 +1,5 @@
+"""`python -m vlad.cli` is `vlad`."""
+
+from vlad.cli import main
+
+main()

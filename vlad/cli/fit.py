@@ -1,0 +1,69 @@
+"""`vlad fit`: a few good pictures in, a saved detector with its threshold out."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlad.cli.shared import (
+    AsJson,
+    Device,
+    Dtype,
+    Encoder,
+    Method,
+    Name,
+    Prompts,
+    Rate,
+    Resolution,
+    guarded,
+    load_detector,
+)
+
+
+def fit(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Good pictures; searched whole.")],
+    out: Annotated[Path, typer.Option(help="The detector to write, a .safetensors file.")],
+    name: Name = None,
+    method: Method = None,
+    encoder: Encoder = None,
+    prompts: Prompts = None,
+    max_false_positive_rate: Rate = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a few good pictures; the detector gets a memory and, from 5 pictures on, a threshold.
+
+    Example: vlad fit good/ --name "metal bolt" --out bolt.safetensors
+    """
+
+    def work() -> int:
+        from vlad.images import list_images
+
+        if out.suffix != ".safetensors":
+            raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
+        list_images([folder])  # before the encoder is loaded: a mistake is quick to see
+        given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
+        model, _ = load_detector(method, name, None, given)
+        model.fit(folder, max_false_positive_rate=max_false_positive_rate)
+        model.save(out)
+        made = model.calibration
+        facts = {
+            "detector": str(out),
+            "normals": len(model.references),
+            "threshold": model.threshold,
+            "map_threshold": model.map_threshold,
+            "note": made.note if made else None,
+        }
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            cut = "no threshold" if model.threshold is None else f"threshold {model.threshold:.4f}"
+            print(f"learnt from {len(model.references)} pictures, {cut}: {out}")
+            if made:
+                print(made.note)
+        return 0
+
+    guarded(work)

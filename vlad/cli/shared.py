@@ -1,0 +1,81 @@
+"""What the verbs share: common options, one sentence for every mistake, and the detector that the flags describe."""
+
+import hashlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import vlad
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+PLAIN: dict[str, Any] = {"rich_markup_mode": None, "context_settings": {"help_option_names": ["-h", "--help"]}}
+
+Name = Annotated[str | None, typer.Option("--name", help='What the pictures show, in words: "metal bolt".')]
+Method = Annotated[str | None, typer.Option(help="`vlad list methods`. [default: patch_text]")]
+Encoder = Annotated[str | None, typer.Option(help="Vision-language encoder; `vlad list encoders`. [default: tiny]")]
+Prompts = Annotated[str | None, typer.Option(help="Prompt pack, a name or a TOML file. [default: winclip]")]
+Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
+Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]
+Dtype = Annotated[str | None, typer.Option(help='"float32" or "bfloat16". [default: the fastest safe one]')]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Share of good pictures that may be called anomalous. [default: what their number allows]"),
+]
+
+
+def guarded(work: Callable[[], int], resume_hint: str = "") -> None:
+    """Leaves with the exit code of `work`; what a user can cause is one sentence, never a traceback."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        code = work()
+        print(end="", flush=True)  # so that a full disk or a closed pipe is met here and not at exit
+    except KeyboardInterrupt:
+        print(f"interrupted{resume_hint}", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader (head, less) has left; nothing more may be written there, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        code = 2
+        if os.environ.get("VLAD_DEBUG") or not isinstance(error, (ValueError, TypeError, RuntimeError, OSError)):
+            traceback.print_exc()
+        else:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def load_detector(
+    method: str | None, name: str | None, file: Path | None, given: dict[str, Any]
+) -> tuple["Detector", dict]:
+    """The detector, and what beside its own settings it depends on."""
+    from vlad.methods import method_class
+
+    given = {key: value for key, value in given.items() if value is not None}
+    if "prompts" in given:  # before the encoder: a mistake is quick to see
+        given["prompts"] = vlad.PromptPack.load(given["prompts"])
+    if file is None:
+        method = method or "patch_text"
+        if name is None and method_class(method).needs_text:
+            raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
+        return vlad.load(method, name, **given), {}
+    if method is not None:
+        raise ValueError(f"--detector {file} records its own method; leave out --method")
+    detector = vlad.load(file.absolute(), name, **given)
+    return detector, {"detector": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def one_line(text: Any) -> str:
+    """The text with line breaks and other control characters written as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))

@@ -1,0 +1,272 @@
+"""Metrics of one or many detectors on labelled pictures: one walk over the pictures for all that can share it.
+
+`evaluate` is the whole interface, and `vlad.evaluate` is both this module and that function. A category is measured on
+its test pictures; few-shot detectors are fitted on normal pictures of its `train` split, drawn as
+`RandomState(seed).permutation(sorted files)[:shots]`, the same files for every detector, nested in the shots.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlad import resampling
+from vlad.corrupt import SEVERITIES
+from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, labelled, leaks_of
+from vlad.evaluate.measure import Collector, Measures, Value
+from vlad.evaluate.parts import Part, Parts
+from vlad.evaluate.settings import peak_memory, settings_of_run
+from vlad.evaluate.walk import Clock, Condition, Look, Runner, walk
+from vlad.report import Report, Row
+from vlad.report.pictures import thumbnails
+from vlad.samples import Sample
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+logger = logging.getLogger(__name__)
+
+MEMORY = 2 * 2**30  # bytes
+CLEAN_ALARMS = 0.05  # share of clean normal pictures above the threshold that corrupted ones are held against
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    detectors: Any,
+    samples: Iterable[Sample],
+    *,
+    shots: int = 0,
+    seeds: int | Sequence[int] = 5,
+    metric_size: str | int = "native",
+    force: bool = False,
+    corrupt: Sequence[str] = (),
+    severities: Sequence[int] = SEVERITIES,
+    names: Mapping[str, str] | None = None,
+    bootstrap: int = 1000,
+    mask_resize: str = "bilinear",
+    empty_mask: str = "normal",
+    batch_size: int = 8,
+    memory: float = MEMORY,
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Metrics per category, with intervals, curves, pictures and settings.
+
+    Args:
+        detectors: a Detector, a list, or a dict label -> Detector; left unchanged. Those round one Encoder object share
+            its passes.
+        samples: of one or more data sets, as `vlad.datasets` reads them; test pictures are measured.
+        shots: normal pictures to fit on; 0 takes the detectors as they are.
+        seeds: number of draws of these pictures (seeds 0, 1, ...), or the seeds; without shots there is one run.
+        metric_size: "native": maps are brought to each picture's own size; or the side of a square for both maps and
+            masks, as papers do (518, 256).
+        force: also evaluate detectors on the data set that they were trained on; the report is stamped.
+        corrupt: names of `vlad.corrupt.CORRUPTIONS`; adds the metrics on pictures changed so, per severity.
+        names: category -> words for prompts, instead of the data set's own.
+        bootstrap: draws for the intervals; 0 for none.
+        mask_resize: with a square metric_size "bilinear" (antialiased, over 0.5) or "nearest".
+        empty_mask: anomalous pictures in which nothing is marked count as "normal" pixels, or "skip" them.
+        batch_size: pictures computed at once; changes no result.
+        memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
+        out: folder to write to as results come; a killed run goes on there.
+        progress: called with (category, pictures done, pictures in all).
+
+    Raises:
+        ValueError: wrong arguments; no test picture; a picture twice; too few normals; a leak without `force`; a map
+            or score that is NaN; `out` holds a run with other settings.
+        TypeError: something that is no detector, or cannot be fitted although shots are asked for.
+        vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
+    """
+    named, groups = labelled(detectors), grouped(samples, names or {})
+    plan = Plan(
+        shots=shots,
+        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        look=Look(metric_size, mask_resize),
+        conditions=(Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities)),
+        bootstrap=bootstrap,
+        empty_mask=empty_mask,
+        batch_size=batch_size,
+        memory=memory,
+    )
+    check_plan(plan, named, groups)
+    leaks = leaks_of(named, groups, force)
+    settings = settings_of_run(plan, named, groups, leaks)
+    parts = Parts(None if out is None else Path(out), settings)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for place, group in groups.items():
+        missing = {label: one for label, one in named.items() if not parts.has(label, place)}
+        for label, part in _category(missing, place, group, plan, progress) if missing else ():
+            parts.add(label, place, part)
+    order = {(label, place): index for index, (label, place) in enumerate((a, b) for a in named for b in groups)}
+    return parts.report({**settings, "started": started, "peak_memory": peak_memory()}, order)
+
+
+def _category(
+    named: Mapping[str, Detector], place: Place, group: Group, plan: Plan, progress: Progress | None
+) -> Iterator[tuple[str, Part]]:
+    """The part of each detector on one category, as each is finished."""
+    clock = Clock()
+    runners = list(_runners(named, group, plan, clock))
+    tests = [group.tests[i] for i in np.random.RandomState(0).permutation(len(group.tests))]
+    total, done = len(tests) * len(plan.conditions), 0
+    clean: list[Measures] = []
+    thresholds: list[float] = []
+    rows: dict[str, list[Row]] = {label: [] for label in named}
+    for condition in plan.conditions:
+        collectors = [_collector(plan, len(runners)) for _ in runners]
+        how: dict[str, Any] = {"look": plan.look, "condition": condition, "batch_size": plan.batch_size, "clock": clock}
+        for seen, said in walk(runners, tests, **how):
+            with clock("metrics"):
+                for collector, found in zip(collectors, said, strict=True):
+                    collector.add(seen, *found)
+            done += 1
+            if progress:
+                progress("/".join(dict.fromkeys(place)), done, total)
+        with clock("metrics"):
+            first = condition == Condition()
+            measures = [one.finish(plan.bootstrap if first else 0, thorough=first) for one in collectors]
+            if first:
+                clean = measures
+                thresholds = [_threshold(r.detector, c) for r, c in zip(runners, collectors, strict=True)]
+            if len(plan.conditions) > 1:
+                for measure, collector, threshold in zip(measures, collectors, thresholds, strict=True):
+                    measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)
+        for label in named:
+            own = [m for m, runner in zip(measures, runners, strict=True) if runner.label == label]
+            rows[label] += _rows(label, place, condition, own, group)
+    for number, label in enumerate(named):
+        pairs = [(m, runner) for m, runner in zip(clean, runners, strict=True) if runner.label == label]
+        with clock("report pictures"):
+            part = _part(rows[label], pairs)
+        part["seconds"] = {label: clock.seconds.pop(label, 0.0), **(clock.seconds if number == len(named) - 1 else {})}
+        yield label, part
+
+
+def _collector(plan: Plan, runners: int) -> Collector:
+    return Collector(plan.memory / runners, plan.empty_mask, native=plan.look.metric_size == "native")
+
+
+def _runners(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clock) -> Iterator[Runner]:
+    for label, given in named.items():
+        for seed in plan.seeds if plan.shots else (None,):
+            with clock(label):
+                # a copy that learns and is described in the detector's stead; the encoder is shared, not copied
+                detector = copy.deepcopy(given, {id(given.encoder): given.encoder})
+                if detector.needs_text:
+                    detector.describe(group.name)
+                if seed is None:
+                    yield Runner(label, detector)
+                    continue
+                order = np.random.RandomState(seed).permutation(len(group.normals))[: plan.shots]
+                normals = [group.normals[i].image for i in order]
+                with warnings.catch_warnings():  # of few normals: no threshold is needed here
+                    warnings.simplefilter("ignore", UserWarning)
+                    detector.fit(normals)
+                yield Runner(label, detector, seed, ["/".join(file.parts[-3:]) for file in normals])
+
+
+def _threshold(detector: Detector, collected: Collector) -> float:
+    """The detector's own threshold, else the one that CLEAN_ALARMS of the clean normal pictures reach."""
+    if detector.threshold is not None:
+        return detector.threshold
+    pairs = zip(collected.scores, collected.samples, strict=True)
+    scores = [score for score, sample in pairs if not sample.label]
+    return float(np.quantile(scores, 1 - CLEAN_ALARMS, method="higher")) if scores else float("nan")
+
+
+def _alarms(collected: Collector, threshold: float) -> Value:
+    rate = _alarm_rate(collected, threshold)
+    return Value(rate, "no picture is normal" if np.isnan(rate) else "", None if np.isnan(rate) else threshold)
+
+
+def _rows(label: str, place: Place, condition: Condition, measures: list[Measures], group: Group) -> list[Row]:
+    """One row for each metric, over the seeds."""
+    labels = Counter(sample.label for sample in group.tests)
+    rows = []
+    for metric, value in _merged(measures, statistics.fmean).items():
+        drawn = [one.draws[metric] for one in measures if metric in one.draws]
+        rows.append(
+            Row(
+                detector=label,
+                dataset=place[0],
+                category=place[1],
+                metric=metric,
+                value=value.value,
+                n=labels.total(),
+                normal=labels[0],
+                anomalous=labels[1],
+                reason=value.reason,
+                interval=resampling.interval(np.mean(drawn, axis=0)) if drawn else None,
+                deviation=_deviation([one.values[metric].value for one in measures]),
+                threshold=value.threshold,
+                error=value.error,
+                condition=str(condition),
+                empty_masks=measures[0].counts["empty_masks"],
+            )
+        )
+    return rows
+
+
+def _part(rows: list[Row], own: list[tuple[Measures, Runner]]) -> Part:
+    first = own[0][0]
+    draws = {name: np.mean([one.draws[name] for one, _ in own], axis=0) for name in first.draws}
+    return {
+        "rows": [row.to_dict() for row in rows],
+        "curves": first.curves,
+        "shown": thumbnails(first.shown, first.colours),
+        "draws": {
+            name: [round(value, 6) if np.isfinite(value) else None for value in column.tolist()]
+            for name, column in draws.items()
+        },
+        "references": {str(runner.seed): runner.references for _, runner in own if runner.references},
+    }
+
+
+def _merged(parts: Sequence[Measures], combine: Callable[[list[float]], float]) -> dict[str, Value]:
+    """The values over the seeds of a few-shot run; a metric that is NaN for one seed is NaN."""
+    first = parts[0].values
+    found = {}
+    for name in first:
+        values = [part.values[name] for part in parts]
+        reason = next((one.reason for one in values if one.reason), "")
+        error = max(one.error for one in values)
+        threshold = first[name].threshold if len(parts) == 1 else None
+        found[name] = Value(combine([one.value for one in values]), reason, threshold, error)
+    return found
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds (ddof 1); None for a single one or where one is NaN."""
+    if len(values) < 2 or any(math.isnan(value) for value in values):
+        return None
+    return float(np.std(values, ddof=1))
+
+
+def _alarm_rate(collected: Collector, threshold: float) -> float:
+    """Share of normal pictures at or above the threshold; NaN without any."""
+    scores = [score for score, sample in zip(collected.scores, collected.samples, strict=True) if not sample.label]
+    return float(np.mean(np.array(scores) >= threshold)) if scores else math.nan
+
+
+class _CallableModule(ModuleType):
+    """`vlad.evaluate` is this module and also the public call; an import must not hide the call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,151 @@
+"""What an evaluation is given, checked: detectors with labels, pictures by category, and how to measure."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlad.corrupt import check
+from vlad.evaluate.walk import Condition, Look
+from vlad.samples import Sample
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+Place = tuple[str, str]  # data set, category
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to evaluate; the fields are keywords of `evaluate`."""
+
+    shots: int
+    seeds: tuple[int, ...]
+    look: Look
+    conditions: tuple[Condition, ...]
+    bootstrap: int
+    empty_mask: str
+    batch_size: int
+    memory: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pictures of one category."""
+
+    name: str  # the words for prompts
+    tests: list[Sample]
+    normals: list[Sample]  # of the train split, sorted by path
+
+
+def labelled(detectors: Any) -> dict[str, Detector]:
+    """Label -> Detector of what `evaluate` takes; labels of a list are methods, made distinct."""
+    from vlad.detector import Detector
+
+    if isinstance(detectors, Detector):
+        detectors = [detectors]
+    if not isinstance(detectors, Mapping | Sequence) or isinstance(detectors, str) or not detectors:
+        raise TypeError(
+            f"detectors is {detectors!r:.60}; expected a Detector, a list of them, or a dict label -> Detector"
+        )
+    values = list(detectors.values()) if isinstance(detectors, Mapping) else list(detectors)
+    for value in values:
+        if not isinstance(value, Detector):
+            raise TypeError(f"detectors holds a {type(value).__name__}; expected what vlad.load returns")
+    if isinstance(detectors, Mapping):
+        return {str(label): value for label, value in detectors.items()}
+    return dict(zip(_labels(values), values, strict=True))
+
+
+def _labels(detectors: Sequence[Detector]) -> list[str]:
+    """The methods' names; where one is there twice, with the prompt pack, the encoder, or a number."""
+    tries: list[Callable[[Detector], str]] = [
+        lambda one: one.method,
+        lambda one: f"{one.method}, {one.pack.name}" if one.pack else one.method,
+        lambda one: f"{one.method}, {one.encoder.name}",
+    ]
+    for label in tries:
+        labels = [label(one) for one in detectors]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{one.method} {number}" for number, one in enumerate(detectors, 1)]
+
+
+def grouped(samples: Iterable[Sample], names: Mapping[str, str]) -> dict[Place, Group]:
+    """(data set, category) -> its pictures, in the order of their first appearance.
+
+    Raises:
+        ValueError: no test picture, one file as two samples, or words for a category that is not there.
+    """
+    seen: dict[str, Sample] = {}
+    groups: dict[Place, Group] = {}
+    for sample in samples:
+        first = seen.setdefault(os.path.abspath(sample.image), sample)
+        if first is not sample:
+            both = f"{first.category}/{first.split} and {sample.category}/{sample.split}"
+            raise ValueError(f"{sample.image} is given twice, in {both}; give each picture once")
+        words = names.get(sample.category, sample.name)
+        group = groups.setdefault((sample.dataset, sample.category), Group(words, [], []))
+        if sample.split == "test":
+            group.tests.append(sample)
+        elif sample.split == "train" and not sample.label:
+            group.normals.append(sample)
+    groups = {place: group for place, group in groups.items() if group.tests}
+    if not groups:
+        raise ValueError(f"{len(seen)} samples came, none of them a test picture; give some with split='test'")
+    if unknown := set(names) - {category for _, category in groups}:
+        raise ValueError(f"names has words for {min(unknown)!r}; known: {', '.join(c for _, c in groups)}")
+    for group in groups.values():
+        group.normals.sort(key=lambda sample: sample.image.as_posix())
+    return groups
+
+
+def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group]) -> None:
+    size = plan.look.metric_size
+    if size != "native" and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"metric_size is {size!r}; expected 'native' or the side of a square in pixels, such as 518")
+    for key, value, known in (
+        ("mask_resize", plan.look.mask_resize, ("bilinear", "nearest")),
+        ("empty_mask", plan.empty_mask, ("normal", "skip")),
+    ):
+        if value not in known:
+            raise ValueError(f"{key} is {value!r}; expected {' or '.join(map(repr, known))}")
+    if plan.shots < 0 or not plan.seeds or plan.bootstrap < 0 or plan.batch_size < 1:
+        counts = f"shots {plan.shots}, seeds {plan.seeds}, bootstrap {plan.bootstrap}, batch_size {plan.batch_size}"
+        raise ValueError(f"{counts}: expected none below 0, and at least one seed and one picture a batch")
+    for kind, severity in plan.conditions[1:]:
+        check(kind, severity)
+    for label, detector in named.items():
+        if not plan.shots and detector.needs_normals and not detector.references:
+            raise ValueError(f"{label} needs normal pictures; fit it, or let shots= draw some for every category")
+    for (dataset, category), group in groups.items():
+        if len(group.normals) < plan.shots:
+            there = f"{dataset}/{category} has {len(group.normals)} normal pictures for training"
+            raise ValueError(f"shots is {plan.shots}, but {there}; ask for fewer shots")
+
+
+def leaks_of(named: Mapping[str, Detector], groups: Mapping[Place, Group], force: bool) -> dict[str, list[str]]:
+    """Label -> the tested data sets that the detector was trained on."""
+    found = {}
+    for label, detector in named.items():
+        trained = getattr(detector, "trained_on", None) or ()
+        trained = [trained] if isinstance(trained, str) else trained
+        sources = {_key(word) for source in trained for word in re.split(r"[+,;]", source)}
+        if leaks := sorted({dataset for dataset, _ in groups if _key(dataset) in sources}):
+            found[label] = leaks
+    if found and not force:
+        label, leaks = next(iter(found.items()))
+        raise ValueError(
+            f"{label} was trained on {leaks[0]}: its numbers there say nothing about other data; leave that "
+            "data set out, or force it (force=True, --force), which the report will say"
+        )
+    return found
+
+
+def _key(dataset: str) -> str:
+    """A data set's name as people write it in many ways: "MVTec test", "mvtec_ad", "MVTec-AD"."""
+    key = re.sub(r"(test|train|split|set)\b|[^a-z0-9]", "", dataset.casefold())
+    return {"mvtec": "mvtecad", "clinicdb": "cvcclinicdb", "colondb": "cvccolondb"}.get(key, key)

@@ -1,0 +1,115 @@
+"""What an evaluation writes as it goes: one file for each detector and category, so that a killed run can go on.
+
+    out/run.json                 what the numbers depend on; going on with other settings is refused
+    out/parts/<detector>-<data set>-<category>-<digest>.json
+
+A part appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlad.evaluate.inputs import Place
+from vlad.report import Report, Row
+from vlad.toml_files import write_whole
+
+logger = logging.getLogger(__name__)
+
+RUN, PARTS = "run.json", "parts"
+Part = dict[str, Any]  # rows, curves, shown, draws, seconds, references
+
+
+class Parts:
+    """The finished parts of one run, in memory and, with a folder, on disk.
+
+    Raises:
+        ValueError: the folder holds parts of other settings.
+    """
+
+    def __init__(self, out: Path | None, settings: Mapping[str, Any]) -> None:
+        self.folder = out
+        self.found: dict[tuple[str, Place], Part] = {}
+        if out is None:
+            return
+        facts = json.loads(json.dumps(settings))  # as the file will give it back: tuples become lists
+        if (out / RUN).exists():
+            _refuse_other(out / RUN, facts)
+        write_whole(out / RUN, json.dumps(facts, indent=1).encode())
+
+    def has(self, label: str, place: Place) -> bool:
+        """Whether this part is finished, in this run or in the one before."""
+        if self.folder is not None and (label, place) not in self.found:
+            file = self._file(label, place)
+            if file.exists():
+                self.found[label, place] = json.loads(file.read_text(encoding="utf-8"))
+                logger.info("%s: done before, read from %s", "/".join(place), file.name)
+        return (label, place) in self.found
+
+    def add(self, label: str, place: Place, part: Part) -> None:
+        """Keeps a finished part."""
+        if self.folder is not None:
+            write_whole(self._file(label, place), json.dumps(part).encode())
+        self.found[label, place] = part
+
+    def _file(self, label: str, place: Place) -> Path:
+        assert self.folder is not None
+        name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] for text in (label, *place))
+        digest = hashlib.sha256("\0".join((label, *place)).encode()).hexdigest()[:8]
+        return self.folder / PARTS / f"{name}-{digest}.json"
+
+    def report(self, settings: Mapping[str, Any], order: Mapping[tuple[str, Place], int]) -> Report:
+        """All parts together, in the order of detectors and categories."""
+        parts = dict(sorted(self.found.items(), key=lambda item: order[item[0]]))
+        seconds: dict[str, float] = {}
+        for part in parts.values():
+            for name, value in part["seconds"].items():
+                seconds[name] = seconds.get(name, 0.0) + value
+        rows = tuple(Row.from_dict(row) for part in parts.values() for row in part["rows"])
+        keyed = {(label, *place): part for (label, place), part in parts.items()}
+        return Report(
+            rows,
+            {**settings, "seconds": seconds},
+            curves={key: part["curves"] for key, part in keyed.items()},
+            shown={key: part["shown"] for key, part in keyed.items()},
+            draws=dict(_draws(keyed)),
+            references={key: part["references"] for key, part in keyed.items() if part["references"]},
+        )
+
+
+def _draws(parts: Mapping[tuple[str, str, str], Part]) -> Iterator[tuple[tuple[str, str, str, str], np.ndarray]]:
+    for key, part in parts.items():
+        for metric, drawn in part["draws"].items():
+            yield (*key, metric), np.array([np.nan if value is None else value for value in drawn])
+
+
+def _refuse_other(file: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        old = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise ValueError(f"{file} is not readable as settings to compare with; choose another folder") from None
+    if differing := list(_differences(old, facts)):
+        said = "; ".join(f"{key} was {_short(before)}, now {_short(now)}" for key, before, now in differing[:4])
+        raise ValueError(f"{file.parent} was evaluated with other settings ({said}); give those, or another folder")
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, before, now) of what differs, keys of tables in tables joined by dots."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 70 else text[:67] + "..."

@@ -1,0 +1,121 @@
+"""What an evaluation's numbers depend on, and what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vlad
+from vlad.evaluate.walk import key_of
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.evaluate.inputs import Group, Place, Plan
+
+
+def settings_of_run(
+    plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group], leaks: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """Plain values for JSON: version, detectors, data, protocol."""
+    data: dict[str, dict[str, Any]] = {}
+    for (dataset, category), group in groups.items():
+        data.setdefault(dataset, {})[category] = _category(group)
+    corrupt = list(dict.fromkeys(condition.kind for condition in plan.conditions[1:]))
+    severities = sorted({condition.severity for condition in plan.conditions[1:]})
+    return {
+        "vlad": vlad.__version__,
+        "commit": commit(),
+        "shots": plan.shots,
+        "seeds": list(plan.seeds) if plan.shots else [],
+        "metric_size": plan.look.metric_size,
+        "mask_resize": plan.look.mask_resize if plan.look.metric_size != "native" else "none",
+        "empty_mask": plan.empty_mask,
+        "bootstrap": plan.bootstrap,
+        "corrupt": corrupt,
+        "severities": severities,
+        "detectors": {label: _detector(one, plan.shots, leaks.get(label, [])) for label, one in named.items()},
+        "data": data,
+    }
+
+
+def _category(group: Group) -> dict[str, Any]:
+    anomalous = sum(sample.label for sample in group.tests)
+    files = "\n".join(sorted(key_of(sample) for sample in group.tests + group.normals))
+    return {
+        "name": group.name,
+        "normal": len(group.tests) - anomalous,
+        "anomalous": anomalous,
+        "train": len(group.normals),
+        "digest": hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()[:16],
+    }
+
+
+def _detector(detector: Detector, shots: int, leaks: list[str]) -> dict[str, Any]:
+    encoder, pack = detector.encoder, detector.pack
+    prompts = (pack.name if pack else detector.default_prompts) if detector.needs_text else None
+    trained = getattr(detector, "trained_on", None) or ()
+    return {
+        "method": detector.method,
+        "setting": setting_of(detector, shots),
+        "trained_on": [trained] if isinstance(trained, str) else list(trained),
+        "leaks": leaks,
+        "encoder": encoder.name,
+        "digest": encoder.digest,
+        "device": device_name(encoder.device),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "prompts": prompts,
+        "pack": pack.to_dict() if pack else None,
+        "resolution": detector.resolution,
+        "options": dict(detector.options),
+    }
+
+
+def setting_of(detector: Detector, shots: int) -> str:
+    """ "zero-shot", "4-shot", "batch" (transductive), with the auxiliary data that it was trained on."""
+    trained = getattr(detector, "trained_on", None) or ()
+    kind = "batch (transductive)" if detector.transductive else "zero-shot"
+    if given := shots or len(detector.references):
+        kind = f"{given}-shot" if shots else f"{given}-shot, fitted before"
+    auxiliary = trained if isinstance(trained, str) else ", ".join(trained)
+    return f"{kind}, trained on {auxiliary}" if auxiliary else kind
+
+
+def device_name(device: Any) -> str:
+    """ "cpu", or the accelerator's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, "-dirty" with changes; None for an installed package."""
+    root = Path(vlad.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes that this process held at most, so far: "process", and "accelerator" where there is one."""
+    import torch
+
+    found = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.max_memory_allocated()
+    return found

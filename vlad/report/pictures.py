@@ -1,0 +1,68 @@
+"""The small pictures of a report: the photo with what is marked in it outlined, and beside it the map in colour."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from vlad.drawing import draw_overlay
+
+if TYPE_CHECKING:
+    from vlad.evaluate.measure import Shown
+
+SIDE = 184  # px of the longer side
+OUTLINE = (0, 235, 160)
+
+
+def thumbnails(shown: Sequence[Shown], colours: tuple[float, float]) -> list[dict[str, Any]]:
+    """What a report keeps of each picture: kind, score, defect, name, and two JPEG pictures as base64 text.
+
+    Args:
+        colours: the map values that are drawn cold and hot, the same for all.
+    """
+    kept = []
+    for one in shown:
+        sample, photo = one.seen.sample, _small(one.seen.picture)
+        size = photo.shape[:2]
+        entry: dict[str, Any] = {"kind": one.kind, "score": round(one.score, 6), "defect": sample.defect}
+        entry["name"] = "/".join(sample.image.parts[-3:])
+        entry["photo"] = _jpeg(_outlined(photo, one.seen.truth))
+        if one.amap is not None:
+            amap = np.asarray(Image.fromarray(one.amap).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+            overlay = draw_overlay(photo, amap, low=colours[0], high=colours[1], alpha=0.8)
+            entry["map"] = _jpeg(np.asarray(overlay))
+        kept.append(entry)
+    return kept
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _outlined(photo: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """The photo with a line round every region; a region of any size is seen."""
+    if truth is None or not truth.any():
+        return photo
+    from scipy import ndimage
+
+    height, width = photo.shape[:2]
+    reach = max(1, truth.shape[0] // height + 1, truth.shape[1] // width + 1)
+    grown = ndimage.maximum_filter(truth.astype(np.uint8), size=reach)  # else a thin crack falls between the pixels
+    small = np.asarray(Image.fromarray(grown).resize((width, height), Image.Resampling.NEAREST)) > 0
+    line = ndimage.binary_dilation(small, np.ones((3, 3))) & ~small
+    drawn = photo.copy()
+    drawn[line] = OUTLINE
+    return drawn
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=80, optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,145 @@
+"""The tables of a report for a terminal, in percent."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlad.report import Report, Row
+
+HEADINGS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1max",
+    "pixel_aupro": "AUPRO",
+    "pixel_aupro_0.05": "AUPRO@5%",
+    "aupimo": "AUPIMO",
+    "spro_0.05": "sPRO@5%",
+    "specimen_auroc": "object AUROC",
+    "specimen_ap": "object AP",
+    "specimen_f1_max": "object F1max",
+    "image_fpr_at_clean_threshold": "alarms",
+}
+TABLE = (
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "pixel_aupro",
+    "aupimo",
+    "spro_0.05",
+)
+LOWER_IS_BETTER = ("image_fpr_at_clean_threshold",)
+
+
+def table(report: Report, metrics: Sequence[str]) -> str:
+    """One table for each detector, then robustness, then what has no value and why."""
+    present = {row.metric for row in report.rows if not math.isnan(row.value)}
+    metrics = [metric for metric in metrics if metric in present] or ["image_auroc"]
+    lines: list[str] = []
+    for label, settings in report.settings["detectors"].items():
+        rows = [row for row in (*report.rows, *report.mean()) if row.detector == label and row.condition == "clean"]
+        places = shown_places(report)
+        found = {(row.dataset, row.category, row.metric): row for row in rows}
+        body = [_line(place, [found.get((*place, metric)) for metric in metrics]) for place in places]
+        lines += [headline(label, settings), "", *_aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
+    lines += _robustness(report)
+    lines += _missing(report, metrics)
+    lines.append(cost(report.settings))
+    return "\n".join(lines)
+
+
+def shown_places(report: Report) -> list[tuple[str, str]]:
+    """The categories, then the means that say more than a category: of data sets with several, and of all."""
+    places = list(dict.fromkeys((row.dataset, row.category) for row in report.rows))
+    sizes = Counter(dataset for dataset, _ in places)
+    means = [(dataset, "mean") for dataset, size in sizes.items() if size > 1]
+    return places + means + ([("all", "mean")] if len(sizes) > 1 else [])
+
+
+def headline(label: str, settings: dict[str, Any]) -> str:
+    """One line that states a detector's setting."""
+    words = f", prompts {settings['prompts']}" if settings["prompts"] else ""
+    stamp = f" -- TRAINED ON THE TESTED DATA ({', '.join(settings['leaks'])})" if settings["leaks"] else ""
+    return f"{label}: {settings['setting']}, encoder {settings['encoder']}, {settings['resolution']} px{words}{stamp}"
+
+
+def cost(settings: Any) -> str:
+    """One line: seconds by part, memory, device."""
+    parts = ", ".join(f"{name} {value:.1f} s" for name, value in settings["seconds"].items())
+    peak = settings.get("peak_memory", {}).get("process")
+    devices = ", ".join(dict.fromkeys(one["device"] for one in settings["detectors"].values()))
+    memory = f"; peak memory {peak / 2**20:.0f} MB" if peak else ""
+    return f"metrics at {settings['metric_size']} size; {parts}{memory}; {devices}"
+
+
+def percent(row: Row | None) -> str:
+    """ "87.3", with the deviation over seeds "87.3±1.2", or "n/a"."""
+    if row is None or math.isnan(row.value):
+        return "n/a"
+    return f"{100 * row.value:.1f}" + (f"±{100 * row.deviation:.1f}" if row.deviation is not None else "")
+
+
+def place_name(dataset: str, category: str) -> str:
+    """ "mvtec_ad/screw"; a category that already begins with its data set is not doubled."""
+    return category if category.split("/")[0] == dataset else f"{dataset}/{category}"
+
+
+def _line(place: tuple[str, str], rows: Sequence[Row | None]) -> list[str]:
+    known = next((row for row in rows if row is not None), None)
+    return [place_name(*place), *(percent(row) for row in rows), str(known.n if known else 0)]
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _robustness(report: Report) -> list[str]:
+    from vlad.report.summary import drops
+
+    if not report.settings["corrupt"]:
+        return []
+    severities = report.settings["severities"]
+    lines = []
+    present = {row.metric for row in report.rows if not math.isnan(row.value)}
+    for metric in ("image_auroc", "pixel_aupro", "image_fpr_at_clean_threshold"):
+        if metric not in present:
+            continue
+        change = "rise" if metric in LOWER_IS_BETTER else "drop"
+        cells = [["", "", "clean", *map(str, severities), "mean", change]]
+        for label, kind, found, mean, drop in drops(report, metric):
+            values = (report.value(metric, detector=label), *found.values(), mean, drop)
+            cells.append([label, kind, *("n/a" if math.isnan(value) else f"{100 * value:.1f}" for value in values)])
+        lines += [f"{HEADINGS[metric]} on changed pictures, by severity", "", *_aligned(cells), ""]
+    return lines
+
+
+def _missing(report: Report, metrics: Sequence[str]) -> list[str]:
+    """Each reason once, with the categories and how many they are."""
+    why: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.condition == "clean" and row.reason and row.metric in metrics:
+            why.setdefault(row.reason, []).append(place_name(row.dataset, row.category))
+    lines = []
+    for reason, places in why.items():
+        names = list(dict.fromkeys(places))
+        lines.append(f"n/a for {len(names)} ({', '.join(names)}): {reason}")
+    marked = [row for row in report.rows if row.metric == "pixel_auroc" and not math.isnan(row.value)]
+    empty = {place_name(row.dataset, row.category): row.empty_masks for row in marked if row.empty_masks}
+    lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
+    return [*lines, ""] if lines else []
