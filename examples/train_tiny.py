@@ -32,7 +32,7 @@ from torch import Tensor
 
 from vlad import tiny
 from vlad.resources import resource
-from vlad.synthetic_defects import WORDS
+from vlad.synthetic.defects import WORDS
 
 log = logging.getLogger("train_tiny")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vlad.synthetic import sample
-from vlad.synthetic_defects import DEFECTS, WORDS, contrast, spoil
-from vlad.synthetic_scenes import SCENES, draw_scene
-from vlad.synthetic_textures import TEXTURES, soft
+from vlad.synthetic.defects import DEFECTS, WORDS, contrast, spoil
+from vlad.synthetic.scenes import SCENES, draw_scene
+from vlad.synthetic.textures import TEXTURES, soft
 
 SIZE = 96
 

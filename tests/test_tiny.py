@@ -13,8 +13,8 @@ from vlad import tiny
 from vlad.prompts import PromptPack
 from vlad.resources import resource
 from vlad.synthetic import sample
-from vlad.synthetic_defects import DEFECTS, contrast
-from vlad.synthetic_scenes import draw_scene
+from vlad.synthetic.defects import DEFECTS, contrast
+from vlad.synthetic.scenes import draw_scene
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

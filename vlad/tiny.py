@@ -8,7 +8,7 @@ parts of its own:
   model trained on drawn pictures lacks most. The weights are Apache 2.0; adapters/weights/tiny/NOTICE says from where;
 - the vocabulary is CLIP's byte pair encoding cut to its first merges, so that any word still has an encoding.
 
-Blocks, words and projections are trained on procedural pictures only (vlad/synthetic.py) by examples/train_tiny.py. It
+Blocks, words and projections are trained on procedural pictures only (vlad/synthetic) by examples/train_tiny.py. It
 is a demonstration encoder and no substitute for a CLIP trained on photographs.
 """
 

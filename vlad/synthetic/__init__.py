@@ -1,8 +1,8 @@
 """Procedural pictures of normal and defective things, with exact masks and captions.
 
-Everything is drawn: surfaces (vlad/synthetic_textures.py); things, arrays of parts, tiles that fill the frame and round
-bodies (vlad/synthetic_scenes.py); the clutter that is normal on them (vlad/synthetic_clutter.py); defects as strong as
-the picture's own texture asks for (vlad/synthetic_defects.py); last a camera (light, blur, noise, JPEG). Used to train
+Everything is drawn: surfaces (vlad/synthetic/textures.py); things, arrays of parts, tiles that fill the frame and round
+bodies (vlad/synthetic/scenes.py); the clutter that is normal on them (vlad/synthetic/clutter.py); defects as strong as
+the picture's own texture asks for (vlad/synthetic/defects.py); last a camera (light, blur, noise, JPEG). Used to train
 the encoder `tiny`, in tests and in examples. All randomness comes from the generator given, none from the global one.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from vlad.synthetic_defects import WORDS, spoil
-from vlad.synthetic_scenes import draw_scene
-from vlad.synthetic_textures import Array, axes
+from vlad.synthetic.defects import WORDS, spoil
+from vlad.synthetic.scenes import draw_scene
+from vlad.synthetic.textures import Array, axes
 
 
 @dataclass(frozen=True)

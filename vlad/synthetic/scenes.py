@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import Generator
 
-from vlad.synthetic_clutter import clutter
-from vlad.synthetic_textures import (
+from vlad.synthetic.clutter import clutter
+from vlad.synthetic.textures import (
     Array,
     axes,
     brushed,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from vlad.synthetic_scenes import Scene
-from vlad.synthetic_textures import Array, axes, blob, cloud, edge, soft, spot, strokes, surface, walk
+from vlad.synthetic.scenes import Scene
+from vlad.synthetic.textures import Array, axes, blob, cloud, edge, soft, spot, strokes, surface, walk
 
 Marked = tuple[Array, Array]
 

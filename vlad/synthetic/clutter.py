@@ -7,7 +7,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from vlad.synthetic_textures import Array, axes, cloud, soft, strokes
+from vlad.synthetic.textures import Array, axes, cloud, soft, strokes
 
 
 def _bars(rng: Generator, size: int) -> Array:
