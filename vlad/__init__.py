@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from vlad import metrics as metrics
     from vlad.datasets import datasets as datasets
     from vlad.detector import Detector as Detector
-    from vlad.detector import load as load
     from vlad.encoder import Encoder as Encoder
     from vlad.evaluate import evaluate as evaluate
     from vlad.images import ImageError as ImageError
+    from vlad.loading import load as load
     from vlad.methods import methods as methods
     from vlad.prediction import Prediction as Prediction
     from vlad.prediction import Region as Region
@@ -39,7 +39,7 @@ _HOME = {
     "Sample": "samples",
     "WeightsError": "weights",
     "encoders": "weights",
-    "load": "detector",
+    "load": "loading",
 }
 
 __all__ = ["__version__", *sorted((*_HOME, *_MODULES))]

@@ -3,7 +3,6 @@
 A method subclasses `Detector` and writes `forward`; reading pictures, batching, words, thresholds and files are here.
 """
 
-import inspect
 import logging
 import math
 import os
@@ -11,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,7 +23,6 @@ from vlad import __version__, detector_file
 from vlad.encoder import Encoder
 from vlad.images import ImageError, read
 from vlad.memory import Memory
-from vlad.methods import METHODS, method_class
 from vlad.normals import learn
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name, phrase_prototypes, prototypes
@@ -395,107 +392,6 @@ class Detector(nn.Module):
         self.calibration, self.map_calibration = made
         if header["prompts"]:
             self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
-
-
-def load(
-    method_or_file: str | os.PathLike[str] = "patch_text",
-    name: str | None = None,
-    *,
-    encoder: str | Encoder | None = None,
-    prompts: Any = None,
-    adapter: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    dtype: Any = None,
-    **options: Any,
-) -> Detector:
-    """A detector: of a method by its name, or one that `save` wrote.
-
-    Args:
-        method_or_file: a name of `vlad.methods()`, or a .safetensors file.
-        name: what the pictures show ("metal bolt"); without it a text method loads and waits for `describe`.
-        encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
-            for a method and the recorded encoder for a file.
-        prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
-        adapter: learned weights of the methods that have them.
-        device, dtype: of an encoder given by name; see `Encoder.load`.
-        options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
-
-    Raises:
-        ValueError: unknown method or encoder, a wrong option value, or a file made with other weights.
-        TypeError: an option that the method does not have; the message lists those it has.
-        FileNotFoundError: the file, pack or weights named are missing.
-        vlad.WeightsError: the encoder's weights are not here and cannot be fetched.
-    """
-    given = str(os.fspath(method_or_file))
-    if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
-        _refuse_adapter(Path(given).name, adapter)
-        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options)
-    else:
-        kind = method_class(given)
-        _check_options(given, kind, options)
-        _refuse_adapter(given, adapter)
-        detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
-        if prompts is not None:
-            if not kind.needs_text:
-                raise TypeError(f"{given} looks at pictures alone and takes no prompts")
-            detector.pack = PromptPack.load(prompts)
-    if name is not None or (prompts is not None and detector.name is not None):
-        detector.describe(name or detector.name or "", prompts)
-    return detector
-
-
-def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
-    if adapter is not None:
-        raise TypeError(f"{given} has no learned weights and takes no adapter; got {os.fspath(adapter)!r}")
-
-
-def _encoder(given: str | Encoder, device: str | None, dtype: Any) -> Encoder:
-    if isinstance(given, str) and given.startswith("dino:"):
-        from vlad import dino
-
-        return dino.load(given, device, dtype)
-    if isinstance(given, str):
-        return Encoder.load(given, device, dtype)
-    if not isinstance(given, Encoder):
-        raise TypeError(f"encoder is a {type(given).__name__}; expected a name such as 'tiny' or a vlad.Encoder")
-    if device is not None or dtype is not None:
-        raise TypeError(
-            "device and dtype belong to the encoder: give them to Encoder.load, not beside a loaded Encoder"
-        )
-    return given
-
-
-def _check_options(method: str, kind: type[Detector], options: Mapping[str, Any]) -> None:
-    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"{method} has no option {option!r}; it has {', '.join(known)}{hint}")
-
-
-def _load_file(
-    path: Path, encoder: str | Encoder | None, device: str | None, dtype: Any, options: Mapping[str, Any]
-) -> Detector:
-    if options:
-        raise TypeError(
-            f"{path.name} records its own options; leave out {', '.join(options)}, or build the method anew"
-        )
-    header, tensors = detector_file.read(path)
-    if not isinstance(encoder, Encoder):
-        recorded = header["encoder"] if encoder is None else encoder
-        encoder = _encoder(recorded, device, dtype or header["dtype"])
-    if encoder.digest != header["encoder_digest"]:
-        raise ValueError(
-            f"{path.name} was made with other weights than encoder {encoder.name!r} has: it names "
-            f"{header['encoder']!r}, digest {header['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
-        )
-    try:
-        detector = method_class(header["method"])(encoder, **header["options"])
-        detector._restore(header, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    return detector
 
 
 def _check_how(batch_size: int, on_error: str) -> None:

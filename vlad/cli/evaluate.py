@@ -158,8 +158,8 @@ def _read(spec: str) -> list[Any]:
 
 def _built(detectors: list[dict[str, Any]], loaded: dict[str, Any], encoders: dict[Any, Any]) -> dict[str, Any]:
     """Label -> Detector; detectors of one encoder name share the encoder."""
-    from vlad.detector import load
     from vlad.encoder import Encoder
+    from vlad.loading import load
     from vlad.methods import METHODS
 
     built: dict[str, Any] = {}
