@@ -267,3 +267,64 @@ def test_a_reader_that_leaves_early_causes_no_traceback(score, many):
     process.stdout.close()
     assert process.wait() == 141
     assert process.stderr.read() == ""
+
+
+# ---- good pictures --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    root = tmp_path_factory.mktemp("good")
+    for index in range(6):
+        photo(root / f"{index}.png", 100 + index)
+    return root
+
+
+def test_a_fitted_detector_gives_verdicts_from_its_file(score, good, photos, tmp_path):
+    saved = tmp_path / "bolt.safetensors"
+    done = run("fit", good, *NAME, *score[1:], "--out", saved, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["normals"] == 6 and facts["threshold"] is not None
+    done = run("score", photos, "--detector", saved, "--json")
+    assert done.exit_code == 0, done.output
+    lines = parsed(done.stdout)
+    assert {line["threshold"] for line in lines} == {facts["threshold"]}
+    assert all(line["name"] == "metal bolt" for line in lines)
+    direct = parsed(run(*score, photos, *NAME, "--normals", good, "--json").stdout)
+    assert [line["score"] for line in direct] == pytest.approx([line["score"] for line in lines], abs=1e-6)
+
+
+def test_going_on_with_other_normals_is_refused(score, good, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(*score, photos, *NAME, "--normals", good, "--out", out).exit_code == 0
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for index in range(5):
+        photo(fewer / f"{index}.png", 200 + index)
+    refused = run(*score, photos, *NAME, "--normals", fewer, "--out", out, "--resume")
+    assert refused.exit_code == 2 and "references" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "patch_memory"], "--normals FOLDER"),
+        ([*NAME, "--max-false-positive-rate", "0.1"], "give them with --normals"),
+        ([*NAME, "--normals", "absent"], "absent"),
+    ],
+)
+def test_what_is_missing_of_good_pictures_is_said(score, photos, arguments, words):
+    done = run(*score, photos, *arguments)
+    assert done.exit_code == 2 and words in done.stderr
+
+
+def test_fit_needs_a_file_to_write(score, good, tmp_path):
+    done = run("fit", good, *NAME, *score[1:], "--out", tmp_path / "bolt.pt")
+    assert done.exit_code == 2 and ".safetensors" in done.stderr
+
+
+def test_a_method_that_compares_the_set_scores_a_folder(score, photos, tmp_path):
+    done = run(*score, photos, "--method", "musc", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert len(results(tmp_path / "out")) == 3

@@ -69,6 +69,8 @@ def score(
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
+        elif model.needs_normals and not model.references:
+            raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
         with _progress(quiet=out is None and sys.stdout.isatty()) as (advance, stage):
             if model.transductive:
                 model.progress = stage
