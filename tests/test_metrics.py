@@ -195,7 +195,7 @@ def test_streamed_bounds_on_the_large_golden_are_those_promised(fields):
     assert len(edges) <= 1020
     counted = metrics_stream.histogram(maps, masks, edges)
     area, overlap = metrics_stream.auroc(counted), metrics_stream.aupro(counted)
-    assert (area.high - area.low) / 2 < 3.2e-4  # methods/evaluation.md 3.5: 3.1e-4 and 8.6e-4
+    assert (area.high - area.low) / 2 < 3.2e-4
     assert (overlap.high - overlap.low) / 2 < 9e-4
     assert abs(area.value - metrics.auroc(maps, masks)) < 1e-5
     assert abs(overlap.value - metrics.aupro(maps, masks)) < 2e-4

@@ -3,8 +3,6 @@
 Every change has severities 1 to 5 and is fixed by the picture's key: the same picture is changed in the same way on
 every machine and for every detector. Masks follow rotation and shift. Borders are mirrored, since a black corner would
 be an anomaly of its own.
-
-Source: methods/evaluation.md 10.
 """
 
 import hashlib

@@ -3,8 +3,6 @@
 Pictures are drawn, never pixels: the pixels of a picture belong together. Normal and anomalous pictures are drawn
 apart, so that every draw has both, in the numbers of the test set. The same seed gives every detector the same draws:
 differences between detectors are then paired.
-
-Source: methods/evaluation.md 6.
 """
 
 import math

@@ -10,7 +10,7 @@ takes the nearest attained rates instead of L and U but still divides by ln(U / 
 
 Only the normal scores above the rate U matter, one pixel in ten thousand, and nothing else is kept or sorted.
 
-Source: AUPIMO (arXiv:2401.01984); methods/evaluation.md 3.3.
+Source: AUPIMO (arXiv:2401.01984).
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ Pictures are counted into fixed bins. Inside a bin the order of the scores is fo
 a group of ties, by the same formulas as `metrics`, and returns the interval in which the exact value lies whatever the
 order was. The edges only decide how narrow that interval is: they should be quantiles of normal scores, not evenly
 spaced scores. Histograms with the same edges add up (`merge`): over machines, or over resampled pictures.
-
-Source: methods/evaluation.md 3.5.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A rank metric depends on the scores only through the number of normal pixels abo
 distinct score. The metrics are sums over these rows; a row is a group of ties, and ties always enter together.
 The bins of a histogram are such groups as well (`metrics_stream`), so both forms share the formulas below.
 
-Source: methods/evaluation.md 3.1, checked there against scikit-learn and MVTec's own evaluation code.
+Checked against scikit-learn and against MVTec's own evaluation code (tests/golden/metrics.npz).
 """
 
 from __future__ import annotations
