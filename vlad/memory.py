@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.nearest import METRICS, nearest, scaled
+from vlad.nearest import FAISS_ROWS, METRICS, Cells, faiss_module, nearest, scaled
 
 PROJECTED = 128  # dimensions in which a coreset is chosen
 EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
@@ -114,18 +114,33 @@ class Memory(nn.Module):
         owners: [M] int32, positions in `ids`.
         ids: one text per picture, each once; never read as a path.
         share: part of the rows that `condense` keeps, chosen as a coreset.
+        search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `leaving_out`.
     """
 
     rows: Tensor
     owners: Tensor
 
-    def __init__(self, width: int | None = None, *, exact: bool = True, share: float = 1.0, metric: str = "cosine"):
+    def __init__(
+        self,
+        width: int | None = None,
+        *,
+        exact: bool = True,
+        share: float = 1.0,
+        metric: str = "cosine",
+        search: str = "exact",
+    ):
         """`width`: of the tokens, None takes that of the first; `exact` keeps float32, not float16 (4e-5 off)."""
         super().__init__()
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}; expected the part of the rows to keep, above 0 and at most 1")
         if metric not in METRICS:
             raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
+        if search not in ("exact", "faiss"):
+            raise ValueError(f"search is {search!r}; expected 'exact' or 'faiss'")
+        if search == "faiss":
+            faiss_module()
+        self.search = search
+        self._cells: Cells | None = None
         self.store = torch.float32 if exact else torch.float16
         self.width, self.share, self.metric = width, share, metric
         self.ids: list[str] = []
@@ -139,7 +154,7 @@ class Memory(nn.Module):
     def clear(self) -> None:
         """Forgets everything."""
         self._buffers.update(rows=None, owners=None)
-        self.ids = []
+        self.ids, self._cells = [], None
 
     def add(self, tokens: Tensor, ids: Sequence[str] | None = None) -> None:
         """Appends pictures: [B, P, C] tokens, lengths taken out where the metric is cosine; ids default to positions.
@@ -199,7 +214,8 @@ class Memory(nn.Module):
                     raise ValueError(f"two memories hold different rows of reference {one!r}; rename or remove one")
                 kept[one] = rows
         first = memories[0] if memories else cls()
-        result = cls(exact=first.store == torch.float32, share=first.share, metric=first.metric)
+        how: dict[str, Any] = {"share": first.share, "metric": first.metric, "search": first.search}
+        result = cls(exact=first.store == torch.float32, **how)
         for one in sorted(kept):
             result.add(kept[one][None], [one])
         return result
@@ -239,6 +255,11 @@ class Memory(nn.Module):
     ) -> Tensor:
         if rows is None:
             raise ValueError("the memory is empty; remember at least one normal picture first")
+        big = len(rows) > FAISS_ROWS and rows.device.type == "cpu"
+        if self.search == "faiss" and big and self._without is None:
+            if self._cells is None or self._cells.memory is not rows:
+                self._cells = Cells(rows, self.metric)
+            return self._cells.nearest(queries, k)[0].mean(1)
         how: dict[str, Any] = {"metric": self.metric, "arithmetic": self._arithmetic(), "without": without}
         return nearest(queries, rows, k, owners=owners, **how)[0].mean(1)
 

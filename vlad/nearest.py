@@ -5,14 +5,21 @@ length of a difference: a token that is in the memory gets 0, where 1 - cosine w
 run in bfloat16 without blurring the result.
 """
 
+import logging
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 BUDGET = 64 * 2**20  # bytes of one working block of a search
 METRICS = ("cosine", "euclidean", "squared")
+# With `tiny` the exact search over so many rows takes three times as long as the encoder, at a fourth of them less than
+# it; the cells of an approximate one pay for themselves after some 26 pictures. See tests/bench/bench_memory.py.
+FAISS_ROWS = 50_000
 
 
 def nearest(
@@ -148,3 +155,63 @@ def reweighted(distances: Tensor, queries: Tensor, memory: Tensor, b: int = 9) -
     around = torch.cat([closest, around[around != closest]])[:b]
     lengths = (memory[around].float() - patch.float()).norm(dim=1)
     return (1 - lengths.softmax(0)[0]) * distances[worst] if len(around) > 1 else distances[worst]
+
+
+class Cells:
+    """An approximate search through faiss: rows lie in cells, and a query looks into the cells closest to it alone.
+
+    2 sqrt(M) cells by k-means, a twenty-fourth of them searched. Only the neighbours are approximate: the distances
+    come from `nearest`'s own measuring, so they are never below the exact ones, and a row that is there has 0.
+    It keeps a float32 copy of the rows. The recall of the first queries is logged; tests/bench/bench_memory.py measures
+    it with the time.
+    """
+
+    def __init__(self, memory: Tensor, metric: str = "cosine"):
+        """Sorts the rows [M, C] into cells.
+
+        Raises:
+            ModuleNotFoundError: faiss is not installed.
+            ValueError: an unknown metric or an empty memory.
+        """
+        _check(memory, memory, 1, metric)
+        faiss = faiss_module()
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        self.memory, self.metric, self._asked = memory, metric, False
+        cells = max(1, min(len(memory) // 39, int(2 * len(memory) ** 0.5)))  # faiss warns below 39 rows a cell
+        rows = scaled(memory, metric).cpu().contiguous().numpy()
+        self._index = faiss.index_factory(memory.shape[1], f"IVF{cells},Flat")
+        self._index.cp.niter, self._index.cp.max_points_per_centroid = 5, 64
+        self._index.train(rows)
+        self._index.add(rows)
+        self._index.nprobe = -(-cells // 24)
+
+    def nearest(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Distances [Q, k] float32, ascending, and row numbers [Q, k], as `nearest` gives them."""
+        _check(queries, self.memory, k, self.metric)
+        k = min(k, len(self.memory))
+        asked = scaled(queries, self.metric)
+        index = torch.from_numpy(self._index.search(asked.cpu().contiguous().numpy(), k)[1]).to(queries.device)
+        short = (index < 0).any(1)  # the cells looked into held fewer than k rows
+        if short.any():
+            index[short] = nearest(queries[short], self.memory, k, metric=self.metric)[1]
+        found = _measured(asked, self.memory, index, self.metric, max(1, BUDGET // (4 * asked.shape[1] * k)))
+        if not self._asked and len(queries):
+            self._asked, some = True, slice(None, None, -(-len(queries) // 256))
+            share = recall(found[0][some], nearest(queries[some], self.memory, k, metric=self.metric)[0])
+            logger.info("faiss over %d rows: recall %.3f of the first queries", len(self.memory), share)
+        return found
+
+
+def faiss_module() -> Any:
+    """faiss; ModuleNotFoundError says how to install it."""
+    try:
+        return import_module("faiss")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "search='faiss' needs faiss, which is not installed; pip install 'vlad-ad[faiss]', or leave it 'exact'"
+        ) from error
+
+
+def recall(found: Tensor, exact: Tensor) -> float:
+    """In [0, 1]: how many of the k closest rows an approximate search found, from distances [Q, k]; a tie counts."""
+    return float((found <= exact[:, -1:] + 1e-6).float().mean())

@@ -78,7 +78,8 @@ def scoring(N: int, P: int, C: int) -> None:
     part = z if native else z[:6]
     exact = ours if native else mutual_scores(part)
     half, seconds, _ = measured(lambda: mutual_scores(part, arithmetic=torch.bfloat16))
-    error = f"scores move by {(half - exact).abs().max():.1e} at most, {(half - exact).std():.1e} rms"
+    moves = half - exact
+    error = f"scores move by {moves.abs().max():.1e} at most, their standard deviation is {moves.std():.1e}"
     speed = f"{fast / seconds:.2f} x faster" if native else "not native on this processor, speed not measured"
     print(f"bfloat16: {speed}; {error}, where scores span {exact.min():.2f} to {exact.max():.2f}")
 

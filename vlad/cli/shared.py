@@ -17,6 +17,7 @@ import vlad
 if TYPE_CHECKING:
     from vlad.detector import Detector
 
+USERS_OWN = (ValueError, TypeError, RuntimeError, OSError, ImportError)  # what a user can cause and mend
 PLAIN: dict[str, Any] = {"rich_markup_mode": None, "context_settings": {"help_option_names": ["-h", "--help"]}}
 
 Name = Annotated[str | None, typer.Option("--name", help='What the pictures show, in words: "metal bolt".')]
@@ -49,7 +50,9 @@ def guarded(work: Callable[[], int], resume_hint: str = "") -> None:
         code = 141
     except Exception as error:
         code = 2
-        if os.environ.get("VLAD_DEBUG") or not isinstance(error, (ValueError, TypeError, RuntimeError, OSError)):
+        if os.environ.get("VLAD_DEBUG") or not isinstance(
+            error, (ValueError, TypeError, RuntimeError, OSError, ImportError)
+        ):
             traceback.print_exc()
         else:
             print(f"error: {one_line(error)}", file=sys.stderr)

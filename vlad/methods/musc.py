@@ -12,7 +12,9 @@ Paper: "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with 
 Known differences: scores are not rescaled to the set's minimum and maximum. RsCIN's averages commute with that, so the
 order is the same and a score keeps its meaning. Where 30 % of the others are less than one (fewer than 5 pictures), the
 closest one counts; the official code gives NaN. Unlike pictures (negative cosine) weigh 0 in RsCIN. Subsets are drawn
-at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters.
+at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters. At
+another resolution than the encoder's own, the official code resamples the position table by plain bicubic
+interpolation; the encoder's call antialiases too.
 
 Cost: one matrix product per unordered pair of pictures, layer and r. Beside blocks it keeps the tokens of all pictures,
 in a file past TOKEN_BYTES, and one table of distances (see vlad.mutual); sets whose table would not fit

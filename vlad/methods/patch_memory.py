@@ -125,7 +125,7 @@ class PatchMemory(Detector):
     `layers` are the encoder's blocks, from 1 (None: the middle ones, for "anomaly_dino" the last); `neighbours` is the
     side of the averaged square; `k` the rows a distance is averaged over; `coreset` the share of the rows kept;
     `rotations` the turns of each normal that are remembered; `mask` leaves the background out; `sigma` smooths the map,
-    in pixels of the encoder's input.
+    in pixels of the encoder's input; `search="faiss"` searches large memories approximately (extra `faiss`).
     """
 
     needs_text: ClassVar[bool] = False
@@ -146,6 +146,7 @@ class PatchMemory(Detector):
         rotations: int | None = None,
         mask: bool = False,
         sigma: float = 4.0,
+        search: str = "exact",
     ):
         super().__init__(encoder, resolution=resolution)
         if preset not in PRESETS:
@@ -157,10 +158,11 @@ class PatchMemory(Detector):
         if layers is None and preset == "anomaly_dino":
             layers = (encoder.depth,)
         chosen |= dict(layers=list(checked_layers(layers, encoder.depth)), k=k, mask=bool(mask), sigma=float(sigma))
+        chosen["search"] = search
         _check(chosen)
         self.settings = chosen
         self.options.update(preset=preset, **chosen)
-        how: dict[str, Any] = dict(share=chosen["coreset"], metric=chosen["metric"])
+        how: dict[str, Any] = dict(share=chosen["coreset"], metric=chosen["metric"], search=search)
         width = len(chosen["layers"]) * encoder.width
         self.memory = Memory(width, exact=encoder.dtype == torch.float32, **how)
 
