@@ -10,8 +10,10 @@ from PIL import Image
 
 import vlad
 import vlad.normals
+from vlad.learned import LearnedDetector
 from vlad.methods import METHODS, method_class
 
+LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedDetector)]
 TEXT = [name for name in METHODS if method_class(name).needs_text and not method_class(name).needs_normals]
 IMAGE_LEVEL = ("laft",)  # no maps
 
