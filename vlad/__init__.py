@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlad.prompts import PromptPack as PromptPack
     from vlad.report import Report as Report
     from vlad.samples import Sample as Sample
+    from vlad.training import train as train
     from vlad.weights import WeightsError as WeightsError
     from vlad.weights import encoders as encoders
 
@@ -40,6 +41,7 @@ _HOME = {
     "WeightsError": "weights",
     "encoders": "weights",
     "load": "loading",
+    "train": "training",
 }
 
 __all__ = ["__version__", *sorted((*_HOME, *_MODULES))]

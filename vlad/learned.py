@@ -66,6 +66,10 @@ class LearnedDetector(Detector):
         """The scalar that training lowers."""
         raise NotImplementedError  # each method's own
 
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What an optimiser is built from; papers give some parts another rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
+
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(keywords, tensors by our names) of the authors' checkpoint.

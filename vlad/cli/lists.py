@@ -11,7 +11,7 @@ import typer
 import vlad
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
-KINDS = ("methods", "encoders", "datasets", "prompts", "suites")
+KINDS = ("methods", "encoders", "datasets", "prompts", "recipes", "suites")
 
 prompts_app = typer.Typer(no_args_is_help=True, **PLAIN)
 
@@ -70,6 +70,10 @@ def _names(kind: str) -> list[str]:
 
     if kind == "prompts":
         return prompts.shipped()
+    if kind == "recipes":
+        from vlad.training import recipes
+
+        return recipes.recipes()
     if kind == "suites":
         with suppress(FileNotFoundError):
             return sorted(path.stem for path in resources.resource("eval/suites").glob("*.toml"))

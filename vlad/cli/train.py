@@ -1,0 +1,75 @@
+"""`vlad train`: a recipe and annotated pictures in, an adapter out."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlad.cli.shared import AsJson, Device, Dtype, guarded
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.toml", help="A file, or a name of `vlad list recipes`.")],
+    out: Annotated[Path, typer.Option(help="The adapter to write, a .safetensors file.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:ROOT|FOLDER", help='What to learn from; also "synthetic" or "synthetic:FOLDER".'),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Instead of the recipe's; `vlad list encoders`.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn an adapter on annotated pictures, to be used on other data. A run that was killed goes on.
+
+    Example: vlad train anomalyclip --encoder tiny --data folder:pictures/mtd --out adapter.safetensors
+    """
+
+    def work() -> int:
+        from vlad.training import train as learn
+
+        started = time.monotonic()
+        detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=_progress())
+        from vlad.adapter_file import read
+
+        losses = read(out).facts["recipe"]["losses"]
+        facts = {"adapter": str(out), "trained_on": list(detector.trained_on), "losses": losses}
+        if as_json:
+            print(json.dumps({**facts, "seconds": round(time.monotonic() - started, 1)}))
+        else:
+            print(f"learned on {', '.join(detector.trained_on)} in {time.monotonic() - started:.0f} s: {out}")
+            print(f"loss {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last of {len(losses)}")
+        return 0
+
+    guarded(work, "; the same command goes on from there")
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """A bar on a terminal's standard error, elsewhere a line every half minute, with the time that is left."""
+    from vlad.cli.score import _bar
+
+    bar = _bar() if sys.stderr.isatty() else None
+    task = bar.add_task("", total=None, rate="") if bar else None
+    shown = begun = time.monotonic()
+    stage, first = "", 0
+
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal shown, begun, stage, first
+        now, kind = time.monotonic(), what.partition(" ")[0]
+        if kind != stage:  # encoding, then epochs; a run that goes on begins somewhere
+            stage, begun, first = kind, now, done
+        if bar and task is not None:
+            bar.start()
+            bar.update(task, completed=done, total=total, rate=what)
+            if done == total:
+                bar.stop()
+        elif now - shown > 30:
+            shown = now
+            left = (total - done) * (now - begun) / max(done - first, 1)
+            print(f"{what}: {done} of {total}, {left:.0f} s left", file=sys.stderr)
+
+    return advance
