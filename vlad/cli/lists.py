@@ -71,7 +71,7 @@ def _names(kind: str) -> list[str]:
     if kind == "prompts":
         return prompts.shipped()
     if kind == "recipes":
-        from vlad.training import recipes
+        from vlad import recipes
 
         return recipes.recipes()
     if kind == "suites":

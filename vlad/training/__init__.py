@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from vlad import recipes
 from vlad.encoder import Encoder
 from vlad.learned import LearnedDetector
 from vlad.methods import method_class
-from vlad.training import recipes
+from vlad.recipes import Recipe
 from vlad.training.data import gather
 from vlad.training.features import Progress
-from vlad.training.recipes import Recipe
 from vlad.training.run import STORE_EVERY, Run
 
 

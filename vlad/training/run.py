@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vlad.learned import Batch, LearnedDetector
+from vlad.recipes import Recipe
 from vlad.training.data import TrainingSet, mosaic
 from vlad.training.features import FeatureCache, Progress, mask_at
-from vlad.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,8 @@ class Run:
         place = self.plan.seed, self.epoch, self.step
         self.loss.train()
         with torch.random.fork_rng(devices=_gpus(self.detector)):
-            torch.manual_seed(
-                np.random.SeedSequence((self.plan.seed, self.epoch, self.step)).generate_state(1)[0].item()
-            )
-            value = self.loss(self._batch(numbers, (self.plan.seed, self.epoch, self.step)))
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+            value = self.loss(self._batch(numbers, place))
             self.optimizer.zero_grad()
             self.accelerator.backward(value)
         if self.plan.optimizer.clip is not None:
