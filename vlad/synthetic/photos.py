@@ -45,13 +45,16 @@ def paint(rng: Generator, picture: Array, size: int = 224) -> tuple[Array, Array
     behind = photo[~part] if not part.all() else photo.reshape(-1, 3)
     ground = np.broadcast_to(np.median(behind, 0), photo.shape).astype(np.float32)
     canvas, mask, kinds = spoil(rng, Scene(photo, part, ground, "", ""))
+    if (photo == photo[..., :1]).all():  # a camera without colours sees none in a defect either
+        canvas = np.repeat(canvas.mean(-1, keepdims=True), 3, -1)
     return (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), mask, kinds
 
 
 def another_shot(rng: Generator, picture: Array) -> Array:
     """The same thing photographed again: moved by up to a thirtieth of the side, other light, other noise."""
     reach = max(1, len(picture) // 30)
-    moved = np.roll(picture, tuple(rng.integers(-reach, reach + 1, 2)), (0, 1)).astype(np.float32) / 255
+    step = (*rng.integers(-reach, reach + 1, 2), 0)
+    moved = ndimage.shift(picture.astype(np.float32) / 255, step, order=0, mode="nearest")
     lit = moved ** np.float32(np.exp(rng.normal(0, 0.1))) * np.float32(rng.uniform(0.9, 1.1))
     noise = rng.normal(0, 0.01, moved.shape[:2])[..., None]
     return (np.clip(lit + noise, 0, 1) * 255).astype(np.uint8)
