@@ -27,7 +27,7 @@ def test_every_shipped_suite_reads_and_names_known_data_sets():
 
 
 def test_the_tables_of_the_papers_never_train_on_the_tested_set():
-    for name in ("anomalyclip-source-target", "adaptclip-source-target"):
+    for name in ("paper-anomalyclip", "paper-adaptclip", "paper-adaclip"):
         suite = suites.load(name)
         for dataset in suite.datasets:
             adapter = suite.detectors_for(dataset)[0]["adapter"]

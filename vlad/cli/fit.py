@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vlad.cli.shared import (
+    Adapter,
     AsJson,
     Device,
     Dtype,
@@ -28,6 +29,7 @@ def fit(
     method: Method = None,
     encoder: Encoder = None,
     prompts: Prompts = None,
+    adapter: Adapter = None,
     max_false_positive_rate: Rate = None,
     resolution: Resolution = None,
     device: Device = None,
@@ -45,7 +47,8 @@ def fit(
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
         list_images([folder])  # before the encoder is loaded: a mistake is quick to see
-        given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
+        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
+        given |= {"device": device, "dtype": dtype}
         model, _ = load_detector(method, name, None, given)
         model.fit(folder, max_false_positive_rate=max_false_positive_rate)
         model.save(out)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli.shared import (
+    Adapter,
     AsJson,
     BatchSize,
     Device,
@@ -37,6 +38,7 @@ def score(
     method: Method = None,
     encoder: Encoder = None,
     prompts: Prompts = None,
+    adapter: Adapter = None,
     detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
     normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
     max_false_positive_rate: Rate = None,
@@ -65,7 +67,8 @@ def score(
         if out is not None:
             batch.refuse_existing(out, resume)
         pictures = batch.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
-        given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
+        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
+        given |= {"device": device, "dtype": dtype}
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
