@@ -1,5 +1,6 @@
 """Arithmetic on anomaly maps: float32 [B, h, w], one score per position, covering the whole picture."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +25,17 @@ def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: flo
 def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, *size] from [B, h, w], bilinear, align_corners=False, not antialiased."""
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
+    from scipy import ndimage
+
+    maps = to_size(grid, size)
+    if not sigma:
+        return maps
+    smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.detach().float().cpu().numpy()]
+    return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
 def harmonic_mean(terms: list[Tensor]) -> Tensor:
