@@ -8,18 +8,23 @@ from torch import Tensor
 TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
 
 
-def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """[...] in [0, 1]: the anomalous share of the softmax over cosine similarities with the two states.
+def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """[..., 2]: cosine similarities with the two states over the temperature.
 
     Args:
         embeddings: [..., D], any length.
         prototypes: [2, D], row 0 normal, row 1 anomalous, any length.
         temperature: divides the cosines.
+    """
+    return F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T / temperature
+
+
+def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """[...] in [0, 1]: the anomalous share of the softmax over the two states' logits; arguments as there.
 
     Source: WinCLIP (arXiv:2303.14814), eq. 1.
     """
-    cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T
-    return (cosines / temperature).softmax(-1)[..., 1]
+    return state_logits(embeddings, prototypes, temperature).softmax(-1)[..., 1]
 
 
 def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
