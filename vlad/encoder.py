@@ -73,7 +73,8 @@ class Encoder:
         resolution: side of the square that the model was made for, in pixels.
         depth, width, embed_dim: number of vision blocks, C, D.
         activation: of the blocks, "gelu" or "quickgelu"; adapters work with the one they were learned with.
-        text_width: of the tokens in the text tower; None for towers that are not CLIP's.
+        text_width, text_depth: width of the tokens in the text tower and number of its blocks; None and 0 for towers
+            that do not read as CLIP's does, from left to right, and so cannot be walked.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 
@@ -94,8 +95,7 @@ class Encoder:
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]
         self.activation = "quickgelu" if isinstance(self.blocks[0].mlp.gelu, QuickGELU) else "gelu"
-        text: Any = getattr(self.model, "text", self.model)
-        self.text_width = getattr(getattr(text, "token_embedding", None), "embedding_dim", None)
+        self.text_width, self.text_depth = self._text_shape()
         self._shared = threading.local()  # each thread shares passes with itself alone
 
     @classmethod
@@ -324,21 +324,31 @@ class Encoder:
             rows.append(self._encode(ids))
         return torch.cat(rows)
 
-    def _encode(self, ids: Tensor) -> Tensor:
+    def _text_shape(self) -> tuple[int | None, int]:
         tower: Any = getattr(self.model, "text", self.model)
-        causal = getattr(tower, "attn_mask", None) is not None and hasattr(
-            getattr(tower, "transformer", None), "resblocks"
-        )
+        blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
         pool = getattr(tower, "pool_type", getattr(self.model, "text_pool_type", None))
-        if not causal or pool != "argmax" or getattr(tower, "cls_emb", None) is not None:
+        causal = getattr(tower, "attn_mask", None) is not None
+        if blocks is None or not causal or pool != "argmax" or getattr(tower, "cls_emb", None) is not None:
+            return None, 0
+        return tower.token_embedding.embedding_dim, len(blocks)
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        if self.text_width is None:
             return self.model.encode_text(ids).float()  # BERT-like towers see all tokens at once
         return self.pool_text(self.walk_text(self.embed_text(ids)), ids)
 
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there."""
+    def embed_text(self, ids: Tensor, words: Tensor | None = None) -> Tensor:
+        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there.
+
+        `words` [T, n, C] stand in the place of the embeddings of the first n words, before positions are added.
+        """
         tower: Any = getattr(self.model, "text", self.model)
         length = int(ids.argmax(-1).max()) + 1
-        return tower.token_embedding(ids[:, :length]) + tower.positional_embedding[:length]
+        tokens = tower.token_embedding(ids[:, :length])
+        if words is not None:
+            tokens = torch.cat([tokens[:, :1], words, tokens[:, 1 + words.shape[1] :]], 1)
+        return tokens + tower.positional_embedding[:length]
 
     def walk_text(self, tokens: Tensor, edit: Edit | None = None) -> Tensor:
         """[T, length, C] after all text blocks; `edit` as in `walk`."""

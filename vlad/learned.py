@@ -162,6 +162,39 @@ def with_adapter(
     return detector
 
 
+def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[Mapping[str, Tensor]]:
+    """The parts, tables of tensors, that the files of a method's authors consist of.
+
+    Raises:
+        ValueError: it is another method's file, which is named if it is known, or has other parts than these.
+    """
+    if (looks := official_method(content)) != method:
+        names = ", ".join(repr(str(key)) for key in list(content)[:4])
+        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
+        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
+    if content.keys() != set(parts):
+        given, wanted = (", ".join(map(repr, sorted(map(str, keys)))) for keys in (content, parts))
+        raise ValueError(f"it holds {given}; a file of {method}'s authors holds {wanted}")
+    for part, table in content.items():
+        if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
+            raise ValueError(f"its part {part!r} is no table of tensors")
+    return [content[part] for part in parts]
+
+
+def official_method(content: Mapping[str, Any]) -> str | None:
+    """The method whose authors' files have such names; None where they are of no known kind."""
+    if content.keys() & {"textual_learner", "visual_learner", "pq_learner"}:
+        return "adaptclip"
+    if any(str(key).startswith("clip_model.text_prompter.") for key in content):
+        return "adaclip"
+    if "anomaly_token" in content:
+        return "VisualAD"
+    if not isinstance(learner := content.get("prompt_learner"), Mapping):
+        return None
+    several = learner.get("ctx_neg")
+    return "FAPrompt" if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1 else "anomalyclip"
+
+
 def _released(method: str, encoder: Encoder) -> Path | None:
     try:
         return resource(f"adapters/weights/{method}-{encoder.name}.safetensors") if encoder.name == "tiny" else None

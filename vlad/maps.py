@@ -1,5 +1,6 @@
 """Arithmetic on anomaly maps: float32 [B, h, w], one score per position, covering the whole picture."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,23 +8,39 @@ from torch import Tensor
 TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
 
 
-def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """[...] in [0, 1]: the anomalous share of the softmax over cosine similarities with the two states.
+def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """[..., 2]: cosine similarities with the two states over the temperature.
 
     Args:
         embeddings: [..., D], any length.
         prototypes: [2, D], row 0 normal, row 1 anomalous, any length.
         temperature: divides the cosines.
+    """
+    return F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T / temperature
+
+
+def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """[...] in [0, 1]: the anomalous share of the softmax over the two states' logits; arguments as there.
 
     Source: WinCLIP (arXiv:2303.14814), eq. 1.
     """
-    cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T
-    return (cosines / temperature).softmax(-1)[..., 1]
+    return state_logits(embeddings, prototypes, temperature).softmax(-1)[..., 1]
 
 
 def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, *size] from [B, h, w], bilinear, align_corners=False, not antialiased."""
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
+    from scipy import ndimage
+
+    maps = to_size(grid, size)
+    if not sigma:
+        return maps
+    smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.detach().float().cpu().numpy()]
+    return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
 def harmonic_mean(terms: list[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
-from vlad.maps import to_size
+from vlad.maps import smooth_map
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.nearest import reweighted
 
@@ -59,17 +59,6 @@ def patchcore_embedding(layers: Sequence[Tensor], size: int, width: int, target:
             around = F.interpolate(around, grid, mode="bilinear", align_corners=False)
         parts.append(F.adaptive_avg_pool1d(around.flatten(2).transpose(1, 2), width))  # [B, N, width]
     return F.adaptive_avg_pool1d(torch.cat(parts, -1), target)
-
-
-def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
-    from scipy import ndimage
-
-    maps = to_size(grid, size)
-    if not sigma:
-        return maps
-    smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.float().cpu().numpy()]
-    return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
 def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
