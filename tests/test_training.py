@@ -40,9 +40,9 @@ def check_equal(one, other):
 
 
 def test_what_is_learned_lowers_the_loss_and_loads_with_all_it_needs(data, tiny_encoder, tmp_path):
-    made = train({**RECIPE, "epochs": 6}, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
+    made = train({**RECIPE, "epochs": 12}, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
     facts = adapter_file.read(tmp_path / "a.safetensors").facts
-    assert facts["recipe"]["losses"][-1] < 0.9 * facts["recipe"]["losses"][0] and len(facts["recipe"]["losses"]) == 6
+    assert facts["recipe"]["losses"][-1] < 0.9 * facts["recipe"]["losses"][0] and len(facts["recipe"]["losses"]) == 12
     assert facts["trained_on"] == ["set"] and facts["recipe"]["learned_from"] == 11
     loaded = vlad.load("anomalyclip", adapter=tmp_path / "a.safetensors", encoder=tiny_encoder)
     picture = np.random.default_rng(0).integers(0, 255, (50, 60, 3)).astype(np.uint8)
@@ -94,7 +94,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_weights_of_an_undisturbed_run(da
     check_equal(tensors(tmp_path / "killed.safetensors"), tensors(tmp_path / "whole.safetensors"))
     first = {what.partition(" ")[0]: done for what, done, _ in reversed(stages)}
     if moment == "epoch":
-        assert first == {"epoch": 5}, "four of six steps were done, and nothing is encoded again"
+        assert first == {"epoch": 4}, "three of six steps were kept, and nothing is encoded again"
     else:
         assert first["encoding"] > 4, "the first batch is on disk"
 

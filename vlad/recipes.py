@@ -75,8 +75,14 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, JSON-ready."""
-        return {**asdict(self), "data": list(self.data), "options": dict(self.options)}
+        """Plain values, JSON-ready, without what is left open; `load` makes an equal recipe of them."""
+        optimizer = {**asdict(self.optimizer), "betas": list(self.optimizer.betas)}
+        tables = {"data": list(self.data), "options": dict(self.options), "optimizer": _said(optimizer)}
+        return _said({**asdict(self), **tables})
+
+
+def _said(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

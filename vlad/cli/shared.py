@@ -73,7 +73,9 @@ def load_detector(
         method = method or "patch_text"
         if name is None and method_class(method).needs_text:
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
-        facts = {"adapter": hashlib.sha256(Path(given["adapter"]).read_bytes()).hexdigest()} if "adapter" in given else {}
+        facts = (
+            {"adapter": hashlib.sha256(Path(given["adapter"]).read_bytes()).hexdigest()} if "adapter" in given else {}
+        )
         return vlad.load(method, name, **given), facts
     if method is not None:
         raise ValueError(f"--detector {file} records its own method; leave out --method")
