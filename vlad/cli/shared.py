@@ -73,10 +73,10 @@ def load_detector(
         method = method or "patch_text"
         if name is None and method_class(method).needs_text:
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
-        facts = (
-            {"adapter": hashlib.sha256(Path(given["adapter"]).read_bytes()).hexdigest()} if "adapter" in given else {}
-        )
-        return vlad.load(method, name, **given), facts
+        detector = vlad.load(method, name, **given)
+        if "adapter" not in given:
+            return detector, {}
+        return detector, {"adapter": hashlib.sha256(Path(given["adapter"]).read_bytes()).hexdigest()}
     if method is not None:
         raise ValueError(f"--detector {file} records its own method; leave out --method")
     detector = vlad.load(file.absolute(), name, **given)
