@@ -80,6 +80,20 @@ def tiny_encoder():
     return Encoder.load("tiny", device="cpu", dtype="float32")
 
 
+@pytest.fixture
+def official_copy(tmp_path):
+    """A function: the authors' file again, its content changed by `change`."""
+    import torch
+
+    def copied(file: Path, change) -> Path:
+        content = torch.load(file, weights_only=True)
+        change(content)
+        torch.save(content, tmp_path / file.name)
+        return tmp_path / file.name
+
+    return copied
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "data").is_dir():

@@ -1,5 +1,7 @@
 """The search, the coreset and the memory against the official codes' numbers (tests/golden/patchcore.npz)."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -272,6 +274,20 @@ def test_leaving_a_picture_out_of_a_coreset_is_a_coreset_of_the_others():
     assert left.min() > 0
     memory.condense()
     assert len(memory) == 18 and memory.distance(tokens).min() == 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_closest_rows_are_those_that_the_distance_is_measured_to(exact):
+    memory, tokens = Memory(exact=exact), torch.stack([rows(5, 6, seed) for seed in (0, 7)])
+    for number, count in enumerate((5, 9)):
+        memory.add(rows(count, 6, number)[None], [f"{number}.png"])
+    for without in (None, torch.tensor([0, 1])):
+        with nullcontext() if without is None else memory.leaving_out(without):
+            distance, found = memory.closest(tokens)
+            torch.testing.assert_close(distance, memory.distance(tokens), atol=1e-6, rtol=1e-5)
+        unit = torch.nn.functional.normalize(tokens, dim=-1)
+        torch.testing.assert_close(1 - (unit * found).sum(-1), distance, atol=1e-6 if exact else 1e-3, rtol=0)
+        assert (distance[0].max() < 1e-3) == (without is None), "its own rows are seen, unless they are left out"
 
 
 def test_an_id_stands_for_one_picture_only():

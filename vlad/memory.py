@@ -243,6 +243,16 @@ class Memory(nn.Module):
             found.append(self._search(one, self.rows_for(position), k))
         return torch.stack(found)
 
+    def closest(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [B, P] and the rows [B, P, C] they lead to, float32, of the row closest to each of [B, P, C]."""
+        distances, found = [], []
+        for position, one in enumerate(tokens):
+            rows = self.rows_for(position)
+            distance, index = nearest(one, rows, metric=self.metric, arithmetic=self._arithmetic())
+            distances.append(distance[:, 0])
+            found.append(rows[index[:, 0]].float())
+        return torch.stack(distances), torch.stack(found)
+
     def rows_for(self, position: int) -> Tensor:
         """The rows that the picture at this position of a batch sees: all, or within `leaving_out` those left."""
         if self._without is None:
