@@ -1,6 +1,7 @@
 """`vlad train`: a recipe and annotated pictures in, an adapter out."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def train(
 
         started = time.monotonic()
         detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=_progress())
+        if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one reports
+            return 0
         from vlad.adapter_file import read
 
         losses = read(out).facts["recipe"]["losses"]

@@ -66,12 +66,14 @@ def train(
     plan = replace(plan, data=found.sources)
     detector = _untrained(kind, plan, encoder, device, dtype)
     run = Run(detector, plan, found, out, store_every)
-    run.prepare(progress)
-    run.train(progress)
+    main = run.accelerator.is_main_process
+    run.prepare(progress if main else None)
+    run.train(progress if main else None)
     detector.trained_on = found.sources
-    if run.accelerator.is_main_process:
+    if main:
         detector.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": run.losses})
         run.checkpoint.unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
     return detector.eval()
 
 
