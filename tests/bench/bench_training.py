@@ -37,7 +37,7 @@ def main() -> None:
     encoding, learning = ends["encoding"] - start, ends["epoch"] - ends["encoding"]
     print(
         f"{encoder.dtype}, {arguments.pictures} pictures: encoding {encoding:.1f} s, 15 epochs {learning:.1f} s; "
-        f"all in all {(encoding + learning) / encoding:.2f} x the encoding; the epochs alone {learning / encoding:.2f} x"
+        f"all in all {(encoding + learning) / encoding:.2f} x the encoding"
     )
 
 

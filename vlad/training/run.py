@@ -170,7 +170,8 @@ class Run:
     @torch.no_grad()
     def _finish_epoch(self) -> None:
         """Counts the epoch; with a held-out part, keeps its weights if that part's loss is the lowest so far."""
-        value = float(np.mean(self.running))
+        mean = torch.tensor(float(np.mean(self.running)), device=self.accelerator.device)
+        value = float(self.accelerator.reduce(mean, "mean"))  # of all processes' pictures
         if len(self.held_out):
             self.loss.eval()
             size, held = self.plan.batch_size, self.held_out
