@@ -35,11 +35,10 @@ def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tup
     Source: AnomalyCLIP (arXiv:2310.18961), DPAM in its code.
     """
     aligned = encoder.dense_path == "ordinary"
-    first = encoder.depth - encoder.depth * 19 // 24 + 1 if not aligned else encoder.depth + 1
+    first = encoder.depth + 1 - (0 if aligned else max(1, encoder.depth * 19 // 24))
     stream, taps = None, {}
-    for layer, before, after, values in encoder.value_walk(
-        pixels, "bicubic-antialias" if aligned else "bilinear", first
-    ):
+    positions = "bicubic-antialias" if aligned else "bilinear"
+    for layer, before, after, values in encoder.value_walk(pixels, positions, first, class_only=not aligned):
         if values is not None:
             stream = (before if stream is None else stream) + values
         if layer in layers:
