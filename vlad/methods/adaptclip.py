@@ -146,8 +146,8 @@ class AdaptClip(LearnedDetector):
             raise ValueError(f"reduction is {reduction}, hidden {hidden}; expected 1 to {D}, and 2 or more")
         self.layers, self.sigma = quarters(encoder.depth), float(sigma)
         self.options.update(n_ctx=n_ctx, reduction=reduction, hidden=hidden, sigma=self.sigma)
-        self.textual_learner = PromptLearner(encoder, ENDINGS, n_ctx)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
+            self.textual_learner = PromptLearner(encoder, ENDINGS, n_ctx)
             parts = {part: Residual(D, reduction) for part in ("local_adapter", "global_adapter")}
             self.visual_learner = nn.ModuleDict(parts)
             self.pq_learner = Comparison(D, hidden, len(self.layers))

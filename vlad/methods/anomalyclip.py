@@ -55,7 +55,8 @@ class AnomalyClip(LearnedDetector):
     ):
         super().__init__(encoder, resolution=resolution)
         self.layers = checked_layers((encoder.depth,) if layers is None else layers, encoder.depth)
-        self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
+        with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
+            self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
         self.sigma = float(sigma)
         self.options.update(n_ctx=n_ctx, depth=self.prompt_learner.depth, length=length)
         self.options.update(layers=list(self.layers), sigma=self.sigma)
