@@ -14,7 +14,8 @@ picture at a time.
 
 Known differences: the official code rounds the deep prompts to float16, which moves text features by 4e-5. With several
 `layers` the map is the mean over them, where the code has the sum. It tapped four layers for long, but an in-place sum
-made all of them the last one: the published weights are for that one alone, the default here.
+made all of them the last one: the published weights are for that one alone, the default here. Encoders that align their
+ordinary tokens with text are taken as they are.
 """
 
 from collections.abc import Mapping, Sequence
