@@ -19,8 +19,8 @@ After `fit`, per layer:
 Trained with cross entropy, focal and dice losses, all with weight 1, of both adapters and of each layer's comparison
 with one normal picture; no gradient passes from one part to another.
 
-Known differences: the authors' code can leave the patch itself out of 3; their files do not record it, the published ones
-want it in, and no switch is offered. Encoders that align their ordinary tokens with text are taken as they are.
+Known differences: the authors' code can leave the patch itself out of 3; their files do not record it, the published
+ones want it in, and no switch is offered. Encoders that align their ordinary tokens with text are taken as they are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
