@@ -274,6 +274,8 @@ LEARNER = "prompt_learner"
         ),
         (lambda c: c[LEARNER].update(ctx_pos=torch.zeros(12, 128)), r"ctx_pos is \[12, 128\]"),
         (lambda c: c[LEARNER]["ctx_pos"].fill_(torch.nan), "ctx_pos is not finite"),
+        (lambda c: c[LEARNER].update({"compound_prompts_text.x": torch.zeros(1)}), "text.x is unknown"),
+        (lambda c: c[LEARNER].update({3: torch.zeros(1)}), "'prompt_learner' is no table of tensors"),
         (lambda c: c[LEARNER].update(ctx_pos="text"), "'prompt_learner' is no table of tensors"),
         (lambda c: c.update(epoch=3), "it holds 'epoch', 'prompt_learner'; .* holds 'prompt_learner'"),
         (lambda c: c.update(prompt_learner=[1]), "looks of no kind that VLAD knows"),

@@ -193,6 +193,20 @@ def test_the_value_walk_is_the_walk_with_value_attention_beside_it(small_encoder
 
 
 @torch.no_grad()
+def test_class_only_changes_nothing_in_the_value_walk_and_a_recorded_one_stays_whole(small_encoder, pixels):
+    *_, (_, _, full, values) = small_encoder.value_walk(pixels, first=24)
+    *_, (_, _, short, same) = small_encoder.value_walk(pixels, first=24, class_only=True)
+    *_, (_, _, plain, _) = small_encoder.value_walk(pixels, first=25, class_only=True)
+    assert short.shape[1] == plain.shape[1] == 1
+    torch.testing.assert_close(short[:, 0], full[:, 0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(plain, short, atol=2e-5, rtol=0)
+    torch.testing.assert_close(same, values, atol=2e-5, rtol=0)
+    with small_encoder.sharing():
+        *_, (_, _, shared, _) = small_encoder.value_walk(pixels, first=24, class_only=True)
+        assert shared.shape == full.shape
+
+
+@torch.no_grad()
 def test_while_sharing_a_walk_is_recorded_and_later_ones_get_just_what_they_ask_for(small_encoder, pixels, monkeypatch):
     alone = list(small_encoder.value_walk(pixels, first=3))
     with small_encoder.sharing():

@@ -19,27 +19,34 @@ def block(module: Any, groups: list[Tensor], class_only: bool = False, causal: b
 
     The residual stream keeps its dtype; products run in the dtype of the block's weights.
     """
-    attention, kept = module.attn, [g[:, :1] for g in groups] if class_only else groups
-    weight, bias, C = attention.in_proj_weight, attention.in_proj_bias, groups[0].shape[-1]
+    kept = [g[:, :1] for g in groups] if class_only else groups
+    query, key, value = _projected(module, groups, kept)
+    return _residual(module, kept, _attend(query, key, value, groups, kept, module.attn.num_heads, causal))
+
+
+def value_block(module: Any, tokens: Tensor, class_only: bool = False) -> tuple[Tensor, Tensor]:
+    """([B, T, C], [B, T, C]): tokens after the block, and what it attends to when values are queries and keys too.
+
+    With `class_only` the tokens after it are the first alone, [B, 1, C].
+    """
+    attention, groups = module.attn, [tokens]
+    kept = [tokens[:, :1]] if class_only else groups
+    query, key, value = _projected(module, groups, kept)
+    mixed = _attend(query, key, value, groups, kept, attention.num_heads, False)
+    values = attention.out_proj(_attend(value, value, value, groups, groups, attention.num_heads, False))
+    return _residual(module, kept, mixed)[0], values.view_as(tokens).to(tokens.dtype)
+
+
+def _projected(module: Any, groups: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the kept tokens, keys and values of all, [tokens, C] each."""
+    weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, groups[0].shape[-1]
     rows = module.ln_1(_pack(groups)).to(weight.dtype)
-    if class_only:  # queries of the class tokens alone
+    if kept is groups:
+        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
+    else:
         query = F.linear(module.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
         key, value = F.linear(rows, weight[C:], bias[C:]).chunk(2, -1)
-    else:
-        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
-    mixed = _attend(query, key, value, groups, kept, attention.num_heads, causal)
-    return _residual(module, kept, mixed)
-
-
-def value_block(module: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """([B, T, C], [B, T, C]): tokens after the block, and what it attends to when values are queries and keys too."""
-    attention, groups = module.attn, [tokens]
-    weight = attention.in_proj_weight
-    rows = module.ln_1(_pack(groups)).to(weight.dtype)
-    query, key, value = F.linear(rows, weight, attention.in_proj_bias).chunk(3, -1)
-    mixed = _attend(query, key, value, groups, groups, attention.num_heads, False)
-    values = attention.out_proj(_attend(value, value, value, groups, groups, attention.num_heads, False))
-    return _residual(module, groups, mixed)[0], values.view_as(tokens).to(tokens.dtype)
+    return query, key, value
 
 
 def _residual(module: Any, kept: list[Tensor], mixed: Tensor) -> list[Tensor]:

@@ -201,12 +201,13 @@ class Encoder:
         return attention.out_proj(mixed).to(tokens.dtype)
 
     def value_walk(
-        self, pixels: Tensor, positions: str = "bicubic-antialias", first: int = 1
+        self, pixels: Tensor, positions: str = "bicubic-antialias", first: int = 1, class_only: bool = False
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
         """The block loop with what value paths are made of: yields (layer, tokens before, tokens after, values).
 
         `values` [B, T, C] is what block `layer` gives in `value_attention`, at the cost of one projection less; None
-        before block `first`. Within `sharing` the walk over a batch is recorded, and later ones over it are replayed.
+        before block `first`. Within `sharing` the walk over a batch is recorded, and later ones over it are replayed;
+        elsewhere `class_only` spares the last block's tokens after it but the first, as in `walk`.
         """
         steps, after = self._recorded(pixels, positions), None
         for layer, module in enumerate(self.blocks, 1):
@@ -217,7 +218,11 @@ class Encoder:
                     steps[layer - 1] = before, after, values
             else:
                 before = self.embed(pixels, positions) if after is None else after
-                after, values = value_block(module, before) if layer >= first else (block(module, [before])[0], None)
+                alone = class_only and layer == self.depth and steps is None
+                if layer >= first:
+                    after, values = value_block(module, before, alone)
+                else:
+                    (after,), values = block(module, [before], alone), None
                 if steps is not None:
                     steps.append((before, after, values))
             yield layer, before, after, values if layer >= first else None
@@ -257,9 +262,10 @@ class Encoder:
         come from the value path, a sum of value attentions of the last six blocks beside the ordinary stream
         (CLIP Surgery, arXiv:2304.05653).
         """
-        first = max(1, self.depth - VALUE_PATH_BLOCKS + 1) if self.dense_path == "value" else self.depth + 1
+        beside = self.dense_path == "value"
+        first = max(1, self.depth - VALUE_PATH_BLOCKS + 1) if beside else self.depth + 1
         value_path = None
-        for _, before, after, values in self.value_walk(pixels, first=first):  # noqa: B007  # the last is used below
+        for _, before, after, values in self.value_walk(pixels, first=first, class_only=beside):  # noqa: B007
             if values is not None:
                 value_path = (before if value_path is None else value_path) + values
         patches = after if value_path is None else value_path

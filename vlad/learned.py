@@ -176,7 +176,9 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
         given, wanted = (", ".join(map(repr, sorted(map(str, keys)))) for keys in (content, parts))
         raise ValueError(f"it holds {given}; a file of {method}'s authors holds {wanted}")
     for part, table in content.items():
-        if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
+        if not isinstance(table, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()
+        ):
             raise ValueError(f"its part {part!r} is no table of tensors")
     return [content[part] for part in parts]
 

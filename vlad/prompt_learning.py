@@ -3,6 +3,7 @@
 Their sentences name no object, so what was learned on one data set can be asked about any other.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,11 +36,10 @@ def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tup
     Source: AnomalyCLIP (arXiv:2310.18961), DPAM in its code.
     """
     aligned = encoder.dense_path == "ordinary"
-    first = encoder.depth - encoder.depth * 19 // 24 + 1 if not aligned else encoder.depth + 1
+    first = encoder.depth + 1 - (0 if aligned else max(1, encoder.depth * 19 // 24))
     stream, taps = None, {}
-    for layer, before, after, values in encoder.value_walk(
-        pixels, "bicubic-antialias" if aligned else "bilinear", first
-    ):
+    positions = "bicubic-antialias" if aligned else "bilinear"
+    for layer, before, after, values in encoder.value_walk(pixels, positions, first, class_only=not aligned):
         if values is not None:
             stream = (before if stream is None else stream) + values
         if layer in layers:
@@ -77,6 +77,8 @@ class PromptLearner(nn.Module):
         ValueError: a number is out of range.
     """
 
+    ids: Tensor
+
     def __init__(self, encoder: Encoder, endings: tuple[str, str], n_ctx: int, depth: int = 1, length: int = 0):
         super().__init__()
         if encoder.text_width is None:
@@ -93,13 +95,11 @@ class PromptLearner(nn.Module):
         self.register_buffer("ids", ids.to(encoder.device), persistent=False)
         self.depth, self.length = min(depth, encoder.text_depth), length
         shapes = [(length, encoder.text_width)] * (self.depth - 1)
-        with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
-            first = [0.02 * torch.randn(1, 1, n_ctx, encoder.text_width) for _ in range(2)]
-            self.ctx_pos, self.ctx_neg = map(nn.Parameter, first)
-            self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes)
+        self.ctx_pos, self.ctx_neg = (
+            nn.Parameter(0.02 * torch.randn(1, 1, n_ctx, encoder.text_width)) for _ in range(2)
+        )
+        self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes)
         self._kept: tuple[Tensor, Tensor] | None = None  # values of the parameters, and what they gave
-
-    ids: Tensor
 
     def forward(self, encoder: Encoder) -> Tensor:
         """[2, D] embeddings of the normal and the anomalous sentence, not normalised.
@@ -128,8 +128,8 @@ def official_prompts(learner: Mapping[str, Tensor]) -> tuple[dict[str, Any], dic
     """(n_ctx, depth and length as far as the shapes tell, learned tensors) of a prompt learner in an authors' file."""
     tensors = {key: value for key, value in learner.items() if not key.startswith(NOT_LEARNED)}
     # the unused layers count too, so that a last deep prompt that is missing is missed
-    blocks = [int(key.split(".")[1]) for key in learner if key.startswith("compound_prompt")]
-    options = {"depth": 2 + max(blocks, default=-1)}
+    numbers = [int(found[1]) for key in learner if (found := re.match(r"compound_prompt\w+\.(\d+)", key))]
+    options = {"depth": 2 + max(numbers, default=-1)}
     for option, key, axis in (("n_ctx", "ctx_pos", 2), ("length", "compound_prompts_text.0", 0)):
         if key in tensors and tensors[key].ndim > axis:
             options[option] = tensors[key].shape[axis]

@@ -18,6 +18,9 @@ After `fit`, per layer:
 
 Trained with cross entropy, focal and dice losses, all with weight 1, of both adapters and of each layer's comparison
 with one normal picture; no gradient passes from one part to another.
+
+Known differences: the authors' code can leave the patch itself out of 3; their files do not record it, the published
+ones want it in, and no switch is offered. Encoders that align their ordinary tokens with text are taken as they are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -146,8 +149,8 @@ class AdaptClip(LearnedDetector):
             raise ValueError(f"reduction is {reduction}, hidden {hidden}; expected 1 to {D}, and 2 or more")
         self.layers, self.sigma = quarters(encoder.depth), float(sigma)
         self.options.update(n_ctx=n_ctx, reduction=reduction, hidden=hidden, sigma=self.sigma)
-        self.textual_learner = PromptLearner(encoder, ENDINGS, n_ctx)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
+            self.textual_learner = PromptLearner(encoder, ENDINGS, n_ctx)
             parts = {part: Residual(D, reduction) for part in ("local_adapter", "global_adapter")}
             self.visual_learner = nn.ModuleDict(parts)
             self.pq_learner = Comparison(D, hidden, len(self.layers))

@@ -14,7 +14,8 @@ picture at a time.
 
 Known differences: the official code rounds the deep prompts to float16, which moves text features by 4e-5. With several
 `layers` the map is the mean over them, where the code has the sum. It tapped four layers for long, but an in-place sum
-made all of them the last one: the published weights are for that one alone, the default here.
+made all of them the last one: the published weights are for that one alone, the default here. Encoders that align their
+ordinary tokens with text are taken as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,8 @@ class AnomalyClip(LearnedDetector):
     ):
         super().__init__(encoder, resolution=resolution)
         self.layers = checked_layers((encoder.depth,) if layers is None else layers, encoder.depth)
-        self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
+        with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
+            self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
         self.sigma = float(sigma)
         self.options.update(n_ctx=n_ctx, depth=self.prompt_learner.depth, length=length)
         self.options.update(layers=list(self.layers), sigma=self.sigma)
