@@ -128,7 +128,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path, small
     detector.save(file)
     loaded = vlad.load(file)
     assert (loaded.method, loaded.name, loaded.options) == (detector.method, detector.name, detector.options)
-    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == "winclip")
+    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == detector.default_prompts)
     for one, other in zip(detector.predict(pictures), loaded.predict(pictures), strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-6)
         check_same_map(one, other, atol=1e-6)
@@ -137,7 +137,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path, small
         assert one.phrases == pytest.approx(other.phrases, abs=1e-6)
     assert list(tmp_path.iterdir()) == [file], "nothing is left beside the file"
     encoder = small_folder / "open_clip_model.safetensors"
-    assert file.stat().st_size < encoder.stat().st_size / 20, "the encoder is not in it"
+    assert file.stat().st_size < encoder.stat().st_size / 5, "the encoder is not in it"
 
 
 def test_a_saved_detector_refuses_other_weights(detector, tmp_path, tiny_encoder):
@@ -375,7 +375,7 @@ def test_words_matter_and_can_be_changed(method, load, pictures):
     second = detector.describe("iron pipe", prompts=own).predict(pictures[0])
     assert set(second.phrases) == {"smooth iron pipe", "iron pipe with rust"}
     assert abs(second.score - first) > 1e-4
-    again = detector.describe("metal bolt", prompts="winclip").predict(pictures[0])
+    again = detector.describe("metal bolt", prompts=detector.default_prompts).predict(pictures[0])
     assert again.score == pytest.approx(first, abs=1e-6)
     with pytest.raises(ValueError):
         detector.describe(" ")

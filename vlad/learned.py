@@ -168,10 +168,7 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
     Raises:
         ValueError: it is another method's file, which is named if it is known, or has other parts than these.
     """
-    if (looks := official_method(content)) != method:
-        names = ", ".join(repr(str(key)) for key in list(content)[:4])
-        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
-        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
+    refuse_other_methods(content, method)
     if content.keys() != set(parts):
         given, wanted = (", ".join(map(repr, sorted(map(str, keys)))) for keys in (content, parts))
         raise ValueError(f"it holds {given}; a file of {method}'s authors holds {wanted}")
@@ -183,6 +180,14 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
     return [content[part] for part in parts]
 
 
+def refuse_other_methods(content: Mapping[str, Any], method: str) -> None:
+    """ValueError where a checkpoint is not of the method's authors; names the method it looks like."""
+    if (looks := official_method(content)) != method:
+        names = ", ".join(repr(str(key)) for key in list(content)[:4])
+        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
+        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
+
+
 def official_method(content: Mapping[str, Any]) -> str | None:
     """The method whose authors' files have such names; None where they are of no known kind."""
     if content.keys() & {"textual_learner", "visual_learner", "pq_learner"}:
@@ -190,7 +195,7 @@ def official_method(content: Mapping[str, Any]) -> str | None:
     if any(str(key).startswith("clip_model.text_prompter.") for key in content):
         return "adaclip"
     if "anomaly_token" in content:
-        return "VisualAD"
+        return "visualad"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")

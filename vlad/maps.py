@@ -33,14 +33,24 @@ def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
+    """[B, *size] from [B, rows, columns]: bilinear, then `gaussian`."""
+    return gaussian(to_size(grid, size), sigma)
+
+
+def gaussian(maps: Tensor, sigma: float) -> Tensor:
+    """[B, h, w] smoothed with a gaussian of sigma px, cut at 4 sigma, mirrored border; 0 leaves them as they are."""
     from scipy import ndimage
 
-    maps = to_size(grid, size)
     if not sigma:
         return maps
     smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.detach().float().cpu().numpy()]
     return torch.from_numpy(np.stack(smooth)).to(maps.device)
+
+
+def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
+    """[B] mean of the largest `share` of [B, ...] values, rounded down, at least one. Source: AnomalyDINO."""
+    flat = grid.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean(1)
 
 
 def harmonic_mean(terms: list[Tensor]) -> Tensor:

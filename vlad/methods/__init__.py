@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 METHODS = {
+    "adaclip": "AdaClip",
     "adaptclip": "AdaptClip",
     "anomalyclip": "AnomalyClip",
     "laft": "Laft",
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
+    "visualad": "VisualAD",
     "winclip": "WinClip",
 }
 
