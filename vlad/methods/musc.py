@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
-from vlad.memory import Memory, neighbourhood_mean
+from vlad.maps import to_size
+from vlad.memory import Memory, neighbourhood_mean, quarters
 from vlad.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
 from vlad.spill import Records
 
@@ -97,12 +98,7 @@ def rscin(scores: Tensor, classes: Tensor, ks: Sequence[int] = (1, 2, 3)) -> Ten
 
 def to_pixels(grids: Tensor, side: int) -> Tensor:
     """[B, side, side] from [B, rows, columns]: bilinear, align_corners=True, not antialiased."""
-    return F.interpolate(grids[:, None], (side, side), mode="bilinear", align_corners=True)[:, 0]
-
-
-def quarters(depth: int) -> tuple[int, ...]:
-    """The layers after each quarter of the blocks, from 1: 6, 12, 18, 24 of 24."""
-    return tuple(dict.fromkeys(max(1, depth * part // 4) for part in (1, 2, 3, 4)))
+    return to_size(grids, (side, side), align_corners=True)
 
 
 def equal_parts(N: int, parts: int, seed: int) -> list[list[int]]:
