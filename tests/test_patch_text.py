@@ -46,7 +46,7 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
             [golden_weights.image(seed, 112) for seed in (4, 5)]
         )
     with torch.no_grad():
-        unlike = both.association(small_encoder.pixels([picture]))[0]
+        unlike = both.memory.unlike(small_encoder.pixels([picture]))[0]
     expected = np.sqrt(words.predict(picture).map * unlike.numpy())
     np.testing.assert_allclose(both.predict(picture).map, expected, atol=1e-6)
     assert both.predict(golden_weights.image(4, 112)).score < 1e-4, "a normal it has seen"
@@ -71,6 +71,6 @@ def test_with_a_memory_the_tower_is_walked_once_a_batch_and_gives_what_two_walks
     with torch.no_grad():
         score, grid, _ = detector.forward(pixels)
         assert len(walked) == 1
-        unlike = detector.association(pixels)
+        unlike = detector.memory.unlike(pixels)
         detector.memory.clear()
         assert torch.equal(grid, (detector.forward(pixels)[1] * unlike).sqrt())
