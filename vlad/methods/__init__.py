@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 METHODS = {
     "adaptclip": "AdaptClip",
     "anomalyclip": "AnomalyClip",
+    "anovl": "AnoVl",
+    "april_gan": "AprilGan",
+    "clip_ad": "ClipAd",
+    "clip_surgery": "ClipSurgery",
     "laft": "Laft",
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
