@@ -37,6 +37,13 @@ def value_block(module: Any, tokens: Tensor, class_only: bool = False) -> tuple[
     return _residual(module, kept, mixed)[0], values.view_as(tokens).to(tokens.dtype)
 
 
+def attended(module: Any, tokens: Tensor) -> Tensor:
+    """[B, T, C]: what the block's attention adds to tokens [B, T, C]."""
+    groups = [tokens]
+    mixed = _attend(*_projected(module, groups, groups), groups, groups, module.attn.num_heads, False)
+    return module.ls_1(module.attn.out_proj(mixed)).view_as(tokens).to(tokens.dtype)
+
+
 def _projected(module: Any, groups: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the kept tokens, keys and values of all, [tokens, C] each."""
     weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, groups[0].shape[-1]

@@ -178,6 +178,8 @@ class Detector(nn.Module):
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
 
     def _calibrate(self, score: Calibration | None, amap: Calibration | None) -> None:
+        if self.transductive:  # a score within a set says nothing of another set
+            score = None
         self.calibration, self.map_calibration = score, amap
         self.threshold = None if score is None else score.threshold
         self.map_threshold = None if amap is None else amap.threshold
@@ -337,8 +339,12 @@ class Detector(nn.Module):
     def _drawn(self) -> tuple[float, float]:
         """The method's own colour range; once fitted, what the normals' maps reached is half way to hot at most."""
         peaks = self.map_calibration.scores if self.map_calibration else ()
-        low, high = self.scale
+        low, high = self._range()
         return (low, min(high, low + 2 * (peaks[-1] - low))) if peaks and peaks[-1] > low else (low, high)
+
+    def _range(self) -> tuple[float, float]:
+        """`scale`, or the part of it that the maps can reach as the detector stands."""
+        return self.scale
 
     def _region_level(self) -> float:
         """The method's own level; once fitted, just above all that the normals' maps reached."""

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlad.blocks import block, resample_positions, value_block, window_index
+from vlad.blocks import attended, block, resample_positions, value_block, window_index
 from vlad.dtypes import checked_dtype, fastest_safe_dtype
 from vlad.tiny import per_picture
 from vlad.weights import Tower, load_tower
@@ -213,6 +213,10 @@ class Encoder:
         mixed = F.scaled_dot_product_attention(value, value, value).transpose(1, 2).flatten(2)
         return attention.out_proj(mixed).to(tokens.dtype)
 
+    def attention(self, layer: int, tokens: Tensor) -> Tensor:
+        """[B, T, C]: what the attention of block `layer` (from 1) adds to `tokens`, before its MLP sees them."""
+        return attended(self.blocks[layer - 1], tokens)
+
     def value_walk(
         self, pixels: Tensor, positions: str = "bicubic-antialias", first: int = 1, class_only: bool = False
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
@@ -260,25 +264,29 @@ class Encoder:
 
         For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
         """
-        outer = getattr(self._shared, "passes", None)
-        self._shared.passes, self._shared.record = {} if outer is None else outer, None
+        if getattr(self._shared, "passes", None) is not None:  # within another such block, which has all of it already
+            yield
+            return
+        self._shared.passes, self._shared.record = {}, None
         try:
             yield
         finally:
-            self._shared.passes, self._shared.record = outer, None
+            self._shared.passes, self._shared.record = None, None
 
     @_shared
-    def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def dense(
+        self, pixels: Tensor, blocks: int = VALUE_PATH_BLOCKS, positions: str = "bicubic-antialias"
+    ) -> tuple[Tensor, Tensor]:
         """([B, D], [B, N, D]), not normalised: class embedding, and patch embeddings that align with text.
 
         `tiny` is trained to align its last block's tokens. Published CLIPs do not align theirs: for them the patches
-        come from the value path, a sum of value attentions of the last six blocks beside the ordinary stream
-        (CLIP Surgery, arXiv:2304.05653).
+        come from the value path, a sum of value attentions of the last `blocks` beside the ordinary stream (CLIP
+        Surgery, arXiv:2304.05653). `positions` as in `embed`.
         """
         beside = self.dense_path == "value"
-        first = max(1, self.depth - VALUE_PATH_BLOCKS + 1) if beside else self.depth + 1
+        first = max(1, self.depth - blocks + 1) if beside else self.depth + 1
         value_path = None
-        for _, before, after, values in self.value_walk(pixels, first=first, class_only=beside):  # noqa: B007
+        for _, before, after, values in self.value_walk(pixels, positions, first, class_only=beside):  # noqa: B007
             if values is not None:
                 value_path = (before if value_path is None else value_path) + values
         patches = after if value_path is None else value_path
@@ -305,8 +313,8 @@ class Encoder:
         return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]
 
     @_shared
-    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> Features:
-        """Image embedding and the patch tokens of the asked layers (from 1), in one pass.
+    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias") -> Features:
+        """Image embedding and the patch tokens of the asked layers (from 1), in one pass; `positions` as in `embed`.
 
         Raises:
             ValueError: a layer is outside 1..depth.
@@ -314,7 +322,7 @@ class Encoder:
         if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
             raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
         taps = {}
-        for layer, _, after, _ in self.value_walk(pixels, first=self.depth + 1):
+        for layer, _, after, _ in self.value_walk(pixels, positions, first=self.depth + 1):
             if layer in layers:
                 taps[layer] = after[:, 1:]
         return Features(

@@ -137,8 +137,8 @@ def with_adapter(
     method = kind.__module__.rpartition(".")[2]
     if adapter is None:
         adapter = _released(method, encoder)
-        if adapter is None and not kind.needs_adapter:
-            return kind(encoder, **options)
+        if adapter is None and not kind.needs_adapter and not (made := kind(encoder, **options)).learned():
+            return made
         if adapter is None:
             raise ValueError(
                 f"{method} has no released adapter for encoder {encoder.name!r}: give adapter=FILE, which "
@@ -196,6 +196,10 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "adaclip"
     if "anomaly_token" in content:
         return "visualad"
+    if "trainable_linearlayer" in content:
+        return "april_gan"
+    if "linear_layers" in content:
+        return "clip_ad"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")

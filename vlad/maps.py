@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
+CLIP_TEMPERATURE = 0.01  # CLIP's own, as trained: its logit scale is 100
 
 
 def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -13,23 +14,61 @@ def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TE
 
     Args:
         embeddings: [..., D], any length.
-        prototypes: [2, D], row 0 normal, row 1 anomalous, any length.
+        prototypes: [2, D], row 0 normal, row 1 anomalous, any length; or [B, 2, D], a pair for each of [B, N, D].
         temperature: divides the cosines.
     """
-    return F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T / temperature
+    return F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).mT / temperature
 
 
-def anomaly_probability(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def anomaly_probability(
+    embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE, negative: float = 1.0
+) -> Tensor:
     """[...] in [0, 1]: the anomalous share of the softmax over the two states' logits; arguments as there.
 
-    Source: WinCLIP (arXiv:2303.14814), eq. 1.
+    `negative` multiplies the normal state's logit before: the share is the sigmoid of anomalous - negative * normal.
+
+    Source: WinCLIP (arXiv:2303.14814), eq. 1; the weighted difference after CLAP (arXiv:2411.07546).
     """
-    return state_logits(embeddings, prototypes, temperature).softmax(-1)[..., 1]
+    logits = state_logits(embeddings, prototypes, temperature)
+    return (logits * logits.new_tensor([negative, 1.0])).softmax(-1)[..., 1]
 
 
-def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, *size] from [B, h, w], bilinear, align_corners=False, not antialiased."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def feature_surgery(embeddings: Tensor, texts: Tensor, sharpness: float) -> Tensor:
+    """[B, T, K]: how much more a token is like each of several texts than like all of them together.
+
+    A text counts in the measure in which the class token is like it; of that, the mean over the texts is redundant.
+    Of two texts the second one's column is p_1 c_1 - p_0 c_0, with cosines c and the class token's probabilities p.
+
+    Args:
+        embeddings: [B, T, D] of the class token and the patches, any length.
+        texts: [K, D], any length.
+        sharpness: multiplies the class token's cosines before their softmax.
+
+    Source: CLIP Surgery (arXiv:2304.05653), feature surgery, without building its [B, T, K, D].
+    """
+    cosines = state_logits(embeddings, texts, 1.0)  # [B, T, K]
+    weights = (sharpness * cosines[:, :1]).softmax(-1)
+    similarity = cosines * weights / weights.mean(-1, keepdim=True)
+    return similarity - similarity.mean(-1, keepdim=True)
+
+
+def surgery_probability(maps: Tensor) -> Tensor:
+    """[...] in [0, 1] of the anomalous column of a `feature_surgery` of two states, as a softmax of both would give it.
+
+    Where the class token is undecided the column is half the difference of the cosines.
+    """
+    return (2 * maps / TEMPERATURE).sigmoid()
+
+
+def to_size(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """[B, *size] from [B, h, w], bilinear, not antialiased."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
+
+
+def rescaled(values: Tensor) -> Tensor:
+    """[n] brought to [0, 1] by the smallest and the largest of them; zeros where all are the same."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:

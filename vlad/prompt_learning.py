@@ -18,11 +18,6 @@ from vlad.maps import TEMPERATURE, state_logits, to_size
 NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
 
 
-def quarters(depth: int) -> tuple[int, ...]:
-    """The layers after each quarter of the blocks: 6, 12, 18 and 24 of 24."""
-    return tuple(dict.fromkeys(max(1, depth * quarter // 4) for quarter in range(1, 5)))
-
-
 def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """CLIP's own embedding [B, D], the class embedding to score [B, D], and [B, 1 + N, D] per layer; not normalised.
 

@@ -203,15 +203,20 @@ def embed(encoder: Encoder, sentences: Sequence[str]) -> Tensor:
     return rows[[row_of[sentence] for sentence in sentences]].to(encoder.device)
 
 
-def prototypes(encoder: Encoder, pack: PromptPack, name: str) -> Tensor:
-    """[2, D] float32: per state (0 normal, 1 anomalous) the mean of the raw sentence embeddings, not normalised.
+def prototypes(encoder: Encoder, pack: PromptPack, name: str, unit: bool = False) -> Tensor:
+    """[2, D] float32: per state (0 normal, 1 anomalous) the mean of the sentence embeddings, not normalised.
 
-    Source: WinCLIP (arXiv:2303.14814); raw means as in anomalib and zqhang's reproduction.
+    The embeddings are raw as in anomalib's and zqhang's WinCLIP (arXiv:2303.14814); with `unit` each has length 1.
     """
     import torch
 
+    return torch.stack([(_unit(rows) if unit else rows).mean(0) for rows in state_rows(encoder, pack, name)])
+
+
+def state_rows(encoder: Encoder, pack: PromptPack, name: str) -> tuple[Tensor, Tensor]:
+    """Raw embeddings [T, D] of all normal and of all anomalous sentences."""
     rows, normal = _phrase_rows(encoder, pack, name), len(pack.normal)
-    return torch.stack([rows[:normal].mean((0, 1)), rows[normal:].mean((0, 1))])
+    return rows[:normal].flatten(0, 1), rows[normal:].flatten(0, 1)
 
 
 def phrase_prototypes(encoder: Encoder, pack: PromptPack, name: str) -> tuple[list[str], Tensor]:

@@ -34,8 +34,8 @@ from vlad.encoder import Encoder
 from vlad.learned import Batch, LearnedDetector, official_parts
 from vlad.losses import segmentation, whole_picture
 from vlad.maps import harmonic_mean, smooth_map, state_logits, to_size
-from vlad.memory import Memory
-from vlad.prompt_learning import PromptLearner, official_prompts, quarters, state_maps, value_stream
+from vlad.memory import Memory, quarters
+from vlad.prompt_learning import PromptLearner, official_prompts, state_maps, value_stream
 from vlad.prompts import PromptPack, prototypes
 
 ENDINGS = (".", ".")

@@ -12,9 +12,7 @@ Paper: "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with 
 Known differences: scores are not rescaled to the set's minimum and maximum. RsCIN's averages commute with that, so the
 order is the same and a score keeps its meaning. Where 30 % of the others are less than one (fewer than 5 pictures), the
 closest one counts; the official code gives NaN. Unlike pictures (negative cosine) weigh 0 in RsCIN. Subsets are drawn
-at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters. At
-another resolution than the encoder's own, the official code resamples the position table by plain bicubic
-interpolation; the encoder's call antialiases too.
+at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters.
 
 Cost: one matrix product per unordered pair of pictures, layer and r. Beside blocks it keeps the tokens of all pictures,
 in a file past TOKEN_BYTES, and one table of distances (see vlad.mutual); sets whose table would not fit
@@ -34,7 +32,8 @@ from torch import Tensor, nn
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
-from vlad.memory import Memory, neighbourhood_mean
+from vlad.maps import to_size
+from vlad.memory import Memory, neighbourhood_mean, quarters
 from vlad.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
 from vlad.spill import Records
 
@@ -99,12 +98,7 @@ def rscin(scores: Tensor, classes: Tensor, ks: Sequence[int] = (1, 2, 3)) -> Ten
 
 def to_pixels(grids: Tensor, side: int) -> Tensor:
     """[B, side, side] from [B, rows, columns]: bilinear, align_corners=True, not antialiased."""
-    return F.interpolate(grids[:, None], (side, side), mode="bilinear", align_corners=True)[:, 0]
-
-
-def quarters(depth: int) -> tuple[int, ...]:
-    """The layers after each quarter of the blocks, from 1: 6, 12, 18, 24 of 24."""
-    return tuple(dict.fromkeys(max(1, depth * part // 4) for part in (1, 2, 3, 4)))
+    return to_size(grids, (side, side), align_corners=True)
 
 
 def equal_parts(N: int, parts: int, seed: int) -> list[list[int]]:
@@ -280,7 +274,7 @@ class MuSc(Detector):
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(class embeddings [B, D] of length 1, standardised patch tokens [B, P, C] of each layer)."""
-        features = self.encoder(pixels, self.layers)
+        features = self.encoder(pixels, self.layers, positions="bicubic")  # not antialiased, as in the official code
         return features.image, [standardised(tokens) for tokens in features.patches]
 
     def _grids(self, tokens: Records, grid: tuple[int, int]) -> Tensor:

@@ -32,6 +32,7 @@ from vlad.encoder import Encoder
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.nearest import reweighted
+from vlad.views import moved
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "few": dict(neighbours=3, metric="euclidean", score="max", coreset=1.0, rotations=1),
@@ -63,13 +64,7 @@ def patchcore_embedding(layers: Sequence[Tensor], size: int, width: int, target:
 
 def rotated(pixels: Tensor, count: int) -> Tensor:
     """[count, B, 3, H, W]: pictures turned by 0, 1/count, ... of a full turn on their canvas, border mirrored."""
-    turns = []
-    for step in range(count):
-        angle = 2 * math.pi * step / count
-        matrix = pixels.new_tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
-        places = F.affine_grid(matrix.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
-        turns.append(F.grid_sample(pixels, places, padding_mode="reflection", align_corners=False) if step else pixels)
-    return torch.stack(turns)
+    return torch.stack([pixels, *(moved(pixels, angle=2 * math.pi * step / count) for step in range(1, count))])
 
 
 def foreground(tokens: Tensor, grid: tuple[int, int], level: float | None = None) -> Tensor:

@@ -8,23 +8,25 @@ Needs: text. Normal pictures if there are any, no training, one picture at a tim
 3. The picture's score is sqrt(max * mean) of that map: the maximum alone fires on one odd patch, the mean alone
    overlooks a small defect. `score="global"` takes the class token's probability instead.
 
+`negative` weighs the normal words: a probability is the sigmoid of s_anomalous - negative * s_normal, so that 1 is the
+softmax, 0 asks for the anomalous words alone, and more than 1 for places that the normal words do not fit either (the
+difference of a positive and a negative prompt's map in CLAP, arXiv:2411.07546).
+
 After `fit` (ours): tokens of two middle layers, averaged over 3 x 3 places, are compared with those of the normals;
 half the cosine distance to the closest is how unlike them a patch is; the map becomes the geometric mean of that and
-the probability. A product needs no common scale: distances between tokens are small and differ between encoders.
+the probability.
 """
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
 from vlad.maps import anomaly_probability
-from vlad.memory import Memory, checked_layers, layer_tokens
+from vlad.memory import LayerMemory, checked_layers
 
 SCORES = ("sqrt", "max", "mean", "global")
-NEIGHBOURS = 3  # tokens are averaged over 3 x 3 places, which makes up for small shifts between pictures
 
 
 def image_score(grid: Tensor, how: str) -> Tensor:
@@ -34,7 +36,9 @@ def image_score(grid: Tensor, how: str) -> Tensor:
 
 
 class PatchText(Detector):
-    """See the module. `score` is one of "sqrt", "max", "mean", "global"; `layers` are compared with normals."""
+    """See the module. `score` is one of "sqrt", "max", "mean", "global"; `layers` are compared with normals; `negative`
+    weighs the normal words.
+    """
 
     def __init__(
         self,
@@ -43,29 +47,28 @@ class PatchText(Detector):
         resolution: int | None = None,
         score: str = "sqrt",
         layers: Sequence[int] | None = None,
+        negative: float = 1.0,
     ):
         super().__init__(encoder, resolution=resolution)
         if score not in SCORES:
             raise ValueError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
         self.how = self.options["score"] = score
         self.layers = checked_layers(layers, encoder.depth)
-        self.options["layers"] = list(self.layers)
-        self.memory = Memory(len(self.layers) * encoder.width, exact=encoder.dtype == torch.float32)
+        if not negative >= 0:
+            raise ValueError(f"negative is {negative!r}; expected a weight of 0 or more")
+        self.negative = float(negative)
+        self.options.update(layers=list(self.layers), negative=self.negative)
+        self.memory = LayerMemory(encoder, self.layers)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
-        grid = anomaly_probability(patches, self.prototypes).unflatten(1, self.encoder.grid(pixels))
-        whole = anomaly_probability(image, self.prototypes)  # [B]
-        if self.references:
-            unlike = self.association(pixels)
-            grid, whole = (grid * unlike).sqrt(), (whole * unlike.amax((1, 2))).sqrt()
+        with self.memory.one_walk():
+            image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
+            grid = self._probability(patches).unflatten(1, self.encoder.grid(pixels))
+            grid, whole = self.memory.fused(pixels, grid, self._probability(image))
         return whole if self.how == "global" else image_score(grid, self.how), grid, image
 
-    def association(self, pixels: Tensor) -> Tensor:
-        """[B, rows, columns] in [0, 1]: half the cosine distance of each patch to the closest one of the normals."""
-        tokens = layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS)
-        return (self.memory.distance(tokens) / 2).clamp_max(1).unflatten(1, self.encoder.grid(pixels))
+    def _probability(self, embeddings: Tensor) -> Tensor:
+        return anomaly_probability(embeddings, self.prototypes, negative=self.negative)
 
     def _remember(self, batches: Iterable[Tensor]) -> None:
-        for pixels in batches:
-            self.memory.add(layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS))
+        self.memory.remember(batches)
