@@ -34,7 +34,7 @@ from vlad.encoder import Encoder
 from vlad.learned import Batch, LearnedDetector, refuse_other_methods
 from vlad.losses import focal, segmentation
 from vlad.maps import gaussian
-from vlad.prompt_learning import quarters
+from vlad.memory import quarters
 from vlad.prompts import PromptPack
 
 SCALE = 100  # of the cosines
