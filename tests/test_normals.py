@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import vlad
@@ -50,10 +49,11 @@ def test_the_halves_are_scored_against_each_other(small_encoder, pictures):
     detector = loaded("patch_memory", small_encoder)
     with pytest.warns(UserWarning):
         detector.fit(pictures[:1])
-    pixels, largest = small_encoder.pixels(pictures[:1]), []
+    picture, largest = pictures[0], []
+    rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
     with torch.no_grad():
-        for halves in ((pixels[:, :, :56], pixels[:, :, 56:]), (pixels[..., :56], pixels[..., 56:])):
-            one, other = (detector.tokens(F.interpolate(half, (112, 112), mode="bilinear"))[0] for half in halves)
+        for halves in ((picture[:rows], picture[rows:]), (picture[:, :columns], picture[:, columns:])):
+            one, other = (detector.tokens(small_encoder.pixels([half]))[0] for half in halves)
             apart = torch.cdist(one, other)
             largest += [float(apart.amin(1).max()) / 2, float(apart.amin(0).max()) / 2]
     said = re.search(r"scores up to ([\d.e-]+)", detector.calibration.note).group(1)
@@ -74,6 +74,48 @@ def test_the_memory_of_one_normal_holds_the_whole_picture_and_no_half(small_enco
 def test_a_rate_from_one_normal_is_refused(small_encoder, pictures):
     with pytest.raises(ValueError, match="0 calibration scores cannot promise"):
         loaded("patch_memory", small_encoder).fit(pictures[:1], max_false_positive_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "category",
+    [
+        "aws_lookout/cookie",
+        *(
+            pytest.param(category, marks=pytest.mark.slow)
+            for category in (
+                "brain_mri/brain",
+                "crackforest/road",
+                "elpv/solar_cell_mono",
+                "elpv/solar_cell_poly",
+                "mtd/magnetic_tile",
+                "mvtec_ad/screw",
+            )
+        ),
+    ],
+)
+def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(category, shared, tiny_encoder, record_property):
+    """Three draws; turned by quarters instead, the one normal gives a scale that most good pictures pass."""
+    detector, drawn = vlad.load("patch_memory", encoder=tiny_encoder), np.random.RandomState(0)
+    good = sorted((shared / "data" / category / "train" / "good").iterdir())
+    fresh = sorted((shared / "data" / category / "test" / "good").iterdir())[:12]
+    above, turned = [], []
+    for number in drawn.permutation(len(good))[:3]:
+        with pytest.warns(UserWarning):
+            detector.fit(good[number])
+        peaks = np.array([prediction.map.max() for prediction in detector.predict(fresh)])
+        above.append(np.mean(peaks >= detector.predict(good[number]).region_level))
+        with torch.no_grad():
+            pixels = tiny_encoder.pixels([vlad.images.read(good[number])])
+            turns = detector.forward(torch.cat([pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)]))[1]
+        turned.append(np.mean(peaks >= float(turns.max())))
+    record_property(category, f"halves {np.mean(above):.2f}, quarter turns {np.mean(turned):.2f}")
+    assert np.mean(above) <= 0.5 and np.mean(above) <= np.mean(turned) + 0.1
+
+
+def test_a_normal_too_small_to_be_halved_is_learnt_all_the_same(small_encoder):
+    with pytest.warns(UserWarning, match="no threshold from 1 normal"):
+        detector = loaded("patch_memory", small_encoder).fit(np.zeros((1, 30, 3), np.uint8))
+    assert detector.references == ["0"] and detector.map_calibration is None
 
 
 # Normal and anomalous ones

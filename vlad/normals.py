@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.images import list_images, read
@@ -46,8 +46,8 @@ def learn(
             _fill(detector, normals)
             scores, peaks = _leave_one_out(detector, normals) if len(normals.ids) > 1 else ([], [])
         made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
-        if len(normals.ids) == 1:
-            made = from_halves(*_between_halves(detector, next(iter(normals))))
+        if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
+            made = from_halves(*_between_halves(detector, picture))
             _fill(detector, normals)
         for memory in memories:
             memory.ids = list(normals.ids)
@@ -84,16 +84,15 @@ def _leave_one_out(detector: "Detector", batches: Iterable[Tensor]) -> tuple[lis
     return scores, peaks
 
 
-def _between_halves(detector: "Detector", pixels: Tensor) -> tuple[list[float], list[float]]:
-    """Scores and largest map values of the four halves of one picture [1, 3, S, S], each against the other half.
+def _between_halves(detector: "Detector", picture: np.ndarray) -> tuple[list[float], list[float]]:
+    """Scores and largest map values of the four halves of one picture [H, W, 3], each against the other half.
 
-    The memories are then of halves. A half is stretched to the whole square, so patches show less of the thing.
+    The memories are then of halves. A half fills the whole square, so its patches show less of the thing.
     """
     scores: list[float] = []
     peaks: list[float] = []
-    for axis in (2, 3):
-        halves = [F.interpolate(half, pixels.shape[2:], mode="bilinear") for half in pixels.chunk(2, axis)]
-        both = torch.cat(halves)  # [2, 3, S, S]
+    for axis in (0, 1):
+        both = detector.encoder.pixels(np.array_split(picture, 2, axis), detector.resolution)  # [2, 3, S, S]
         _fill(detector, [both])
         of_axis = _leave_one_out(detector, [both])
         scores, peaks = scores + of_axis[0], peaks + of_axis[1]
