@@ -42,12 +42,7 @@ def small_model(golden_weights):
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory, golden_weights, small_model) -> Path:
     """The same model as a folder for `encoder="local-dir:..."`."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("small")
-    save_file({k: v.contiguous() for k, v in small_model.state_dict().items()}, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": golden_weights.TINY_CLIP}))
-    return folder
+    return _written(tmp_path_factory.mktemp("small"), small_model, golden_weights.TINY_CLIP)
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +50,27 @@ def small_encoder(small_folder):
     from vlad import Encoder
 
     return Encoder.load(f"local-dir:{small_folder}", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def wide_encoder(tmp_path_factory, golden_weights):
+    """A sibling whose joint width is the width of its text, with the exact GELU: AdaCLIP asks for both."""
+    import open_clip
+
+    from vlad import Encoder
+
+    config = {**golden_weights.TINY_CLIP, "embed_dim": 128, "quick_gelu": False}
+    model = golden_weights.fill_(open_clip.model.CLIP(**config).eval(), seed=0)
+    folder = _written(tmp_path_factory.mktemp("wide"), model, config)
+    return Encoder.load(f"local-dir:{folder}", device="cpu", dtype="float32")
+
+
+def _written(folder, model, config):
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,18 +10,39 @@ from PIL import Image
 
 import vlad
 import vlad.normals
+from vlad.learned import LearnedDetector
 from vlad.methods import METHODS, method_class
 
+LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedDetector)]
 TEXT = [name for name in METHODS if method_class(name).needs_text and not method_class(name).needs_normals]
 IMAGE_LEVEL = ("laft",)  # no maps
 
 FITTED = [name for name in METHODS if method_class(name)._remember is not vlad.Detector._remember]
 
 
-def made(method, encoder, normals, **options):
+WIDE = ("adaclip",)  # methods whose encoder must have text as wide as the joint space
+
+
+@pytest.fixture(scope="module")
+def load(small_encoder, wide_encoder, tmp_path_factory):
+    """`vlad.load` on a small encoder, with a file of untrained weights for a method that needs learned ones."""
+
+    def loaded(method, name=None, **options):
+        kind, encoder = method_class(method), wide_encoder if method in WIDE else small_encoder
+        if method in LEARNED and kind.needs_adapter:
+            torch.manual_seed(0)
+            file = tmp_path_factory.mktemp(method) / "untrained.safetensors"
+            kind(encoder).save_adapter(file, recipe={})
+            options["adapter"] = file
+        return vlad.load(method, name, encoder=encoder, **options)
+
+    return loaded
+
+
+def made(load, method, normals, **options):
     """A detector that is ready to predict: a text method has a name, one that needs normals has learnt them."""
     kind = method_class(method)
-    detector = vlad.load(method, "metal bolt" if kind.needs_text else None, encoder=encoder, **options)
+    detector = load(method, "metal bolt" if kind.needs_text else None, **options)
     if kind.needs_normals or detector.transductive:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # too few for a threshold
             detector.fit(normals)
@@ -39,8 +60,8 @@ def normals(golden_weights):
 
 
 @pytest.fixture(params=METHODS)
-def detector(request, small_encoder, normals):
-    return made(request.param, small_encoder, normals)
+def detector(request, load, normals):
+    return made(load, request.param, normals)
 
 
 def check_same_map(one, other, atol):
@@ -141,14 +162,14 @@ def test_a_paused_stream_leaves_gradients_on_for_its_caller(detector, pictures):
     stream.close()
 
 
-def test_the_resolution_is_an_option(small_encoder, pictures, normals, detector):
-    coarse = made(detector.method, small_encoder, normals, resolution=56)
+def test_the_resolution_is_an_option(load, pictures, normals, detector):
+    coarse = made(load, detector.method, normals, resolution=56)
     assert coarse.options["resolution"] == 56
     first, second = coarse.predict(pictures[0]), detector.predict(pictures[0])
     assert first.score != second.score
     assert first.map is None or first.map.shape != second.map.shape
     with pytest.raises(ValueError, match="resolution"):
-        made(detector.method, small_encoder, normals, resolution=57).predict(pictures[0])
+        made(load, detector.method, normals, resolution=57).predict(pictures[0])
 
 
 def test_a_broken_picture_raises_or_takes_its_place(detector, pictures, tmp_path):
@@ -186,10 +207,10 @@ def many(golden_weights):
 
 
 @pytest.fixture(scope="module", params=FITTED)
-def fitted_file(request, small_encoder, many, tmp_path_factory):
+def fitted_file(request, load, many, tmp_path_factory):
     """A detector that has learnt from six normals, enough for a threshold."""
     kind = method_class(request.param)
-    detector = vlad.load(request.param, "metal bolt" if kind.needs_text else None, encoder=small_encoder).fit(many)
+    detector = load(request.param, "metal bolt" if kind.needs_text else None).fit(many)
     detector.save(file := tmp_path_factory.mktemp(request.param) / "fitted.safetensors")
     return detector, file
 
@@ -209,9 +230,9 @@ def test_a_fitted_detector_scores_the_same_from_its_file(fitted_file, fitted, pi
         np.testing.assert_array_equal(one.map, other.map)
 
 
-def test_thresholds_come_from_normals_scored_without_themselves(fitted, many):
+def test_thresholds_come_from_normals_scored_without_themselves(load, fitted, many):
     assert fitted.calibration.n == 6
-    others = vlad.load(fitted.method, fitted.name, encoder=fitted.encoder).fit(many[1:])
+    others = load(fitted.method, fitted.name).fit(many[1:])
     alone = others.predict(many[0])
     assert min(abs(score - alone.score) for score in fitted.calibration.scores) < 1e-6
     if alone.map is not None:
@@ -235,18 +256,18 @@ def test_verdicts_follow_from_the_calibration(fitted, many, pictures):
     assert fitted.predict(many[0]).is_anomalous is False, "a normal that it has seen"
 
 
-def test_fitting_again_replaces_what_was_learnt(fitted, many, pictures):
+def test_fitting_again_replaces_what_was_learnt(load, fitted, many, pictures):
     with pytest.warns(UserWarning, match="no threshold from 2 normals: .* 5 or more normal pictures, or 19 for"):
         fitted.fit(many[:2])
     assert fitted.references == ["0", "1"]
     assert fitted.threshold is fitted.map_threshold is None and fitted.predict(pictures[0]).is_anomalous is None
     with pytest.warns(UserWarning):
-        fresh = vlad.load(fitted.method, fitted.name, encoder=fitted.encoder).fit(many[:2])
+        fresh = load(fitted.method, fitted.name).fit(many[:2])
     assert fresh.predict(pictures[0]).score == pytest.approx(fitted.predict(pictures[0]).score, abs=1e-6)
 
 
-def test_the_order_of_the_normals_changes_nothing(fitted, many, pictures):
-    other = vlad.load(fitted.method, fitted.name, encoder=fitted.encoder).fit(many[::-1])
+def test_the_order_of_the_normals_changes_nothing(load, fitted, many, pictures):
+    other = load(fitted.method, fitted.name).fit(many[::-1])
     assert other.threshold == pytest.approx(fitted.threshold, abs=1e-6)
     assert other.predict(pictures[0]).score == pytest.approx(fitted.predict(pictures[0]).score, abs=1e-6)
 
@@ -325,16 +346,16 @@ def test_other_words_drop_the_thresholds(fitted, caplog):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if method_class(name).needs_normals])
-def test_a_method_that_needs_normals_says_so(method, small_encoder, pictures):
-    detector = vlad.load(method, "metal bolt" if method_class(method).needs_text else None, encoder=small_encoder)
+def test_a_method_that_needs_normals_says_so(method, load, pictures):
+    detector = load(method, "metal bolt" if method_class(method).needs_text else None)
     for call in (detector.predict, detector.stream):
         with pytest.raises(RuntimeError, match=r"call fit\(normals\)"):
             call(pictures)
 
 
 @pytest.mark.parametrize("method", TEXT)
-def test_without_a_name_a_text_method_loads_and_names_describe(method, small_encoder, pictures):
-    detector = vlad.load(method, encoder=small_encoder, prompts="winclip-anomalib")
+def test_without_a_name_a_text_method_loads_and_names_describe(method, load, pictures):
+    detector = load(method, prompts="winclip-anomalib")
     with pytest.raises(RuntimeError, match="describe"):
         detector.predict(pictures[0])
     with pytest.raises(RuntimeError, match="describe"):
@@ -346,8 +367,8 @@ def test_without_a_name_a_text_method_loads_and_names_describe(method, small_enc
 
 
 @pytest.mark.parametrize("method", TEXT)
-def test_words_matter_and_can_be_changed(method, small_encoder, pictures):
-    detector = vlad.load(method, "metal bolt", encoder=small_encoder)
+def test_words_matter_and_can_be_changed(method, load, pictures):
+    detector = load(method, "metal bolt")
     first = detector.predict(pictures[0]).score
     own = {"normal": ["smooth {}"], "anomalous": ["{} with rust"]}
     second = detector.describe("iron pipe", prompts=own).predict(pictures[0])

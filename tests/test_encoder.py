@@ -179,3 +179,43 @@ def test_sharing_belongs_to_one_thread_and_may_be_nested(small_encoder, pixels):
         thread.start()
         thread.join()
     assert others == [False]
+
+
+@torch.no_grad()
+def test_the_value_walk_is_the_walk_with_value_attention_beside_it(small_encoder, pixels):
+    plain = list(small_encoder.walk(small_encoder.embed(pixels)))
+    beside = list(small_encoder.value_walk(pixels, first=20))
+    for (layer, before, after), (other, x, y, values) in zip(plain, beside, strict=True):
+        assert layer == other and (values is None) == (layer < 20)
+        torch.testing.assert_close((x, y), (before, after), atol=2e-5, rtol=0)
+        if values is not None:
+            torch.testing.assert_close(values, small_encoder.value_attention(layer, before), atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_while_sharing_a_walk_is_recorded_and_later_ones_get_just_what_they_ask_for(small_encoder, pixels, monkeypatch):
+    alone = list(small_encoder.value_walk(pixels, first=3))
+    with small_encoder.sharing():
+        list(small_encoder.value_walk(pixels, first=20))
+        monkeypatch.setattr("vlad.encoder.block", None)  # nothing may be computed a second time
+        monkeypatch.setattr("vlad.encoder.value_block", None)
+        again = list(
+            small_encoder.value_walk(pixels, positions="bilinear", first=3)
+        )  # the native grid: nothing to resample
+        fewer = list(small_encoder.value_walk(pixels, first=24))
+    for one, other in zip(alone, again, strict=True):
+        assert (one[3] is None) == (other[3] is None)
+        torch.testing.assert_close(one[2], other[2], atol=2e-5, rtol=0)
+        if one[3] is not None:
+            torch.testing.assert_close(one[3], other[3], atol=2e-5, rtol=0)
+    assert [step[0] for step in fewer if step[3] is not None] == [24]
+    monkeypatch.undo()
+    assert small_encoder._shared.record is None, "nothing is kept when the sharing ends"
+
+
+@torch.no_grad()
+def test_while_sharing_other_pictures_are_walked_anew(small_encoder, pixels):
+    with small_encoder.sharing():
+        first = small_encoder(pixels, layers=(24,)).patches[0]
+        other = small_encoder(pixels.flip(-1), layers=(24,)).patches[0]
+    assert (first - other).abs().max() > 1e-3

@@ -122,17 +122,17 @@ def test_with_little_memory_values_are_within_their_stated_error_of_the_exact_on
 
 def test_three_detectors_on_one_encoder_share_each_pass(tree, small_encoder, monkeypatch):
     walks = []
-    walk = small_encoder.walk
+    embed = small_encoder.embed
 
-    def counting(tokens, *rest, **options):
+    def counting(pixels, *rest):
         walks.append(1)
-        return walk(tokens, *rest, **options)
+        return embed(pixels, *rest)
 
-    monkeypatch.setattr(small_encoder, "walk", counting)
+    monkeypatch.setattr(small_encoder, "embed", counting)
     packs = [{"normal": ["good {}"], "anomalous": [word]} for word in ("bad {}", "broken {}", "{} with a spot")]
     detectors = {str(i): vlad.load("patch_text", encoder=small_encoder, prompts=pack) for i, pack in enumerate(packs)}
     report = evaluate(detectors, folder(tree), bootstrap=0, batch_size=4)
-    assert len(walks) == 2 * math.ceil(11 / 4)  # two categories, one walk a batch
+    assert len(walks) == 2 * math.ceil(11 / 4)  # two categories, one walk a batch, which begins with embed
     assert report.detectors == ["0", "1", "2"]
     assert {"0", "1", "2", "reading", "metrics"} <= set(report.settings["seconds"])
 

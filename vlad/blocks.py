@@ -28,8 +28,24 @@ def block(module: Any, groups: list[Tensor], class_only: bool = False, causal: b
     else:
         query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
     mixed = _attend(query, key, value, groups, kept, attention.num_heads, causal)
-    rows = _pack(kept)
-    rows = rows + module.ls_1(attention.out_proj(mixed)).to(rows.dtype)
+    return _residual(module, kept, mixed)
+
+
+def value_block(module: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """([B, T, C], [B, T, C]): tokens after the block, and what it attends to when values are queries and keys too."""
+    attention, groups = module.attn, [tokens]
+    weight = attention.in_proj_weight
+    rows = module.ln_1(_pack(groups)).to(weight.dtype)
+    query, key, value = F.linear(rows, weight, attention.in_proj_bias).chunk(3, -1)
+    mixed = _attend(query, key, value, groups, groups, attention.num_heads, False)
+    values = attention.out_proj(_attend(value, value, value, groups, groups, attention.num_heads, False))
+    return _residual(module, groups, mixed)[0], values.view_as(tokens).to(tokens.dtype)
+
+
+def _residual(module: Any, kept: list[Tensor], mixed: Tensor) -> list[Tensor]:
+    """The block's output from what its attention mixed, [all kept tokens, C]."""
+    weight, rows = module.attn.in_proj_weight, _pack(kept)
+    rows = rows + module.ls_1(module.attn.out_proj(mixed)).to(rows.dtype)
     rows = rows + module.ls_2(module.mlp(module.ln_2(rows).to(weight.dtype))).to(rows.dtype)
     sizes = [g.shape[0] * g.shape[1] for g in kept]
     return [r.view_as(g) for r, g in zip(rows.split(sizes), kept, strict=True)]

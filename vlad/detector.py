@@ -38,29 +38,35 @@ class Detector(nn.Module):
     `Memory` or several as attributes and writes `_remember`.
 
     Attributes:
-        needs_text: False for methods that look at pictures alone.
+        needs_text: False for methods that do without a name.
+        takes_text: True for those of them whose words are the same for all things: a name is then only remembered, and
+            `Prediction.phrases` filled; None says the same as needs_text.
         needs_normals: True for methods that say nothing before `fit`.
         default_prompts: name of the prompt pack the paper uses.
         scale: (low, high), the fixed colour range of its maps.
         region_level: where its maps are cut into regions when nothing was calibrated.
+        paper_resolution: native side of a published encoder -> the side at which the paper uses it.
     """
 
     needs_text: ClassVar[bool] = True
+    takes_text: ClassVar[bool | None] = None
     needs_normals: ClassVar[bool] = False
     default_prompts: ClassVar[str] = "winclip"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
+    paper_resolution: ClassVar[Mapping[int, int]] = {}
 
     progress: Callable[[str, int, int], None] | None = None  # told (stage, done, in all or 0) before a set's results
 
     encoder: Encoder
     resolution: int
+    trained_on: tuple[str, ...] = ()  # data sets whose annotated pictures it has learned from
     prototypes: Tensor  # None until described
     phrase_embeddings: Tensor
 
     def __init__(self, encoder: Encoder, *, resolution: int | None = None):
         super().__init__()
-        if self.needs_text and not getattr(encoder, "reads_text", True):
+        if self.reads_words() and not getattr(encoder, "reads_text", True):
             raise TypeError(
                 f"{self.method} needs an encoder of words and pictures; {encoder.name!r} knows pictures alone"
             )
@@ -73,7 +79,8 @@ class Detector(nn.Module):
             )
         # past nn.Module's books: the encoder is shared and frozen, never moved, trained or saved with one detector
         object.__setattr__(self, "encoder", encoder)
-        self.resolution = encoder.resolution if resolution is None else resolution
+        native = encoder.resolution
+        self.resolution = self.paper_resolution.get(native, native) if resolution is None else resolution
         self.options: dict[str, Any] = {"resolution": self.resolution}
         self.pack: PromptPack | None = None
         self.name: str | None = None
@@ -89,6 +96,11 @@ class Detector(nn.Module):
     def transductive(self) -> bool:
         """True for methods that, as they stand, score a set of pictures against each other; they write `score`."""
         return False
+
+    @classmethod
+    def reads_words(cls) -> bool:
+        """Whether it works with words at all, and so needs an encoder of words and pictures."""
+        return cls.needs_text if cls.takes_text is None else cls.takes_text
 
     @property
     def method(self) -> str:
@@ -110,17 +122,22 @@ class Detector(nn.Module):
         Raises:
             ValueError, TypeError, FileNotFoundError: an empty name or a wrong pack; the detector is then unchanged.
         """
-        if not self.needs_text:
+        if not self.reads_words():
             raise TypeError(f"{self.method} looks at pictures alone and takes no name")
         check_name(name)
         pack = PromptPack.load(prompts) if prompts is not None else self.pack or PromptPack.load(self.default_prompts)
-        if self.calibration and (pack, name) != (self.pack, self.name):
+        if self.needs_text and self.calibration and (pack, name) != (self.pack, self.name):
             logger.warning("other words give other scores: the thresholds from %r are dropped, fit again", self.name)
             self._calibrate(None, None)
-        self.prototypes = prototypes(self.encoder, pack, name)
+        if self.needs_text:
+            self.prototypes = self._prototypes(pack, name)
         self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
         self.pack, self.name = pack, name
         return self
+
+    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
+        """[2, D] of the two states; papers differ in how sentences are averaged."""
+        return prototypes(self.encoder, pack, name)
 
     # Normal pictures
 
@@ -367,6 +384,7 @@ class Detector(nn.Module):
             "threshold": self.threshold,
             "map_threshold": self.map_threshold,
             "references": self.references,
+            "trained_on": list(self.trained_on),
             "calibration": self.calibration and self.calibration.to_dict(),
             "map_calibration": self.map_calibration and self.map_calibration.to_dict(),
         }
@@ -382,6 +400,7 @@ class Detector(nn.Module):
                 memory.restore(parts, header["references"], self.encoder.device)
         if len({bool(memory.ids) for memory in memories.values()}) > 1:
             raise ValueError("some of its memories are missing")
+        left = self._take(left)
         for key, value in left.items():
             if key not in self._buffers or value.ndim != 2 or not torch.isfinite(value).all():
                 raise ValueError(f"it holds a tensor {key!r} {list(value.shape)} that {self.method} does not have")
@@ -390,11 +409,16 @@ class Detector(nn.Module):
         if (self.prototypes is not None and self.prototypes.shape != (2, self.encoder.embed_dim)) or len(widths) > 1:
             raise ValueError("its prototypes or phrases do not fit each other and the encoder")
         self.name, self.phrases = header["name"], header["phrases"]
+        self.trained_on = tuple(header["trained_on"])
         self.threshold, self.map_threshold = header["threshold"], header["map_threshold"]
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
         self.calibration, self.map_calibration = made
         if header["prompts"]:
             self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
+
+    def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes from a file's tensors those that were learned; returns the others."""
+        return tensors
 
 
 def _check_how(batch_size: int, on_error: str) -> None:

@@ -73,9 +73,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("vlad", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
+            # copies are aligned as fresh tensors are: kernels may round differently on others
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    if isinstance(header, dict):
+        header = {"trained_on": [], **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
     if problem := _problem(header, tensors):
@@ -92,8 +95,8 @@ def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
     for key, kinds in KEYS.items():
         if key not in header or not isinstance(header[key], kinds) or isinstance(header[key], bool):
             return f"{key!r} is missing in its header or of the wrong kind"
-    for key in ("phrases", "references"):
-        if not all(isinstance(value, str) for value in header[key]):
+    for key in ("phrases", "references", "trained_on"):
+        if not isinstance(header[key], list) or not all(isinstance(value, str) for value in header[key]):
             return f"{key!r} holds something else than texts"
     if header.get("sha256") != _checksum(tensors):
         return "its tensors are not those that were written"

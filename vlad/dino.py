@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.encoder import Encoder, Features, _dtype, _shared, fastest_safe_dtype
+from vlad.dtypes import checked_dtype, fastest_safe_dtype
+from vlad.encoder import Encoder, Features, _shared
 from vlad.weights import WeightsError, _digest, require_repository
 
 PREFIX = "dino:"
@@ -36,7 +37,7 @@ class DinoEncoder(Encoder):
         config = model.config
         self.name, self.digest = name, _digest(model, {"dino": _shape(config)})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = _dtype(dtype) or fastest_safe_dtype(self.device)
+        self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
         self.mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(STD, device=self.device).view(1, 3, 1, 1)
@@ -75,7 +76,7 @@ def load(name: str, device: str | None = None, dtype: Any = None) -> DinoEncoder
         FileNotFoundError: the folder is missing.
         vlad.WeightsError: the weights are not here and cannot be fetched.
     """
-    _dtype(dtype)
+    checked_dtype(dtype)
     given = name.removeprefix(PREFIX)
     size, _, seed = given.partition("/random:")
     if seed or given.endswith("/random:"):

@@ -5,6 +5,7 @@ One primitive carries all methods: `walk`, the transformer's block loop as a gen
 hooked or patched, and no other file knows how open_clip names its parts.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,17 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor, nn
 
-from vlad.blocks import block, resample_positions, window_index
+from vlad.blocks import block, resample_positions, value_block, window_index
+from vlad.dtypes import checked_dtype, fastest_safe_dtype
 from vlad.tiny import per_picture
 from vlad.weights import Tower, load_tower
 
 HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: limits how many pictures' windows go through at once
+RECORD_BYTES = 3 * 2**30  # of a walk that is kept for other methods on the same batch; longer ones are walked again
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
 
 Edit = Callable[[int, Tensor], Tensor]
@@ -68,13 +72,15 @@ class Encoder:
         digest: hex, the same for the same weights whatever file they came from.
         resolution: side of the square that the model was made for, in pixels.
         depth, width, embed_dim: number of vision blocks, C, D.
+        activation: of the blocks, "gelu" or "quickgelu"; adapters work with the one they were learned with.
+        text_width: of the tokens in the text tower; None for towers that are not CLIP's.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 
     def __init__(self, tower: Tower, name: str, device: str | torch.device | None = None, dtype: Any = None):
         self.name, self.digest, self.tokenizer = name, tower.digest, tower.tokenizer
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = _dtype(dtype) or fastest_safe_dtype(self.device)
+        self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
         self.model: Any = tower.model.to(self.device).eval().requires_grad_(False)
         self.visual = self.model.visual
         self.blocks = self.visual.transformer.resblocks
@@ -87,6 +93,9 @@ class Encoder:
         self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]
+        self.activation = "quickgelu" if isinstance(self.blocks[0].mlp.gelu, QuickGELU) else "gelu"
+        text: Any = getattr(self.model, "text", self.model)
+        self.text_width = getattr(getattr(text, "token_embedding", None), "embedding_dim", None)
         self._shared = threading.local()  # each thread shares passes with itself alone
 
     @classmethod
@@ -107,7 +116,7 @@ class Encoder:
             FileNotFoundError: a local file or folder is missing.
             vlad.WeightsError: the weights are not here and cannot be fetched.
         """
-        _dtype(dtype)  # a wrong dtype is refused before seconds of loading
+        checked_dtype(dtype)  # a wrong dtype is refused before seconds of loading
         return cls(load_tower(name, activation), name, device, dtype)
 
     def __repr__(self) -> str:
@@ -191,6 +200,38 @@ class Encoder:
         mixed = F.scaled_dot_product_attention(value, value, value).transpose(1, 2).flatten(2)
         return attention.out_proj(mixed).to(tokens.dtype)
 
+    def value_walk(
+        self, pixels: Tensor, positions: str = "bicubic-antialias", first: int = 1
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+        """The block loop with what value paths are made of: yields (layer, tokens before, tokens after, values).
+
+        `values` [B, T, C] is what block `layer` gives in `value_attention`, at the cost of one projection less; None
+        before block `first`. Within `sharing` the walk over a batch is recorded, and later ones over it are replayed.
+        """
+        steps, after = self._recorded(pixels, positions), None
+        for layer, module in enumerate(self.blocks, 1):
+            if steps is not None and len(steps) >= layer:
+                before, after, values = steps[layer - 1]
+                if values is None and layer >= first:
+                    values = self.value_attention(layer, before)
+                    steps[layer - 1] = before, after, values
+            else:
+                before = self.embed(pixels, positions) if after is None else after
+                after, values = value_block(module, before) if layer >= first else (block(module, [before])[0], None)
+                if steps is not None:
+                    steps.append((before, after, values))
+            yield layer, before, after, values if layer >= first else None
+
+    def _recorded(self, pixels: Tensor, positions: str) -> list[tuple[Tensor, Tensor, Tensor | None]] | None:
+        """The steps of this batch's walk so far; None where nothing is recorded. Only one batch is kept."""
+        tokens = len(pixels) * (1 + math.prod(self.grid(pixels)))
+        if getattr(self._shared, "passes", None) is None or 8 * self.depth * tokens * self.width > RECORD_BYTES:
+            return None
+        if self._shared.record is None or self._shared.record[0] is not pixels:
+            self._shared.record = pixels, {}
+        native = self.grid(pixels) == tuple(self.visual.grid_size)  # nothing is resampled
+        return self._shared.record[1].setdefault("" if native else positions, [])
+
     def project(self, tokens: Tensor) -> Tensor:
         """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
         return self.visual.ln_post(tokens) @ self.visual.proj
@@ -202,11 +243,11 @@ class Encoder:
         For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
         """
         outer = getattr(self._shared, "passes", None)
-        self._shared.passes = {} if outer is None else outer
+        self._shared.passes, self._shared.record = {} if outer is None else outer, None
         try:
             yield
         finally:
-            self._shared.passes = outer
+            self._shared.passes, self._shared.record = outer, None
 
     @_shared
     def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,11 +257,11 @@ class Encoder:
         come from the value path, a sum of value attentions of the last six blocks beside the ordinary stream
         (CLIP Surgery, arXiv:2304.05653).
         """
-        start = self.depth - min(VALUE_PATH_BLOCKS, self.depth)
+        first = max(1, self.depth - VALUE_PATH_BLOCKS + 1) if self.dense_path == "value" else self.depth + 1
         value_path = None
-        for layer, before, after in self.walk(self.embed(pixels)):  # noqa: B007  # the last one is used below
-            if self.dense_path == "value" and layer > start:
-                value_path = (before if value_path is None else value_path) + self.value_attention(layer, before)
+        for _, before, after, values in self.value_walk(pixels, first=first):  # noqa: B007  # the last is used below
+            if values is not None:
+                value_path = (before if value_path is None else value_path) + values
         patches = after if value_path is None else value_path
         return self.project(after[:, 0]), self.project(patches[:, 1:])
 
@@ -254,7 +295,7 @@ class Encoder:
         if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
             raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
         taps = {}
-        for layer, _, after in self.walk(self.embed(pixels)):
+        for layer, _, after, _ in self.value_walk(pixels, first=self.depth + 1):
             if layer in layers:
                 taps[layer] = after[:, 1:]
         return Features(
@@ -312,25 +353,3 @@ class Encoder:
         ends = tower.ln_final(tokens)[torch.arange(len(tokens), device=tokens.device), ids.argmax(-1)]
         projection = tower.text_projection
         return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
-
-
-def fastest_safe_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matrix products of it are native (GPU, CPU with AVX-512 BF16 or AMX), else float32.
-
-    Without native support bfloat16 is emulated and several times slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
-    return torch.float32
-
-
-def _dtype(given: Any) -> torch.dtype | None:
-    dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if given is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
-        )
-    return dtype

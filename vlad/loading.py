@@ -10,6 +10,7 @@ from typing import Any
 from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoder import Encoder
+from vlad.learned import LearnedDetector, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.prompts import PromptPack
 
@@ -33,7 +34,8 @@ def load(
         encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
             for a method and the recorded encoder for a file.
         prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
-        adapter: learned weights of the methods that have them.
+        adapter: file of learned weights, for the methods that have them: one that `vlad train` wrote, or one that the
+            method's authors published (.pth). None is the one released for this encoder.
         device, dtype: of an encoder given by name; see `Encoder.load`.
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
 
@@ -50,12 +52,19 @@ def load(
     else:
         kind = method_class(given)
         _check_options(given, kind, options)
-        _refuse_adapter(given, adapter)
-        detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
+        if prompts is not None and not kind.reads_words():
+            raise TypeError(f"{given} looks at pictures alone and takes no prompts")
+        if issubclass(kind, LearnedDetector):
+            file = None if adapter is None else Path(adapter).expanduser()
+            detector = with_adapter(
+                kind, _encoder("tiny" if encoder is None else encoder, device, dtype), file, options
+            )
+        else:
+            _refuse_adapter(given, adapter)
+            detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
         if prompts is not None:
-            if not kind.needs_text:
-                raise TypeError(f"{given} looks at pictures alone and takes no prompts")
             detector.pack = PromptPack.load(prompts)
+    detector.to(detector.encoder.device)
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)
     return detector

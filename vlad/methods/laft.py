@@ -93,7 +93,7 @@ def concept_basis(groups: Sequence[Tensor], dimensions: int | None = None, fewes
     if dimensions is None:
         energy = values.square().cumsum(0) / values.square().sum()
         dimensions = min(max(int((energy < ENERGY).sum()) + 1, fewest), MOST)
-    return vectors[: min(dimensions, rank)]
+    return vectors[: min(dimensions, rank)].contiguous()  # as it comes back from a file: products round alike
 
 
 def guided(embeddings: Tensor, basis: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""Which arithmetic an encoder runs in."""
+
+from typing import Any
+
+import torch
+
+
+def fastest_safe_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where matrix products of it are native (GPU, CPU with AVX-512 BF16 or AMX), else float32.
+
+    Without native support bfloat16 is emulated and several times slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    return torch.float32
+
+
+def checked_dtype(given: Any) -> torch.dtype | None:
+    """The torch dtype of a name, a dtype or None; ValueError at any other."""
+    dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if given is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
+        )
+    return dtype
