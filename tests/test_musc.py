@@ -231,6 +231,28 @@ def test_predict_is_the_equations_in_a_row(small_encoder, pictures, predictions)
     np.testing.assert_allclose([p.score for p in predictions], scores, atol=2e-6)
 
 
+def test_at_another_resolution_positions_are_resampled_bicubic_and_not_antialiased(small_model, small_encoder, pictures):
+    """Its tokens are those of open_clip's own blocks behind a table that is resampled as the official code does it."""
+    visual, detector = small_model.visual, MuSc(small_encoder, resolution=168)
+    native, grid = visual.grid_size, (12, 12)
+    pixels = small_encoder.pixels(pictures[:2], 168)
+    with torch.no_grad():
+        table = visual.positional_embedding
+        square = table[1:].view(*native, -1).permute(2, 0, 1)[None]
+        square = F.interpolate(square, grid, mode="bicubic", align_corners=False)[0].flatten(1).T
+        x = visual.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(2, 1, -1), x], 1) + torch.cat([table[:1], square])
+        x, expected = visual.ln_pre(x), {}
+        for layer, module in enumerate(visual.transformer.resblocks, 1):
+            x = module(x)
+            expected[layer] = standardised(x[:, 1:])
+        ours = dict(zip(detector.layers, detector._tokens(pixels)[1], strict=True))
+        other = standardised(small_encoder(pixels, (24,)).patches[0])
+    for layer, tokens in ours.items():
+        torch.testing.assert_close(tokens, expected[layer], atol=2e-4, rtol=0)
+    assert (other - expected[24]).abs().max() > 1e-2, "open_clip's antialiased table gives other tokens"
+
+
 def test_batches_and_order_change_nothing(small_encoder, pictures, predictions):
     close(MuSc(small_encoder).predict(pictures, batch_size=2), predictions)
     order = [4, 2, 8, 0, 7, 1, 3, 6, 5]

@@ -56,3 +56,21 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
 def test_layers_that_the_encoder_does_not_have_are_refused(small_encoder):
     with pytest.raises(ValueError, match="expected numbers from 1 to 24"):
         vlad.load("patch_text", "bolt", encoder=small_encoder, layers=(0, 25))
+
+
+def test_with_a_memory_the_tower_is_walked_once_a_batch_and_gives_what_two_walks_give(
+    small_encoder, golden_weights, monkeypatch
+):
+    pictures = [golden_weights.image(seed) for seed in range(6)]
+    detector = vlad.load("patch_text", "bolt", encoder=small_encoder).fit(pictures[:5])
+    pixels, walked = small_encoder.pixels(pictures[4:]), []
+    embed = type(small_encoder).embed
+    monkeypatch.setattr(
+        type(small_encoder), "embed", lambda self, *args, **how: walked.append(1) or embed(self, *args, **how)
+    )
+    with torch.no_grad():
+        score, grid, _ = detector.forward(pixels)
+        assert len(walked) == 1
+        unlike = detector.association(pixels)
+        detector.memory.clear()
+        assert torch.equal(grid, (detector.forward(pixels)[1] * unlike).sqrt())

@@ -49,8 +49,10 @@ class DinoEncoder(Encoder):
         self._shared = threading.local()
 
     @_shared
-    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> Features:
+    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic") -> Features:
         """Class token and the patch tokens of the asked layers (from 1), all after the final norm.
+
+        `positions` changes nothing: DINOv2's own code, which resamples them, knows one way.
 
         Raises:
             ValueError: a layer is outside 1..depth.

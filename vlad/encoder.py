@@ -242,12 +242,14 @@ class Encoder:
 
         For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
         """
-        outer = getattr(self._shared, "passes", None)
-        self._shared.passes, self._shared.record = {} if outer is None else outer, None
+        if getattr(self._shared, "passes", None) is not None:  # within another such block, which has all of it already
+            yield
+            return
+        self._shared.passes, self._shared.record = {}, None
         try:
             yield
         finally:
-            self._shared.passes, self._shared.record = outer, None
+            self._shared.passes, self._shared.record = None, None
 
     @_shared
     def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,8 +288,10 @@ class Encoder:
         return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]
 
     @_shared
-    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> Features:
-        """Image embedding and the patch tokens of the asked layers (from 1), in one pass.
+    def __call__(
+        self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias"
+    ) -> Features:
+        """Image embedding and the patch tokens of the asked layers (from 1), in one pass; `positions` as in `embed`.
 
         Raises:
             ValueError: a layer is outside 1..depth.
@@ -295,7 +299,7 @@ class Encoder:
         if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
             raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
         taps = {}
-        for layer, _, after, _ in self.value_walk(pixels, first=self.depth + 1):
+        for layer, _, after, _ in self.value_walk(pixels, positions, first=self.depth + 1):
             if layer in layers:
                 taps[layer] = after[:, 1:]
         return Features(

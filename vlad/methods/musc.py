@@ -12,9 +12,7 @@ Paper: "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with 
 Known differences: scores are not rescaled to the set's minimum and maximum. RsCIN's averages commute with that, so the
 order is the same and a score keeps its meaning. Where 30 % of the others are less than one (fewer than 5 pictures), the
 closest one counts; the official code gives NaN. Unlike pictures (negative cosine) weigh 0 in RsCIN. Subsets are drawn
-at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters. At
-another resolution than the encoder's own, the official code resamples the position table by plain bicubic
-interpolation; the encoder's call antialiases too.
+at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters.
 
 Cost: one matrix product per unordered pair of pictures, layer and r. Beside blocks it keeps the tokens of all pictures,
 in a file past TOKEN_BYTES, and one table of distances (see vlad.mutual); sets whose table would not fit
@@ -280,7 +278,7 @@ class MuSc(Detector):
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(class embeddings [B, D] of length 1, standardised patch tokens [B, P, C] of each layer)."""
-        features = self.encoder(pixels, self.layers)
+        features = self.encoder(pixels, self.layers, positions="bicubic")  # not antialiased, as in the official code
         return features.image, [standardised(tokens) for tokens in features.patches]
 
     def _grids(self, tokens: Records, grid: tuple[int, int]) -> Tensor:

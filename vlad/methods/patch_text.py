@@ -14,6 +14,7 @@ the probability. A product needs no common scale: distances between tokens are s
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -53,11 +54,12 @@ class PatchText(Detector):
         self.memory = Memory(len(self.layers) * encoder.width, exact=encoder.dtype == torch.float32)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
+        with self.encoder.sharing() if self.references else nullcontext():  # words and memory come from one walk
+            image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
+            unlike = self.association(pixels) if self.references else None
         grid = anomaly_probability(patches, self.prototypes).unflatten(1, self.encoder.grid(pixels))
         whole = anomaly_probability(image, self.prototypes)  # [B]
-        if self.references:
-            unlike = self.association(pixels)
+        if unlike is not None:
             grid, whole = (grid * unlike).sqrt(), (whole * unlike.amax((1, 2))).sqrt()
         return whole if self.how == "global" else image_score(grid, self.how), grid, image
 
