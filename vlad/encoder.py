@@ -288,9 +288,7 @@ class Encoder:
         return [image, *(w.unflatten(0, (len(tokens), -1)) for w in windows)]
 
     @_shared
-    def __call__(
-        self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias"
-    ) -> Features:
+    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias") -> Features:
         """Image embedding and the patch tokens of the asked layers (from 1), in one pass; `positions` as in `embed`.
 
         Raises:

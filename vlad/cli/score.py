@@ -88,7 +88,7 @@ def score(
             model.threshold, cut, held, facts = None, None, [], {**facts, "threshold": "auto"}
         with _progress(quiet=out is None and sys.stdout.isatty()) as (advance, stage):
             if model.transductive:
-                model.progress = stage
+                model.progress = lambda name, done, total: stage(name, done, total or len(pictures))
             show = _printed(advance, pictures, as_json, out is None, held)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
             summary = batch.score_folder(model, inputs, out, settings=facts, progress=show, **how)
@@ -174,22 +174,22 @@ def _progress(quiet: bool) -> "Iterator[tuple[Progress, Callable[[str, int, int]
     bar = _bar() if sys.stderr.isatty() and not quiet else None
     task = bar.add_task("", total=None, rate="") if bar else None
     started = shown = time.monotonic()
-    count, current = 0, ""
+    count, current, first = 0, "", 0
 
     def stage(name: str, done: int, total: int) -> None:
         """What comes before the first line where pictures are scored as one set."""
-        nonlocal started, shown, current
+        nonlocal started, shown, current, first
         now = time.monotonic()
         if name != current:
-            current, started = name, now
+            current, started, first = name, now, done  # the clock starts when so many are done
             if bar:
                 bar.reset(task)
         if bar:
             bar.update(task, completed=done, total=total or None, rate=name)
         elif now - shown > 30 and not quiet:
             shown = now
-            left = f" of {total}, {(total - done) * (now - started) / done:.0f} s left" if total and done else ""
-            print(f"{name}: {done}{left}", file=sys.stderr)
+            left = f", {(total - done) * (now - started) / (done - first):.0f} s left" if done > first else ""
+            print(f"{name}: {done} of {total}{left}" if total else f"{name}: {done}", file=sys.stderr)
 
     def advance(line: "Line", done: int, total: int) -> None:
         nonlocal count, shown
