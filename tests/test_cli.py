@@ -1,11 +1,13 @@
 """The `vlad` command as a user sees it: exit codes, standard output, files, and being killed."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,3 +330,11 @@ def test_a_method_that_compares_the_set_scores_a_folder(score, photos, tmp_path)
     done = run(*score, photos, "--method", "musc", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert len(results(tmp_path / "out")) == 3
+
+
+def test_what_comes_before_the_first_line_of_a_set_is_told_with_its_end_in_sight(score, photos, monkeypatch):
+    ticks = itertools.count(0, 31)
+    monkeypatch.setattr("vlad.cli.score.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    said = run(*score, photos, "--method", "musc", "--batch-size", "1", "--json").stderr
+    assert "reading: 2 of 3, 31 s left" in said, "two pictures in two ticks"
+    assert "comparing: 36 of 36, 0 s left" in said, "4 layers x 3 degrees x 3 pairs"

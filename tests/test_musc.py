@@ -231,7 +231,7 @@ def test_predict_is_the_equations_in_a_row(small_encoder, pictures, predictions)
     np.testing.assert_allclose([p.score for p in predictions], scores, atol=2e-6)
 
 
-def test_at_another_resolution_positions_are_resampled_bicubic_and_not_antialiased(small_model, small_encoder, pictures):
+def test_at_another_resolution_positions_are_bicubic_and_not_antialiased(small_model, small_encoder, pictures):
     """Its tokens are those of open_clip's own blocks behind a table that is resampled as the official code does it."""
     visual, detector = small_model.visual, MuSc(small_encoder, resolution=168)
     native, grid = visual.grid_size, (12, 12)

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,25 @@ def test_full_map_of_a_smaller_picture_averages_and_stays_in_range():
     chequered = np.indices((64, 64)).sum(axis=0) % 2
     full = predicted(chequered, (8, 8)).full_map()
     assert np.abs(full - 0.5).max() < 0.01  # plain sampling would give 0 and 1
+
+
+def test_a_drawing_and_a_line_of_results_make_one_full_map_and_keep_none(monkeypatch):
+    made = []
+    inner = Prediction.full_map
+    monkeypatch.setattr(Prediction, "full_map", lambda self: made.append(1) or inner(self))
+    prediction = predicted(spots(40, 30, (5, 6, 9, 9, 0.9)), (400, 300), picture=np.zeros((400, 300, 3), np.uint8))
+    prediction.overlay()
+    assert prediction.to_dict()["regions"][0]["box"] == prediction.regions()[0].box
+    assert len(made) == 1
+    kept = [value for value in vars(prediction).values() if isinstance(value, np.ndarray)]
+    assert sum(array.size for array in kept) == 40 * 30 + 400 * 300 * 3
+
+
+def test_regions_follow_a_replaced_threshold_though_earlier_ones_are_kept():
+    prediction = predicted(spots(8, 8, (1, 1, 3, 3, 0.6)), (8, 8))
+    assert len(prediction.regions()) == 1 and len(prediction.regions(0.7)) == 0
+    assert prediction.regions(min_area=5) == [] and len(prediction.regions()) == 1
+    assert replace(prediction, map_threshold=0.7).regions() == []
 
 
 def test_full_map_does_not_share_memory_with_the_map():

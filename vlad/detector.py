@@ -146,7 +146,7 @@ class Detector(nn.Module):
         """Names of the normal pictures it has learnt from; empty before `fit`."""
         return next((list(memory.ids) for memory in self._memories().values()), [])
 
-    def fit(self, normals: Any, *, max_false_positive_rate: float | None = None) -> Self:
+    def fit(self, normals: Any, *, max_false_positive_rate: float | None = None, anomalous: Any = None) -> Self:
         """Learns from a few normal pictures, in place of any earlier ones, and sets the thresholds. Returns self.
 
         Every normal is scored against the others alone; `vlad.thresholds.ladder` makes the thresholds of these scores.
@@ -155,9 +155,12 @@ class Detector(nn.Module):
             normals: what `predict` takes, or a folder. A picture given twice counts once.
             max_false_positive_rate: the share of normal pictures that may be called anomalous; None takes what the
                 number of normals allows (up to 4: no threshold, with a warning that says how many it would take).
+            anomalous: pictures known to be so, as `normals` may be: the threshold of the score is then the one of the
+                best F1 between the two, which promises no rate.
 
         Raises:
-            ValueError: no picture, a rate outside (0, 1), or one that so few normals cannot promise.
+            ValueError: no picture, a rate outside (0, 1), or one that so few normals cannot promise; a rate together
+                with anomalous pictures.
             vlad.ImageError: a picture cannot be read.
             RuntimeError: a text method has no name yet.
             TypeError: the method does not learn from normal pictures.
@@ -165,7 +168,7 @@ class Detector(nn.Module):
         if not self._memories():
             raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
         self._require_words()
-        self._calibrate(*learn(self, normals, max_false_positive_rate))
+        self._calibrate(*learn(self, normals, max_false_positive_rate, anomalous))
         if self.threshold is None and self.calibration is not None:
             warnings.warn(f"no threshold from {len(self.references)} normals: {self.calibration.note}", stacklevel=2)
         return self

@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlad.images import list_images, read
-from vlad.thresholds import Calibration, ladder
+from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -27,26 +28,32 @@ KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures
 
 
 @torch.no_grad()
-def learn(detector: "Detector", images: Any, rate: float | None) -> tuple[Calibration, Calibration | None]:
+def learn(
+    detector: "Detector", images: Any, rate: float | None, anomalous: Any = None
+) -> tuple[Calibration, Calibration | None]:
     """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
 
     Whatever goes wrong, a picture that cannot be read or Ctrl-C, the memories are then what they were before.
     """
+    if anomalous is not None and rate is not None:
+        raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
     normals, memories = Normals(images, detector.encoder, detector.resolution), list(detector._memories().values())
     earlier = [(memory.rows, memory.owners, memory.ids) for memory in memories]
     try:
         with ExitStack() as stack:
             if len(normals.images) <= SHARED:
                 stack.enter_context(detector.encoder.sharing())
-            for memory in memories:
-                memory.clear()
-            detector._remember(iter(normals))
-            for memory in memories:
-                memory.ids = list(normals.ids)
-            scores, peaks = _leave_one_out(detector, normals)
+            _fill(detector, normals)
+            scores, peaks = _leave_one_out(detector, normals) if len(normals.ids) > 1 else ([], [])
         made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
+        if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
+            made = from_halves(*_between_halves(detector, picture))
+            _fill(detector, normals)
         for memory in memories:
+            memory.ids = list(normals.ids)
             memory.condense()
+        if anomalous is not None:
+            made = _against(detector, anomalous, scores), made[1]
     except BaseException:
         for memory, (rows, owners, ids) in zip(memories, earlier, strict=True):
             memory.rows, memory.owners, memory.ids = rows, owners, ids
@@ -57,11 +64,17 @@ def learn(detector: "Detector", images: Any, rate: float | None) -> tuple[Calibr
     return made
 
 
-def _leave_one_out(detector: "Detector", normals: "Normals") -> tuple[list[float], list[float]]:
-    """Scores of the normals, and largest values of their maps, none of them compared with itself; empty for one."""
+def _fill(detector: "Detector", batches: Iterable[Tensor]) -> None:
+    for memory in detector._memories().values():
+        memory.clear()
+    detector._remember(iter(batches))
+
+
+def _leave_one_out(detector: "Detector", batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Scores of the pictures in memory, and largest values of their maps, none of them compared with itself."""
     scores: list[float] = []
     peaks: list[float] = []
-    for pixels in normals if len(normals.ids) > 1 else ():
+    for pixels in batches:
         with ExitStack() as stack:
             for memory in detector._memories().values():
                 stack.enter_context(memory.leaving_out(torch.arange(len(scores), len(scores) + len(pixels))))
@@ -69,6 +82,32 @@ def _leave_one_out(detector: "Detector", normals: "Normals") -> tuple[list[float
         scores += score.tolist()
         peaks += [] if maps is None else maps.amax((1, 2)).tolist()
     return scores, peaks
+
+
+def _between_halves(detector: "Detector", picture: np.ndarray) -> tuple[list[float], list[float]]:
+    """Scores and largest map values of the four halves of one picture [H, W, 3], each against the other half.
+
+    The memories are then of halves. A half fills the whole square, so its patches show less of the thing.
+    """
+    scores: list[float] = []
+    peaks: list[float] = []
+    for axis in (0, 1):
+        both = detector.encoder.pixels(np.array_split(picture, 2, axis), detector.resolution)  # [2, 3, S, S]
+        _fill(detector, [both])
+        of_axis = _leave_one_out(detector, [both])
+        scores, peaks = scores + of_axis[0], peaks + of_axis[1]
+    return scores, peaks
+
+
+def _against(detector: "Detector", anomalous: Any, normal_scores: list[float]) -> Calibration:
+    """The threshold of the best F1 between the normals' scores and those of the anomalous pictures."""
+    if not normal_scores:
+        raise ValueError(
+            "a threshold from anomalous pictures needs 2 normal ones or more, each scored against the others"
+        )
+    odd = Normals(anomalous, detector.encoder, detector.resolution, "anomalous")
+    scores = [score for pixels in odd for score in detector.forward(pixels)[0].tolist()]
+    return from_labelled([*normal_scores, *scores], [0] * len(normal_scores) + [1] * len(scores))
 
 
 class Normals:
@@ -80,11 +119,11 @@ class Normals:
         repeated: the ids left out because their picture is there already.
     """
 
-    def __init__(self, images: Any, encoder: "Encoder", resolution: int):
+    def __init__(self, images: Any, encoder: "Encoder", resolution: int, kind: str = "normal"):
         """Raises ValueError where there is not one picture, FileNotFoundError for a folder without any."""
         self.images = as_list(images)
         if not self.images:
-            raise ValueError("fit got no picture; give at least one normal picture")
+            raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
         self.names = _names(self.images)
         self.encoder, self.resolution = encoder, resolution
         self.ids: list[str] = []

@@ -47,6 +47,7 @@ class Prediction:
     scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
     region_level: float = 0.5  # the method's own threshold of regions()
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
+    _found: tuple[Region, ...] | None = field(default=None, init=False)  # see `_own_regions`
 
     def __post_init__(self) -> None:
         plain: dict[str, Any] = {"score": float(self.score)}
@@ -102,9 +103,24 @@ class Prediction:
             threshold: map value; None takes `map_threshold`, else `region_level`.
             min_area: px; smaller regions are left out.
         """
+        if self.map is None:
+            return []
         if threshold is None:
-            threshold = self.region_level if self.map_threshold is None else self.map_threshold
-        return [] if self.map is None else _regions(self.full_map(), threshold, min_area)
+            return [region for region in self._own_regions() if region.area >= min_area]
+        return _regions(self.full_map(), threshold, min_area)
+
+    def _own_regions(self, full: np.ndarray | None = None) -> tuple[Region, ...]:
+        """Those at the default value, found once, in `full` where the caller has it.
+
+        They are kept and the full map is not: a drawing and a line of results need one map of a large photo between
+        them, and a list of predictions stays as small as its own maps.
+        """
+        found = self._found
+        if found is None:
+            level = self.region_level if self.map_threshold is None else self.map_threshold
+            found = tuple(_regions(self.full_map() if full is None else full, level, 0))
+            object.__setattr__(self, "_found", found)
+        return found
 
     def overlay(self, picture: Any = None, stretch: bool = False) -> Image.Image:
         """The picture with its map in colour and its strongest regions outlined, RGB of the original size.
@@ -125,7 +141,7 @@ class Prediction:
         if photo.shape[:2] != self.size:
             raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
         low, high = (float(full.min()), float(full.max())) if stretch else self.scale
-        boxes = [region.box for region in self.regions()[:DRAWN_BOXES]]
+        boxes = [region.box for region in self._own_regions(full)[:DRAWN_BOXES]]
         return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -24,10 +24,11 @@ class Calibration:
 
     Attributes:
         threshold: scores from here on are anomalous; None: no verdict.
-        method: which rule gave it: one of "conformal", "largest or t bound", "none", "mixture", "f1", "tail".
+        method: which rule gave it: one of "conformal", "largest or t bound", "quantile", "tail", "mixture", "f1",
+            "halves" (of one normal: a scale for drawing, never a threshold), "none".
         n: scores it rests on.
         rate: the false-alarm rate that it promises, or None.
-        scores: the calibration scores, ascending; of normals only, else empty.
+        scores: the calibration scores, ascending; of normals (or of the halves of one) only, else empty.
         unsure: (low, high), scores from low up to below high are too close to call; None: every score is called.
         note: what a user should know of it, one sentence.
     """
@@ -92,11 +93,8 @@ def ladder(scores: Sequence[float], rate: float | None = None) -> Calibration:
     if rate is not None:
         return conformal(scores, rate)
     if n < FEWEST:
-        note = (
-            f"{n} calibration scores are too few for a threshold: give {FEWEST} or more normal pictures, "
-            f"or {normals_needed(LEVEL)} for a false-alarm rate of {LEVEL:.0%}"
-        )
-        return Calibration(None, "none", n, scores=ordered, note=note)
+        scale = f"; compared with the others they score up to {ordered[-1]:.4g}" if n else ""
+        return Calibration(None, "none", n, scores=ordered, note=_too_few(n) + scale)
     if n >= normals_needed(LEVEL):
         return conformal(scores, LEVEL)
     beyond, bound = _above(ordered[-1]), t_bound(ordered)
@@ -106,6 +104,32 @@ def ladder(scores: Sequence[float], rate: float | None = None) -> Calibration:
     )
     unsure = (beyond, bound) if bound > beyond else None
     return Calibration(max(beyond, bound), "largest or t bound", n, 1 / (n + 1), ordered, unsure, note)
+
+
+def from_halves(scores: Sequence[float], peaks: Sequence[float]) -> tuple[Calibration, Calibration | None]:
+    """What one normal picture can say, whose halves were scored against each other: a scale, and no threshold.
+
+    Args:
+        scores: of the halves.
+        peaks: largest values of their maps; empty for methods without maps.
+
+    Returns:
+        For the score a note alone. For the map the peaks too, above which regions are drawn. With `tiny` and
+        `patch_memory` on seven sets (tests/test_normals.py), 0 to 47 % of good pictures then have a region; turning the
+        picture by quarters instead of halving it would let 25 to 89 % have one.
+    """
+    scale = f"; compared with its other half, each half of it scores up to {max(scores):.4g}: a scale and no promise"
+    made = Calibration(None, "none", 1, note=_too_few(1) + scale)
+    if not peaks:
+        return made, None
+    return made, Calibration(None, "halves", 1, scores=_ordered(peaks), note=made.note)
+
+
+def _too_few(n: int) -> str:
+    return (
+        f"{n} normal picture{' is' if n == 1 else 's are'} too few for a threshold: give {FEWEST} or more normal "
+        f"pictures, or {normals_needed(LEVEL)} for a false-alarm rate of {LEVEL:.0%}"
+    )
 
 
 def conformal(scores: Sequence[float], rate: float = LEVEL) -> Calibration:
@@ -213,7 +237,8 @@ def from_unlabelled(scores: Sequence[float]) -> Calibration:
         )
         return Calibration(None, "none", n, note=note)
     cut = float(ordered[kept - 1] + ordered[kept]) / 2
-    return Calibration(cut, "mixture", n, note=f"about {share:.0%} of the {n} pictures look anomalous")
+    note = f"the scores part in two groups, the upper one about {share:.0%} of the {n} pictures; promises no rate"
+    return Calibration(cut, "mixture", n, note=note)
 
 
 def from_labelled(scores: Sequence[float], labels: Sequence[int]) -> Calibration:
@@ -230,7 +255,9 @@ def from_labelled(scores: Sequence[float], labels: Sequence[int]) -> Calibration
         )
     best, threshold = f1_max(np.asarray(scores, dtype=float), np.asarray(labels))
     normals = [score for score, label in zip(scores, labels, strict=True) if not label]
-    return Calibration(float(threshold), "f1", len(scores), scores=_ordered(normals), note=f"F1 {best:.3f} on these")
+    these = f"{len(normals)} normal and {len(scores) - len(normals)} anomalous pictures"
+    note = f"the best F1, {best:.3f}, on these very {these}; promises no rate"
+    return Calibration(float(threshold), "f1", len(scores), scores=_ordered(normals), note=note)
 
 
 def _ordered(scores: Sequence[float]) -> tuple[float, ...]:

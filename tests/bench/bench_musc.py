@@ -1,14 +1,17 @@
 """What MuSc's mutual scoring costs; by hand: python tests/bench/bench_musc.py
 
-First the scoring alone on random features, against the same computation over ordered pairs with torch.cdist. Then the
-whole method with `tiny` on made pictures: time and largest memory for sets of several sizes, each in a process of its
-own. Memory is the process's resident set, sampled every few milliseconds, less what it was before.
+First the scoring alone on random features, against the same computation over ordered pairs with torch.cdist: ratios of
+processor time, which other programs on the machine disturb less; memory is the process's resident set, sampled every
+few milliseconds, less what it was before. Then `vlad score --method musc` with `tiny` on drawn pictures: time, largest
+memory of the whole process for sets of several sizes, and how true the progress bar's estimate is.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +19,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from vlad import mutual, synthetic
 
 MIB = 2**20
 PAGE = resource.getpagesize()
@@ -29,7 +35,7 @@ def resident() -> int:
 
 
 def measured(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
-    """(result, seconds, MiB that the process grew by at most meanwhile)."""
+    """(result, seconds of processor time, MiB that the process grew by at most meanwhile)."""
     before, most, over = resident(), [0], threading.Event()
 
     def watch() -> None:
@@ -38,9 +44,9 @@ def measured(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
+    start = time.process_time()
     result = call()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     over.set()
     watcher.join()
     return result, seconds, (max(most[0], before) - before) / MIB
@@ -62,11 +68,9 @@ def ordered_pairs(z: Tensor) -> Tensor:
 
 
 def scoring(N: int, P: int, C: int) -> None:
-    from vlad.mutual import mutual_scores
-
     z = made_features(N, P, C)
-    mutual_scores(z[:2])
-    ours, fast, grown = measured(lambda: mutual_scores(z))
+    mutual.mutual_scores(z[:2])
+    ours, fast, grown = measured(lambda: mutual.mutual_scores(z))
     theirs, slow, _ = measured(lambda: ordered_pairs(z))
     table, rate = 4 * N * N * P / MIB, N * (N - 1) * P * P * C / fast / 1e9
     print(
@@ -76,57 +80,75 @@ def scoring(N: int, P: int, C: int) -> None:
     )
     native = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
     part = z if native else z[:6]
-    exact = ours if native else mutual_scores(part)
-    half, seconds, _ = measured(lambda: mutual_scores(part, arithmetic=torch.bfloat16))
+    exact = ours if native else mutual.mutual_scores(part)
+    half, seconds, _ = measured(lambda: mutual.mutual_scores(part, arithmetic=torch.bfloat16))
     moves = half - exact
     error = f"scores move by {moves.abs().max():.1e} at most, their standard deviation is {moves.std():.1e}"
     speed = f"{fast / seconds:.2f} x faster" if native else "not native on this processor, speed not measured"
     print(f"bfloat16: {speed}; {error}, where scores span {exact.min():.2f} to {exact.max():.2f}")
 
 
-def whole(N: int) -> None:
-    """One set with `tiny`, and what it takes; printed by a process of its own."""
-    from vlad import Encoder, mutual
-    from vlad.methods.musc import MuSc
+def end_to_end(sizes: list[int], dtype: str) -> None:
+    """`vlad score --method musc` with `tiny` on drawn pictures, each size in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        drawn, files, rest = np.random.default_rng(0), [], []
+        for number in range(max(sizes)):
+            files.append(f"{place}/{number:04}.png")
+            Image.fromarray(synthetic.sample(drawn).picture).save(files[-1])
+        for size in sizes:
+            seconds, peak, error = score(files[:size], dtype)
+            features = size * 4 * 196 * 128 * (4 if dtype == "float32" else 2) / MIB
+            table = min(4 * size * size * 196, mutual.TABLE_BYTES) / MIB  # past that it lies in a file
+            rest.append(peak - features - table)
+            print(
+                f"{size} pictures with tiny, {dtype}: {seconds:.1f} s, largest memory {peak:.0f} MiB: features "
+                f"{features:.0f}, table of distances {table:.0f}, all else {rest[-1]:.0f}; after a quarter of the "
+                f"pairs the end was told within {error:.0%} of the whole time",
+                flush=True,
+            )
+        print(f"all else, over these sizes: {max(rest) - min(rest):.0f} MiB apart")
 
-    encoder = Encoder.load("tiny", device="cpu", dtype="float32")
-    draw = np.random.default_rng(0)
-    common = draw.integers(0, 256, (28, 28, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 
-    def batches(count: int):
-        for _ in range(0, count, 8):
-            yield encoder.pixels([common ^ draw.integers(0, 32, common.shape, dtype=np.uint8) for _ in range(8)])
+WATCHED = """
+import sys, time
+from vlad.methods.musc import MuSc
+told, report = [], MuSc._report
+MuSc._report = lambda self, *how: (told.append((*how, time.monotonic())), report(self, *how))
+from vlad.cli import main
+try:
+    main()
+finally:
+    told = [(done / total, at) for name, done, total, at in told if name == "comparing"]
+    (first, start), (_, end) = told[0], told[-1]
+    ends = [at + (1 - share) * (at - start) / (share - first) for share, at in told if share > 0.25]
+    errors = [abs(one - end) / (end - start) for one in ends]
+    print(max(errors), file=sys.stderr)
+"""
 
-    def call(count: int) -> Tensor:
-        with torch.no_grad():  # results are let go as they come, as `vlad score` does
-            return torch.tensor([float(score.sum()) for score, _, _ in MuSc(encoder).score(batches(count))])
 
-    call(16)
-    _, seconds, grown = measured(lambda: call(N))
-    P, C, L = 196, encoder.width, encoder.depth
-    tokens = N * L * P * C * 4 / MIB
-    table = min(4 * N * N * P, mutual.TABLE_BYTES) / MIB  # past that it lies in a file
-    print(
-        f"{N} pictures with tiny: {seconds:.1f} s, grew by {grown:.0f} MiB: tokens {tokens:.0f} MiB, table {table:.0f} "
-        f"MiB, all else, the encoder's pass over 8 pictures among it, {grown - tokens - table:.0f} MiB"
-    )
+def score(files: list[str], dtype: str) -> tuple[float, float, float]:
+    """(seconds, largest resident MiB, worst error of the told end as a share of the whole) of one run."""
+    told = [sys.executable, "-c", WATCHED, "score", *files, "--method", "musc", "--dtype", dtype, "--json"]
+    start = time.perf_counter()
+    child = subprocess.Popen(told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = child.stderr.read().splitlines()
+    _, code, used = os.wait4(child.pid, 0)
+    assert code == 0, said
+    return time.perf_counter() - start, used.ru_maxrss * 1024 / MIB, float(said[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=32, help="of the scoring alone")
+    parser.add_argument("--pictures", type=int, default=32, help="of the scoring alone; 0 leaves it out")
     parser.add_argument("--sets", type=int, nargs="*", default=[100, 200, 400], help="sizes of the sets for `tiny`")
-    parser.add_argument("--whole", type=int, help="one such set, in this process")
+    parser.add_argument("--dtype", default="float32", help="of these runs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.whole:
-        whole(arguments.whole)
-        return
-    scoring(arguments.pictures, 1369, 1024)
-    for size in arguments.sets:
-        again = [sys.executable, __file__, "--threads", str(arguments.threads), "--whole", str(size)]
-        subprocess.run(again, check=True)
+    if arguments.pictures:
+        scoring(arguments.pictures, 1369, 1024)
+    if arguments.sets:
+        end_to_end(arguments.sets, arguments.dtype)
 
 
 if __name__ == "__main__":

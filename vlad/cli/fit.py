@@ -31,6 +31,9 @@ def fit(
     prompts: Prompts = None,
     adapter: Adapter = None,
     max_false_positive_rate: Rate = None,
+    anomalous: Annotated[
+        Path | None, typer.Option(help="Folder of defective pictures: the threshold is then that of the best F1.")
+    ] = None,
     resolution: Resolution = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -46,11 +49,12 @@ def fit(
 
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
-        list_images([folder])  # before the encoder is loaded: a mistake is quick to see
+        for pictures in filter(None, (folder, anomalous)):  # before the encoder is loaded: a mistake is quick to see
+            list_images([pictures])
         given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
         given |= {"device": device, "dtype": dtype}
         model, _ = load_detector(method, name, None, given)
-        model.fit(folder, max_false_positive_rate=max_false_positive_rate)
+        model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous)
         model.save(out)
         made = model.calibration
         facts = {
@@ -58,6 +62,7 @@ def fit(
             "normals": len(model.references),
             "threshold": model.threshold,
             "map_threshold": model.map_threshold,
+            "rule": made.method if made else None,
             "note": made.note if made else None,
         }
         if as_json:
@@ -66,7 +71,7 @@ def fit(
             cut = "no threshold" if model.threshold is None else f"threshold {model.threshold:.4f}"
             print(f"learnt from {len(model.references)} pictures, {cut}: {out}")
             if made:
-                print(made.note)
+                print(made.note if made.threshold is None else f"{made.method}: {made.note}")
         return 0
 
     guarded(work)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from vlad.batch import Line, Progress, Summary
     from vlad.images import Found
 
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T|auto",
+        help="Scores of at least this are anomalous; auto: where the scores of 10 pictures or more part in two groups.",
+    ),
+]
+
 
 def score(
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Folders are searched whole.")],
@@ -42,7 +51,7 @@ def score(
     detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
     normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
     max_false_positive_rate: Rate = None,
-    threshold: Annotated[float | None, typer.Option(help="Scores of at least this are anomalous.")] = None,
+    threshold: Threshold = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False,
     maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True,
@@ -55,6 +64,8 @@ def score(
     """Score pictures: the higher, the more anomalous.
 
     Example: vlad score photos/ "more/*.png" --name "metal bolt" --out results
+
+    A pile of which nobody knows what is good: vlad score pile/ --method musc --threshold auto
     """
 
     def work() -> int:
@@ -64,6 +75,7 @@ def score(
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         if resume and out is None:
             raise ValueError("--resume goes on with recorded results; say where they are with --out")
+        cut = _parsed(threshold)
         if out is not None:
             batch.refuse_existing(out, resume)
         pictures = batch.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
@@ -74,23 +86,45 @@ def score(
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
         elif model.needs_normals and not model.references:
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
+        held: list[Line] | None = None
+        if cut == "auto":
+            model.threshold, cut, held, facts = None, None, [], {**facts, "threshold": "auto"}
         with _progress(quiet=out is None and sys.stdout.isatty()) as (advance, stage):
             if model.transductive:
-                model.progress = stage
-            show = _printed(advance, pictures, as_json, table=out is None)
-            how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": threshold, "maps": maps}
+                model.progress = lambda name, done, total: stage(name, done, total or len(pictures))
+            show = _printed(advance, pictures, as_json, out is None, held)
+            how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
             summary = batch.score_folder(model, inputs, out, settings=facts, progress=show, **how)
+        if held is not None:
+            show = _printed(lambda *_: None, pictures, as_json, out is None)
+            summary = _decided(summary, held, out, show, as_json)
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
 
 
-def _printed(advance: "Progress", pictures: "list[Found]", as_json: bool, table: bool) -> "Progress":
-    """Prints each line as it comes, as JSON or as a row of a table, and passes it on to the progress display."""
+def _parsed(threshold: str | None) -> float | str | None:
+    if threshold is None or threshold == "auto":
+        return threshold
+    try:
+        return float(threshold)
+    except ValueError:
+        raise ValueError(f"--threshold is {threshold!r}; expected a score such as 0.4, or auto") from None
+
+
+def _printed(
+    advance: "Progress", pictures: "list[Found]", as_json: bool, table: bool, held: "list[Line] | None" = None
+) -> "Progress":
+    """Prints each line as it comes, as JSON or as a row of a table, and passes it on to the progress display.
+
+    With `held` lines go there and are not printed: they have no verdict yet.
+    """
     width = min(60, max(len(one_line(picture.source)) for picture in pictures))
 
     def show(line: "Line", done: int, total: int) -> None:
-        if as_json:
+        if held is not None:
+            held.append(line)
+        elif as_json:
             print(json.dumps(line), flush=True)
         elif table:
             heading = f"{'source':{width}}   score  verdict       where\n" if done == 1 else ""
@@ -98,6 +132,20 @@ def _printed(advance: "Progress", pictures: "list[Found]", as_json: bool, table:
         advance(line, done, total)
 
     return show
+
+
+def _decided(summary: "Summary", held: "list[Line]", out: Path | None, show: "Progress", as_json: bool) -> "Summary":
+    """Shows the lines once the scores have been cut where they part, says how, and counts the verdicts."""
+    from vlad import verdicts
+
+    made = verdicts.decide(held) if out is None else verdicts.decide_folder(out)
+    lines = [verdicts.judged(line, made.threshold) for line in held]
+    for done, line in enumerate(lines, 1):
+        show(line, done, len(lines))
+    cut = "no threshold" if made.threshold is None else f"threshold {made.threshold:.4f} by {made.method}"
+    print(f"{cut}: {made.note}", file=sys.stderr if as_json else sys.stdout)
+    counts = [sum(line["is_anomalous"] is verdict for line in lines) for verdict in (True, False)]
+    return replace(summary, anomalous=counts[0], normal=counts[1])
 
 
 def _row(line: "Line", width: int) -> str:
@@ -129,22 +177,22 @@ def _progress(quiet: bool) -> "Iterator[tuple[Progress, Callable[[str, int, int]
     bar = _bar() if sys.stderr.isatty() and not quiet else None
     task = bar.add_task("", total=None, rate="") if bar else None
     started = shown = time.monotonic()
-    count, current = 0, ""
+    count, current, first = 0, "", 0
 
     def stage(name: str, done: int, total: int) -> None:
         """What comes before the first line where pictures are scored as one set."""
-        nonlocal started, shown, current
+        nonlocal started, shown, current, first
         now = time.monotonic()
         if name != current:
-            current, started = name, now
+            current, started, first = name, now, done  # the clock starts when so many are done
             if bar:
                 bar.reset(task)
         if bar:
             bar.update(task, completed=done, total=total or None, rate=name)
         elif now - shown > 30 and not quiet:
             shown = now
-            left = f" of {total}, {(total - done) * (now - started) / done:.0f} s left" if total and done else ""
-            print(f"{name}: {done}{left}", file=sys.stderr)
+            left = f", {(total - done) * (now - started) / (done - first):.0f} s left" if done > first else ""
+            print(f"{name}: {done} of {total}{left}" if total else f"{name}: {done}", file=sys.stderr)
 
     def advance(line: "Line", done: int, total: int) -> None:
         nonlocal count, shown

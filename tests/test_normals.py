@@ -1,0 +1,176 @@
+"""What `fit` learns from: one normal picture alone, and normal beside anomalous ones."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlad
+from vlad.methods import METHODS, method_class
+from vlad.metrics import f1_max
+
+LEARNING = [name for name in METHODS if method_class(name).needs_normals or name in ("patch_text", "winclip", "musc")]
+
+
+@pytest.fixture(scope="module")
+def pictures(golden_weights):
+    return [golden_weights.image(seed) for seed in range(6)]
+
+
+def loaded(method, encoder):
+    return vlad.load(method, "metal bolt" if method_class(method).needs_text else None, encoder=encoder)
+
+
+# One normal
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_one_normal_gives_a_scale_for_drawing_and_no_threshold(method, small_encoder, pictures, tmp_path):
+    detector = loaded(method, small_encoder)
+    with pytest.warns(UserWarning, match="each half of it scores up to .*: a scale and no promise"):
+        detector.fit(pictures[:1])
+    assert detector.threshold is detector.map_threshold is None and detector.references == ["0"]
+    prediction = detector.predict(pictures[1])
+    assert prediction.is_anomalous is prediction.p_value is None
+    if prediction.map is None:
+        return
+    peaks = detector.map_calibration.scores
+    assert len(peaks) == 4 and detector.map_calibration.method == "halves"
+    assert prediction.region_level == np.nextafter(peaks[-1], np.inf), "regions lie above what its halves reach"
+    assert detector.predict(pictures[0]).regions() == [], "the normal itself has none"
+    detector.save(tmp_path / "one.safetensors")
+    again = vlad.load(tmp_path / "one.safetensors", encoder=small_encoder).predict(pictures[1])
+    assert again.region_level == prediction.region_level and again.scale == prediction.scale
+
+
+def test_the_halves_are_scored_against_each_other(small_encoder, pictures):
+    detector = loaded("patch_memory", small_encoder)
+    with pytest.warns(UserWarning):
+        detector.fit(pictures[:1])
+    picture, largest = pictures[0], []
+    rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
+    with torch.no_grad():
+        for halves in ((picture[:rows], picture[rows:]), (picture[:, :columns], picture[:, columns:])):
+            one, other = (detector.tokens(small_encoder.pixels([half]))[0] for half in halves)
+            apart = torch.cdist(one, other)
+            largest += [float(apart.amin(1).max()) / 2, float(apart.amin(0).max()) / 2]
+    said = re.search(r"scores up to ([\d.e-]+)", detector.calibration.note).group(1)
+    assert float(said) == pytest.approx(max(largest), rel=2e-3), "four digits are said"
+
+
+def test_the_memory_of_one_normal_holds_the_whole_picture_and_no_half(small_encoder, pictures):
+    detector = loaded("patch_text", small_encoder)
+    with pytest.warns(UserWarning):
+        detector.fit(pictures[:1])
+    rows = detector.memory.rows
+    detector.memory.clear()
+    with torch.no_grad():
+        detector._remember([small_encoder.pixels(pictures[:1])])
+    torch.testing.assert_close(detector.memory.rows, rows)
+
+
+def test_a_rate_from_one_normal_is_refused(small_encoder, pictures):
+    with pytest.raises(ValueError, match="0 calibration scores cannot promise"):
+        loaded("patch_memory", small_encoder).fit(pictures[:1], max_false_positive_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "category",
+    [
+        "aws_lookout/cookie",
+        *(
+            pytest.param(category, marks=pytest.mark.slow)
+            for category in (
+                "brain_mri/brain",
+                "crackforest/road",
+                "elpv/solar_cell_mono",
+                "elpv/solar_cell_poly",
+                "mtd/magnetic_tile",
+                "mvtec_ad/screw",
+            )
+        ),
+    ],
+)
+def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(category, shared, tiny_encoder, record_property):
+    """Three draws; turned by quarters instead, the one normal gives a scale that most good pictures pass."""
+    detector, drawn = vlad.load("patch_memory", encoder=tiny_encoder), np.random.RandomState(0)
+    good = sorted((shared / "data" / category / "train" / "good").iterdir())
+    fresh = sorted((shared / "data" / category / "test" / "good").iterdir())[:12]
+    above, turned = [], []
+    for number in drawn.permutation(len(good))[:3]:
+        with pytest.warns(UserWarning):
+            detector.fit(good[number])
+        peaks = np.array([prediction.map.max() for prediction in detector.predict(fresh)])
+        above.append(np.mean(peaks >= detector.predict(good[number]).region_level))
+        with torch.no_grad():
+            pixels = tiny_encoder.pixels([vlad.images.read(good[number])])
+            turns = detector.forward(torch.cat([pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)]))[1]
+        turned.append(np.mean(peaks >= float(turns.max())))
+    record_property(category, f"halves {np.mean(above):.2f}, quarter turns {np.mean(turned):.2f}")
+    assert np.mean(above) <= 0.5 and np.mean(above) <= np.mean(turned) + 0.1
+
+
+def test_a_normal_too_small_to_be_halved_is_learnt_all_the_same(small_encoder):
+    with pytest.warns(UserWarning, match="no threshold from 1 normal"):
+        detector = loaded("patch_memory", small_encoder).fit(np.zeros((1, 30, 3), np.uint8))
+    assert detector.references == ["0"] and detector.map_calibration is None
+
+
+# Normal and anomalous ones
+
+
+def test_anomalous_pictures_give_the_threshold_of_the_best_f1(small_encoder, pictures):
+    detector = loaded("patch_memory", small_encoder)
+    detector.fit(pictures[:3], anomalous=pictures[3:])
+    made = detector.calibration
+    odd = [prediction.score for prediction in detector.predict(pictures[3:])]
+    best, threshold = f1_max(np.array([*made.scores, *odd]), np.array([0] * 3 + [1] * 3))
+    assert (made.method, made.threshold, made.n) == ("f1", pytest.approx(threshold, abs=1e-6), 6)
+    assert made.rate is None and f"{best:.3f}, on these very 3 normal and 3 anomalous pictures" in made.note
+    plain = loaded("patch_memory", small_encoder)
+    with pytest.warns(UserWarning, match="no threshold"):
+        plain.fit(pictures[:3])
+    assert plain.calibration.scores == made.scores, "each normal is scored against the other normals"
+    assert plain.memory.rows.equal(detector.memory.rows), "anomalous pictures are not remembered"
+    assert plain.map_calibration == detector.map_calibration
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        (dict(normals=1, anomalous=2), ValueError, "needs 2 normal ones or more"),
+        (dict(normals=5, anomalous=2, rate=0.5), ValueError, "give one of the two"),
+        (dict(normals=5, anomalous=0), ValueError, "at least one anomalous picture"),
+    ],
+)
+def test_wrong_mixtures_are_refused_and_leave_the_detector_as_it_was(how, error, words, small_encoder, pictures):
+    detector = loaded("patch_memory", small_encoder).fit(pictures[:5])
+    before = detector.predict(pictures[5]).to_dict()
+    with pytest.raises(error, match=words):
+        rate = how.get("rate")
+        detector.fit(pictures[: how["normals"]], max_false_positive_rate=rate, anomalous=pictures[: how["anomalous"]])
+    assert detector.predict(pictures[5]).to_dict() == before and len(detector.references) == 5
+
+
+def test_vlad_fit_takes_a_folder_of_anomalous_pictures(small_folder, pictures, tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from vlad.cli import app
+
+    for kind, some in (("good", pictures[:3]), ("bad", pictures[3:])):
+        (tmp_path / kind).mkdir()
+        for number, picture in enumerate(some):
+            Image.fromarray(picture).save(tmp_path / kind / f"{number}.png")
+    told = ["fit", tmp_path / "good", "--method", "patch_memory", "--encoder", f"local-dir:{small_folder}"]
+    told += ["--out", tmp_path / "x.safetensors", "--json"]
+    done = CliRunner().invoke(app, [*map(str, told), "--anomalous", str(tmp_path / "bad")])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["rule"] == "f1" and facts["threshold"] is not None and facts["normals"] == 3
+    assert vlad.load(tmp_path / "x.safetensors").threshold == facts["threshold"]
+    done = CliRunner().invoke(app, [*map(str, told), "--anomalous", str(tmp_path / "absent")])
+    assert done.exit_code == 2 and "absent" in done.stderr
