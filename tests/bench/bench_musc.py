@@ -101,9 +101,9 @@ def end_to_end(sizes: list[int], dtype: str, side: int) -> None:
             table = min(4 * size * size * P, mutual.TABLE_BYTES) / MIB  # past that it lies in a file
             rest.append(peak - features - table)
             print(
-                f"{size} pictures of {side} px with tiny, {dtype}: {seconds:.1f} s, largest memory {peak:.0f} MiB: features "
-                f"{features:.0f}, table of distances {table:.0f}, all else {rest[-1]:.0f}; after a quarter of the "
-                f"pairs the end was told within {error:.0%} of the whole time",
+                f"{size} pictures of {side} px with tiny, {dtype}: {seconds:.1f} s, largest memory {peak:.0f} MiB: "
+                f"features {features:.0f}, table of distances {table:.0f}, all else {rest[-1]:.0f}; after a quarter "
+                f"of the pairs the end was told within {error:.0%} of the whole time",
                 flush=True,
             )
         print(f"all else, over these sizes: {max(rest) - min(rest):.0f} MiB apart")
