@@ -88,22 +88,22 @@ def scoring(N: int, P: int, C: int) -> None:
     print(f"bfloat16: {speed}; {error}, where scores span {exact.min():.2f} to {exact.max():.2f}")
 
 
-def end_to_end(sizes: list[int], dtype: str) -> None:
+def end_to_end(sizes: list[int], dtype: str, side: int) -> None:
     """`vlad score --method musc` with `tiny` on drawn pictures, each size in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
-        drawn, files, rest = np.random.default_rng(0), [], []
+        drawn, files, rest, P = np.random.default_rng(0), [], [], (side // 16) ** 2
         for number in range(max(sizes)):
             files.append(f"{place}/{number:04}.png")
             Image.fromarray(synthetic.sample(drawn).picture).save(files[-1])
         for size in sizes:
-            seconds, peak, error = score(files[:size], dtype)
-            features = size * 4 * 196 * 128 * (4 if dtype == "float32" else 2) / MIB
-            table = min(4 * size * size * 196, mutual.TABLE_BYTES) / MIB  # past that it lies in a file
+            seconds, peak, error = score(files[:size], dtype, side)
+            features = size * 4 * P * 128 * (4 if dtype == "float32" else 2) / MIB
+            table = min(4 * size * size * P, mutual.TABLE_BYTES) / MIB  # past that it lies in a file
             rest.append(peak - features - table)
             print(
-                f"{size} pictures with tiny, {dtype}: {seconds:.1f} s, largest memory {peak:.0f} MiB: features "
-                f"{features:.0f}, table of distances {table:.0f}, all else {rest[-1]:.0f}; after a quarter of the "
-                f"pairs the end was told within {error:.0%} of the whole time",
+                f"{size} pictures of {side} px with tiny, {dtype}: {seconds:.1f} s, largest memory {peak:.0f} MiB: "
+                f"features {features:.0f}, table of distances {table:.0f}, all else {rest[-1]:.0f}; after a quarter "
+                f"of the pairs the end was told within {error:.0%} of the whole time",
                 flush=True,
             )
         print(f"all else, over these sizes: {max(rest) - min(rest):.0f} MiB apart")
@@ -126,9 +126,10 @@ finally:
 """
 
 
-def score(files: list[str], dtype: str) -> tuple[float, float, float]:
+def score(files: list[str], dtype: str, side: int) -> tuple[float, float, float]:
     """(seconds, largest resident MiB, worst error of the told end as a share of the whole) of one run."""
     told = [sys.executable, "-c", WATCHED, "score", *files, "--method", "musc", "--dtype", dtype, "--json"]
+    told += ["--resolution", str(side)]
     start = time.perf_counter()
     child = subprocess.Popen(told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = child.stderr.read().splitlines()
@@ -143,12 +144,13 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32, help="of the scoring alone; 0 leaves it out")
     parser.add_argument("--sets", type=int, nargs="*", default=[100, 200, 400], help="sizes of the sets for `tiny`")
     parser.add_argument("--dtype", default="float32", help="of these runs")
+    parser.add_argument("--side", type=int, default=224, help="of the pictures in these runs; 112 takes a sixteenth")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.pictures:
         scoring(arguments.pictures, 1369, 1024)
     if arguments.sets:
-        end_to_end(arguments.sets, arguments.dtype)
+        end_to_end(arguments.sets, arguments.dtype, arguments.side)
 
 
 if __name__ == "__main__":
