@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlad.blocks import block, resample_positions, value_block, window_index
 from vlad.dtypes import checked_dtype, fastest_safe_dtype
@@ -47,6 +48,11 @@ def _shared(method: Pass) -> Pass:
         return passes[key][1]
 
     return cast(Pass, once)
+
+
+def _checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
+    """`block`, of which only the input is kept for the gradients."""
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -165,13 +171,15 @@ class Encoder:
 
     @overload
     def walk(
-        self, tokens: Tensor, edit: Edit | None = None, class_only: bool = False
+        self, tokens: Tensor, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
     ) -> Iterator[tuple[int, Tensor, Tensor]]: ...
     @overload
     def walk(
-        self, tokens: list[Tensor], edit: Edit | None = None, class_only: bool = False
+        self, tokens: list[Tensor], edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
     ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]: ...
-    def walk(self, tokens: Any, edit: Edit | None = None, class_only: bool = False) -> Iterator[tuple[int, Any, Any]]:
+    def walk(
+        self, tokens: Any, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
+    ) -> Iterator[tuple[int, Any, Any]]:
         """The vision tower's block loop: yields (layer, tokens before the block, tokens after), layer from 1.
 
         Args:
@@ -179,12 +187,13 @@ class Encoder:
                 product (WinCLIP's windows) while attention stays within each sequence.
             edit: called before each block with (layer, tokens); what it returns goes on. One group only.
             class_only: the last block computes the first token of each sequence alone, [B, 1, C]; exact, and cheaper.
+            checkpointing: for gradients, what is inside a block is computed again instead of kept; same results.
         """
-        packed = isinstance(tokens, list)
+        packed, step = isinstance(tokens, list), _checkpointed if checkpointing else block
         groups = tokens if packed else [tokens]
         for layer, module in enumerate(self.blocks, 1):
             before = [edit(layer, groups[0])] if edit else groups
-            groups = block(module, before, class_only=class_only and layer == self.depth)
+            groups = step(module, before, class_only=class_only and layer == self.depth)
             yield (layer, before, groups) if packed else (layer, before[0], groups[0])
 
     def value_attention(self, layer: int, tokens: Tensor) -> Tensor:
@@ -312,23 +321,26 @@ class Encoder:
 
     @torch.no_grad()
     def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device.
+        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device; raises what `tokenize` does."""
+        rows = []
+        for start in range(0, len(sentences), batch_size):
+            rows.append(self._encode(self.tokenize(sentences[start : start + batch_size])))
+        return torch.cat(rows)
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """[T, context] token ids on the encoder's device.
 
         Raises:
             ValueError: a sentence fills the tower's context, where its end (and what it says) would be cut off.
         """
-        rows = []
-        for start in range(0, len(sentences), batch_size):
-            batch = list(sentences[start : start + batch_size])
-            ids = self.tokenizer(batch).to(self.device)
-            full = (ids.argmax(-1) == ids.shape[1] - 1).nonzero()
-            if len(full):
-                raise ValueError(
-                    f"too long for {self.name}, which reads {ids.shape[1] - 2} tokens: {batch[int(full[0])]!r:.120}; "
-                    "shorten the name or the phrase"
-                )
-            rows.append(self._encode(ids))
-        return torch.cat(rows)
+        ids = self.tokenizer(list(sentences)).to(self.device)
+        full = (ids.argmax(-1) == ids.shape[1] - 1).nonzero()
+        if len(full):
+            raise ValueError(
+                f"too long for {self.name}, which reads {ids.shape[1] - 2} tokens: {sentences[int(full[0])]!r:.120}; "
+                "shorten the name or the phrase"
+            )
+        return ids
 
     def _text_shape(self) -> tuple[int | None, int]:
         tower: Any = getattr(self.model, "text", self.model)
@@ -356,11 +368,12 @@ class Encoder:
             tokens = torch.cat([tokens[:, :1], words, tokens[:, 1 + words.shape[1] :]], 1)
         return tokens + tower.positional_embedding[:length]
 
-    def walk_text(self, tokens: Tensor, edit: Edit | None = None) -> Tensor:
-        """[T, length, C] after all text blocks; `edit` as in `walk`."""
+    def walk_text(self, tokens: Tensor, edit: Edit | None = None, checkpointing: bool = False) -> Tensor:
+        """[T, length, C] after all text blocks; `edit`, which may change T, and `checkpointing` as in `walk`."""
         tower: Any = getattr(self.model, "text", self.model)
+        step = _checkpointed if checkpointing else block
         for layer, module in enumerate(tower.transformer.resblocks, 1):
-            tokens = block(module, [edit(layer, tokens) if edit else tokens], causal=True)[0]
+            tokens = step(module, [edit(layer, tokens) if edit else tokens], causal=True)[0]
         return tokens
 
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:

@@ -164,10 +164,7 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
     Raises:
         ValueError: it is another method's file, which is named if it is known, or has other parts than these.
     """
-    if (looks := official_method(content)) != method:
-        names = ", ".join(repr(str(key)) for key in list(content)[:4])
-        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
-        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
+    refuse_other_methods(content, method)
     if content.keys() != set(parts):
         given, wanted = (", ".join(map(repr, sorted(map(str, keys)))) for keys in (content, parts))
         raise ValueError(f"it holds {given}; a file of {method}'s authors holds {wanted}")
@@ -177,6 +174,14 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
         ):
             raise ValueError(f"its part {part!r} is no table of tensors")
     return [content[part] for part in parts]
+
+
+def refuse_other_methods(content: Mapping[str, Any], method: str) -> None:
+    """ValueError where a checkpoint is not of the method's authors; names the method it looks like."""
+    if (looks := official_method(content)) != method:
+        names = ", ".join(repr(str(key)) for key in list(content)[:4])
+        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
+        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
 
 
 def official_method(content: Mapping[str, Any]) -> str | None:

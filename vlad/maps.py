@@ -33,10 +33,14 @@ def to_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """[B, *size] from [B, rows, columns]: bilinear, then a gaussian of sigma px, cut at 4 sigma, mirrored border."""
+    """[B, *size] from [B, rows, columns]: bilinear, then `gaussian`."""
+    return gaussian(to_size(grid, size), sigma)
+
+
+def gaussian(maps: Tensor, sigma: float) -> Tensor:
+    """[B, h, w] smoothed with a gaussian of sigma px, cut at 4 sigma, mirrored border; 0 leaves them as they are."""
     from scipy import ndimage
 
-    maps = to_size(grid, size)
     if not sigma:
         return maps
     smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.detach().float().cpu().numpy()]
