@@ -128,7 +128,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path, small
     detector.save(file)
     loaded = vlad.load(file)
     assert (loaded.method, loaded.name, loaded.options) == (detector.method, detector.name, detector.options)
-    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == "winclip")
+    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == detector.default_prompts)
     for one, other in zip(detector.predict(pictures), loaded.predict(pictures), strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-6)
         check_same_map(one, other, atol=1e-6)
@@ -375,7 +375,7 @@ def test_words_matter_and_can_be_changed(method, load, pictures):
     second = detector.describe("iron pipe", prompts=own).predict(pictures[0])
     assert set(second.phrases) == {"smooth iron pipe", "iron pipe with rust"}
     assert abs(second.score - first) > 1e-4
-    again = detector.describe("metal bolt", prompts="winclip").predict(pictures[0])
+    again = detector.describe("metal bolt", prompts=detector.default_prompts).predict(pictures[0])
     assert again.score == pytest.approx(first, abs=1e-6)
     with pytest.raises(ValueError):
         detector.describe(" ")
