@@ -194,7 +194,7 @@ class AdaClip(LearnedDetector):
     @torch.no_grad()
     def own_embedding(self, pixels: Tensor) -> Tensor:
         """[B, D], not normalised: the frozen encoder's, without any prompts."""
-        for _, _, after, _ in self.encoder.value_walk(pixels, "bicubic", self.encoder.depth + 1):  # noqa: B007
+        for _, _, after, _ in self.encoder.value_walk(pixels, "bicubic", self.encoder.depth + 1, True):  # noqa: B007
             pass
         return self.encoder.project(after[:, 0])
 
