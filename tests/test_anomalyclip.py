@@ -298,7 +298,7 @@ def test_files_of_other_methods_are_named(official_copy, small_folder):
     for names, words in [
         (["textual_learner", "visual_learner", "pq_learner"], "looks adaptclip's"),
         (["clip_model.text_prompter.static_prompts.0"], "looks adaclip's"),
-        (["anomaly_token"], "looks VisualAD's"),
+        (["anomaly_token"], "looks visualad's"),
         (["weight"], "looks of no kind that VLAD knows"),
     ]:
         file = official_copy(FILE, lambda content: other(content, names))  # noqa: B023

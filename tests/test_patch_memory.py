@@ -6,8 +6,8 @@ import torch
 from conftest import GOLDEN
 
 import vlad
-from vlad.maps import smooth_map
-from vlad.methods.patch_memory import PRESETS, foreground, rotated, top_mean
+from vlad.maps import smooth_map, top_mean
+from vlad.methods.patch_memory import PRESETS, foreground, rotated
 
 
 @pytest.fixture(scope="module")

@@ -154,20 +154,24 @@ class Encoder:
         """(rows, columns) of the patches of [B, 3, H, W]."""
         return pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
 
-    def embed(self, pixels: Tensor, positions: str = "bicubic-antialias") -> Tensor:
+    def embed(self, pixels: Tensor, positions: str = "bicubic-antialias", first: Tensor | None = None) -> Tensor:
         """[B, 1 + N, C] float32 tokens that enter the first block: class token, patches, positions, first layer norm.
 
         Args:
             pixels: [B, 3, H, W] from `pixels`.
             positions: how the position table is brought to another grid than its own: "bicubic-antialias" (open_clip),
                 "bicubic", "bilinear" (AnomalyCLIP); align_corners=False in all.
+            first: [n, C], other tokens to stand before the class token, with its position (VisualAD).
         """
         patches = self.visual.conv1(pixels)  # [B, C, rows, columns]
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # [B, N, C]
         cls = self.visual.class_embedding.expand(len(patches), 1, -1)
         table = resample_positions(self.visual.positional_embedding, self.visual.grid_size, (rows, columns), positions)
-        return self.visual.ln_pre(torch.cat([cls, patches], 1) + table)
+        tokens = self.visual.ln_pre(torch.cat([cls, patches], 1) + table)
+        if first is None:
+            return tokens
+        return torch.cat([self.visual.ln_pre(first + table[0]).expand(len(tokens), -1, -1), tokens], 1)
 
     @overload
     def walk(

@@ -191,7 +191,7 @@ def official_method(content: Mapping[str, Any]) -> str | None:
     if any(str(key).startswith("clip_model.text_prompter.") for key in content):
         return "adaclip"
     if "anomaly_token" in content:
-        return "VisualAD"
+        return "visualad"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")

@@ -47,6 +47,12 @@ def gaussian(maps: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
+def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
+    """[B] mean of the largest `share` of [B, ...] values, rounded down, at least one. Source: AnomalyDINO."""
+    flat = grid.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean(1)
+
+
 def harmonic_mean(terms: list[Tensor]) -> Tensor:
     """Elementwise harmonic mean of tensors >= 0 that broadcast; 0 where any term is 0."""
     stacked = torch.stack(torch.broadcast_tensors(*terms)).clamp_min(0)

@@ -17,6 +17,7 @@ METHODS = {
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
+    "visualad": "VisualAD",
     "winclip": "WinClip",
 }
 

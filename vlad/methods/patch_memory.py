@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
-from vlad.maps import smooth_map
+from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.nearest import reweighted
 
@@ -59,12 +59,6 @@ def patchcore_embedding(layers: Sequence[Tensor], size: int, width: int, target:
             around = F.interpolate(around, grid, mode="bilinear", align_corners=False)
         parts.append(F.adaptive_avg_pool1d(around.flatten(2).transpose(1, 2), width))  # [B, N, width]
     return F.adaptive_avg_pool1d(torch.cat(parts, -1), target)
-
-
-def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
-    """[B] mean of the largest `share` of [B, ...] values, rounded down, at least one. Source: AnomalyDINO."""
-    flat = grid.flatten(1)
-    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean(1)
 
 
 def rotated(pixels: Tensor, count: int) -> Tensor:
