@@ -46,7 +46,7 @@ PREFIX = "clip_model."  # of all names in the authors' files
 
 def k_means(points: Tensor, count: int, seed: int) -> Tensor:
     """[M] numbers below `count` of the clusters of [M, C]: k-means++ start, then Lloyd's steps until nothing moves."""
-    rows, draw = points.detach().double().cpu(), np.random.RandomState(seed)  # its streams never change
+    rows, draw = points.detach().cpu().double(), np.random.RandomState(seed)  # its streams never change
     centres = rows[draw.randint(len(rows))][None]
     nearest = (rows - centres[0]).square().sum(1)
     while len(centres) < count:
@@ -108,7 +108,7 @@ class Heads(nn.Module):
 
 
 class AdaClip(LearnedDetector):
-    """See the module.
+    """See the module. Its `prototypes` are the words' alone; pictures are compared with their own, `states`.
 
     Args:
         depth: blocks of each tower that get prompts, from 2; more than a tower has means all of them.
