@@ -33,6 +33,8 @@ class Caps:
     option_probs: bool = False  # a `Choice` comes with probabilities
     json_schema: bool = False  # a `Schema` is enforced while it writes
     pixels_per_token: int = 32  # side of the square that one visual token covers; smaller details may be lost
+    longest_side: int = 1024  # px of a whole picture as it is shown
+    send: Literal["all", "grey", "crops"] = "all"  # of a picture: grey hides all but the regions, crops leave it out
 
 
 @dataclass(frozen=True)
