@@ -166,7 +166,7 @@ def build(family: str, out: Path) -> Path:
 
 
 def say(reasoner: Any, text: str, *, stops: bool = True) -> Any:
-    """A handle: until its `.remove()` the model writes `text`, and ends where it `stops`, else repeats the last byte."""
+    """A handle: until its `.remove()` the model writes `text` and then ends, or repeats the last byte for ever."""
     tokens = reasoner.processor.tokenizer.encode(text, add_special_tokens=False)
     ends = reasoner.model.generation_config.eos_token_id
     script = iter([*tokens, *([ends] if stops else [])])

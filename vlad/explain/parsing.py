@@ -197,13 +197,12 @@ def how_to_answer(answer: Choice | Text | Schema) -> str:
 def read_answer(text: str, answer: Choice | Text | Schema, finish: Finish, usage: Usage) -> Answer:
     """The answer behind a text that a model wrote; `parsed` is None, with the reason, where there is none."""
     parsed, problems = _parse(text, answer)
-    if parsed is not None and (finish == "stop" or not isinstance(answer, Text)):
-        return Answer(text, parsed, finish=finish, usage=usage)
-    if parsed is not None:  # words cut at the token limit are still words
-        return Answer(text, parsed, finish=finish, usage=usage, code="truncated_answer")
+    if parsed is not None and finish != "refused":
+        cut = finish == "length" and isinstance(answer, Text)  # words cut at the limit are still words
+        return Answer(text, parsed, finish=finish, usage=usage, code="truncated_answer" if cut else None)
     if finish == "length":
         return Answer(text, None, None, "length", usage, "the answer was cut off at its limit", "truncated_answer")
-    if is_refusal(text):
+    if finish == "refused" or is_refusal(text):
         return Answer(text, None, None, "refused", usage, "the model declined to answer", "refused")
     return Answer(text, None, None, finish, usage, f"the answer could not be read: {problems}", "parse_failed")
 
