@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlad.explain.reasoner import Answer, Ask, Choice, Reasoner, Usage
+from vlad.explain.parsing import conform, plain_words
+from vlad.explain.reasoner import Answer, Ask, Reasoner, Schema, Text, Usage
 
 PLAIN_SYSTEM = "You describe photographs of industrial parts for their maker's own records. Answer the question."
 REPEATED = 2000  # characters of a wrong answer that are shown again
@@ -85,13 +86,19 @@ def _checked(answer: Answer, question: Ask) -> Answer:
     if answer.parsed is None:
         code = answer.code or {"refused": "refused", "length": "truncated_answer"}.get(answer.finish, "reasoner_failed")
         return replace(answer, code=code, error=answer.error or "no usable answer came")
-    if isinstance(question.answer, Choice):
-        if answer.parsed not in question.answer.options:
-            raise ValueError(f"it chose {str(answer.parsed)[:40]!r}, which is none of the options")
-        probs = answer.option_probs
-        if probs is not None:
-            values = np.asarray(probs, dtype=float)
-            fair = values.shape == (len(question.answer.options),) and bool((values >= 0).all())
-            if not fair or abs(float(values.sum()) - 1) > 1e-3:
-                raise ValueError(f"its option probabilities are {probs}, not one for each option with the sum 1")
+    if isinstance(question.answer, Text):
+        return replace(answer, parsed=plain_words(str(answer.parsed), question.answer.max_words))
+    if isinstance(question.answer, Schema):
+        problems: list[str] = []
+        mended = conform(answer.parsed, question.answer.json_schema, problems)
+        if mended is None or any(not problem.endswith("(left out)") for problem in problems):
+            raise ValueError(f"its object is not of the schema: {'; '.join(problems)}")
+        return replace(answer, parsed=mended)
+    if answer.parsed not in question.answer.options:
+        raise ValueError(f"it chose {str(answer.parsed)[:40]!r}, which is none of the options")
+    if answer.option_probs is not None:
+        values = np.asarray(answer.option_probs, dtype=float)
+        fair = values.shape == (len(question.answer.options),) and bool((values >= 0).all())
+        if not fair or not abs(float(values.sum()) - 1) < 1e-3:
+            raise ValueError(f"its option probabilities are {answer.option_probs}, not one an option with the sum 1")
     return answer

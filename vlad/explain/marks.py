@@ -84,17 +84,25 @@ def same_size(reference: np.ndarray, picture: np.ndarray) -> np.ndarray:
 
 def numbered(picture: np.ndarray, regions: Sequence[MarkedRegion], longest: int = VIEW_SIDE) -> np.ndarray:
     """The picture with a thin contour round every region and its number beside it, led to by a line."""
-    view = fitted(picture, longest).copy()
-    masks = [_fitted_mask(region.mask, view.shape[:2]) for region in regions]
+    plain = fitted(picture, longest)
+    view, masks = plain.copy(), [_fitted_mask(region.mask, plain.shape[:2]) for region in regions]
     width = max(1, round(2 * max(view.shape[:2]) / 512))
-    colours = [COLOURS[contour_colour(view, mask)] for mask in masks]
-    for mask, colour in zip(masks, colours, strict=True):
+    taken = np.any(masks, axis=0)
+    badges = []
+    for region, mask in zip(regions, masks, strict=True):
+        colour = COLOURS[contour_colour(plain, mask)]
         view[_contour(mask, width)] = colour
+        place, covered = _badge_place(mask, taken)
+        taken = taken | covered
+        badges.append((region.id, place, colour, _nearest(mask, place)))
     drawn = Image.fromarray(view)
     pen = ImageDraw.Draw(drawn)
-    taken = np.any(masks, axis=0) if masks else np.zeros(view.shape[:2], bool)
-    for region, mask, colour in zip(regions, masks, colours, strict=True):
-        taken |= _badge(pen, region.id, mask, taken, colour)
+    for _, place, colour, end in badges:
+        pen.line((*place, *end), fill=colour, width=max(1, width // 2))
+    inside = Image.fromarray(np.any(masks, axis=0).astype(np.uint8) * 255)
+    drawn.paste(Image.fromarray(plain), mask=inside)  # what is marked stays as it is
+    for number, place, colour, _ in badges:
+        _draw_badge(pen, number, place, _radius(view.shape[:2]), colour)
     return np.array(drawn)
 
 
@@ -123,12 +131,14 @@ def contour_colour(picture: np.ndarray, mask: np.ndarray) -> str:
     return max(far, key=lambda name: far[name])
 
 
-def _badge(
-    pen: ImageDraw.ImageDraw, number: int, mask: np.ndarray, taken: np.ndarray, colour: tuple[int, int, int]
-) -> np.ndarray:
-    """Draws a number in the free place nearest to a region; returns what it covers, [H, W]."""
+def _radius(size: tuple[int, ...]) -> int:
+    return max(7, min(size) // 40)
+
+
+def _badge_place(mask: np.ndarray, taken: np.ndarray) -> tuple[tuple[float, float], np.ndarray]:
+    """Centre (x, y) of a number beside a region where it hides least of what is taken, and what it covers [H, W]."""
     height, width = mask.shape
-    radius = max(7, min(height, width) // 40)
+    radius = _radius(mask.shape)
     rows, columns = np.nonzero(mask)
     x0, x1, y0, y1 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
     places = [
@@ -136,15 +146,24 @@ def _badge(
         for x in (x0 - 2 * radius, (x0 + x1) / 2, x1 + 2 * radius)
         for y in (y0 - 2 * radius, (y0 + y1) / 2, y1 + 2 * radius)
     ]
-    grid = np.mgrid[:height, :width] + 0.5
-    covers = [(grid[1] - x) ** 2 + (grid[0] - y) ** 2 <= radius**2 for x, y in places]
+    ys, xs = np.mgrid[:height, :width] + 0.5
+    covers = [(xs - x) ** 2 + (ys - y) ** 2 <= radius**2 for x, y in places]
     best = min(range(len(places)), key=lambda index: int((covers[index] & taken).sum()))
-    x, y = places[best]
-    nearest = np.argmin((columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2)
-    pen.line((x, y, int(columns[nearest]), int(rows[nearest])), fill=colour, width=max(1, radius // 5))
+    return places[best], covers[best]
+
+
+def _nearest(mask: np.ndarray, place: tuple[float, float]) -> tuple[int, int]:
+    rows, columns = np.nonzero(mask)
+    nearest = np.argmin((columns + 0.5 - place[0]) ** 2 + (rows + 0.5 - place[1]) ** 2)
+    return int(columns[nearest]), int(rows[nearest])
+
+
+def _draw_badge(
+    pen: ImageDraw.ImageDraw, number: int, place: tuple[float, float], radius: int, colour: tuple[int, int, int]
+) -> None:
+    x, y = place
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill="black", outline=colour, width=2)
     pen.text((x, y), str(number), "white", ImageFont.load_default(size=1.3 * radius), anchor="mm")
-    return covers[best]
 
 
 def query_view(case: Case, caps: Caps) -> np.ndarray | None:
