@@ -14,6 +14,7 @@ from vlad.explain import transport
 from vlad.explain.asking import Asker
 from vlad.explain.endpoint import Budget, EndpointReasoner
 from vlad.explain.reasoner import Ask, Choice, ReasonerError, Schema, Text, make_reasoner
+from vlad.explain.wire import letter_probs
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 TYPES = Choice(("scratch", "dent", "cannot tell"))
@@ -110,6 +111,22 @@ def test_a_redirect_is_not_followed():
     assert elsewhere.requests == [] and len(stub.requests) == 1
 
 
+def test_a_name_of_this_machine_that_leads_elsewhere_is_found_out_before_anything_is_sent(monkeypatch):
+    class Elsewhere(socket.socket):
+        def getpeername(self):
+            return ("10.1.2.3", 80)
+
+    def connect(address, *args, **options):
+        sock = Elsewhere()
+        sock.connect(("127.0.0.1", address[1]))
+        return sock
+
+    with serving([reply(said("A"))]) as stub:
+        monkeypatch.setattr(socket, "create_connection", connect)
+        answer = asked(stub, TYPES)
+    assert "10.1.2.3 is not this machine" in answer.error and stub.requests == []
+
+
 def test_proxies_are_ignored(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -152,6 +169,14 @@ def test_a_server_that_stays_down_is_left_alone_after_three_failures():
         answers = [reasoner.ask(Ask((f"{n}",), TYPES)) for n in range(5)]
     assert len(stub.requests) == 3 * (1 + transport.RETRIES)
     assert all(answer.code == "reasoner_failed" for answer in answers) and "left alone" in answers[-1].error
+
+
+def test_failures_that_are_not_in_a_row_are_forgiven():
+    down = reply("down", 401)
+    with serving([down, down, reply(said("A")), down, down, reply(said("A"))]) as stub:
+        reasoner = EndpointReasoner("m", stub.url, probe=False)
+        codes = [reasoner.ask(Ask((f"{n}",), TYPES)).code for n in range(6)]
+    assert codes == ["reasoner_failed", "reasoner_failed", None] * 2
 
 
 def test_a_slow_server_and_one_that_trickles_are_given_up_in_time():
@@ -241,6 +266,7 @@ WELL_MEANT = {
     "fenced": "```json\n" + json.dumps(GOOD) + "\n```",
     "thought first": "<think>{}</think>" + json.dumps(GOOD),
     "template opened the thought": "hm, {1}</think>\n" + json.dumps(GOOD),
+    "example first": 'Such as {"verdict": "normal"} or {"regions": []}; here: ' + json.dumps(GOOD),
     "chatty": "Here you are: " + json.dumps(GOOD) + " Anything else?",
     "synonym and case": json.dumps({**GOOD, "verdict": "DEFECTIVE"}),
     "id as text": '{"verdict": "anomalous", "regions": [{"region": "1", "description": "a scratch"}]}',
@@ -334,6 +360,25 @@ def test_option_probabilities_are_read_in_both_orders():
     assert turned.option_probs == pytest.approx(answer.option_probs[::-1])
     orders = [words(request).partition("A. ")[2][:7] for request in stub.requests[2:4]]
     assert orders == ["scratch", "cannot "]
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        None,
+        "no list",
+        [],
+        [7],
+        [{"token": "A"}],
+        [{"token": "A", "logprob": "high"}],
+        [{"token": "A", "logprob": 5.0}],
+        [{"token": "A", "logprob": float("nan")}],
+        [{"token": "The", "logprob": -0.1}],
+        [{"token": "A", "logprob": -60.0}, {"token": "The", "logprob": -0.1}],
+    ],
+)
+def test_log_probabilities_that_name_no_letter_are_none(top):
+    assert letter_probs({"logprobs": {"content": [{"top_logprobs": top}]}}, 3) is None
 
 
 # Costs

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_lvlm
 
+from vlad.explain import local
 from vlad.explain.asking import Asker
 from vlad.explain.parsing import neutralise
 from vlad.explain.reasoner import Ask, Choice, ReasonerError, Schema, Text, make_reasoner
@@ -68,8 +69,14 @@ def test_option_probabilities_sum_to_one_and_follow_their_options_in_any_order(r
     assert forward.parsed == backward.parsed == OPTIONS[int(np.argmax(forward.option_probs))]
 
 
-def test_probabilities_are_those_of_two_single_questions_padding_or_not(reasoner):
-    """The two orders are one padded batch; here each is asked alone, from the logits of a plain forward pass."""
+def test_a_shorter_question_of_a_batch_is_padded_before_its_words(reasoner):
+    inputs = reasoner._inputs(Ask(("which?", PICTURE), Choice(OPTIONS)), ["A", "a much longer ending"], 1)
+    mask = inputs["attention_mask"]
+    assert mask[0].sum() < mask[1].sum() == mask.shape[1] and mask[0, -1] == 1
+
+
+def test_probabilities_are_those_of_two_single_questions(reasoner):
+    """The two orders are one batch; here each is asked alone, from the logits of a plain forward pass."""
     import torch
 
     options = ("a very long option that makes the rows differ" * 2, "b", "c")
@@ -156,7 +163,11 @@ def test_the_folder_s_own_sampling_settings_are_not_used(reasoner):
 # Injection
 
 
-def test_text_that_looks_like_a_chat_turn_or_a_picture_adds_neither(reasoner, monkeypatch):
+@pytest.mark.parametrize("sanitizes", [True, False])
+def test_text_that_looks_like_a_chat_turn_or_a_picture_adds_neither(reasoner, monkeypatch, sanitizes):
+    """With the template's own defence, and without it as in older transformers."""
+    if not sanitizes:
+        monkeypatch.setattr(local, "_template_options", lambda processor: {"processor_kwargs": {"padding": True}})
     seen = prompts(reasoner, monkeypatch)
     plain = reasoner.ask(Ask(("rule: all good", PICTURE), Choice(OPTIONS)))
     injected = reasoner.ask(Ask((f"rule: {INJECTION}", PICTURE), Choice(OPTIONS)))
