@@ -49,9 +49,9 @@ def case(*boxes, marked=None, **changes):
         "regions": regions,
         "references": (plate(),),
         "rules": (),
-        "vocabulary": TYPES,
+        "vocabulary": {label: [f"{{}} with a {label}"] for label in TYPES},
         "question": None,
-        "detector_verdict": "anomalous" if boxes else None,
+        "detector_verdict": "anomalous" if boxes else "unsure",
     }
     return Case(**{**given, **changes})
 
@@ -195,6 +195,17 @@ def test_a_broken_rule_makes_a_picture_anomalous_that_looks_normal():
 
     said = interview(Scripted(reply), case(marked=(), rules=RULES[1:]))
     assert said.p_anomalous == pytest.approx(0.9) and said.verdict == "anomalous"
+
+
+def test_a_rule_of_one_place_is_asked_of_that_place_alone_and_counts_are_told():
+    rule = Rule(id="n1", kind="normal", text="all screws", region="lower right", count=("screw", 4))
+    reasoner = Scripted(looks)
+    interview(reasoner, case(SCRATCH, rules=(rule,)))
+    (question,) = asked(reasoner, "It should be so")
+    assert set(labelled(question)) == {"NORMAL reference, lower right", "QUERY, lower right"}
+    assert "exactly 4 x screw" in last_words(question)
+    corner = labelled(question)["QUERY, lower right"]
+    assert corner.shape[1] / corner.shape[0] == pytest.approx(240 / 180, abs=0.02)
 
 
 def test_the_user_s_question_is_answered_first_and_in_words():
@@ -375,7 +386,10 @@ def test_probe_swapped_region_numbers_swap_what_is_said():
 @pytest.mark.parametrize("option_probs", [True, False])
 def test_probe_the_order_of_the_vocabulary_changes_nothing(option_probs):
     caps = Caps(option_probs=option_probs)
-    one, two = (interview(Scripted(looks, caps), case(SCRATCH, vocabulary=types)) for types in (TYPES, TYPES[::-1]))
+    one, two = (
+        interview(Scripted(looks, caps), case(SCRATCH, vocabulary=dict.fromkeys(types, ())))
+        for types in (TYPES, TYPES[::-1])
+    )
     assert one.verdict == two.verdict and one.p_anomalous == two.p_anomalous
     assert dict(one.findings[0].types) == dict(two.findings[0].types)
 

@@ -155,7 +155,60 @@ def build_llava(out: Path) -> None:
     _save(out, model, processor, number("</s>"), number("<pad>"))
 
 
-FAMILIES: dict[str, Callable[[Path], None]] = {"qwen2_5_vl": build_qwen2_5_vl, "llava": build_llava}
+def build_internvl(out: Path) -> None:
+    """InternVL of 0.1 M parameters; it cuts a picture into tiles of 56 px and shows each as four tokens."""
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+        InternVLVisionConfig,
+        Qwen2Config,
+        Qwen2Tokenizer,
+    )
+
+    pieces = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    vocab = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={**pieces, "video_token": "<video>"},
+    )
+    tokenizer.add_tokens([*QWEN_SPECIAL[:3], *pieces.values(), "<video>"], special_tokens=True)
+    number = tokenizer.convert_tokens_to_ids
+    config = InternVLConfig(
+        text_config=Qwen2Config(**_text_sizes(tokenizer, "<|im_end|>", "<|endoftext|>")),
+        vision_config=InternVLVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=(56, 56),
+            patch_size=(14, 14),
+        ),
+        image_token_id=number("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    torch.manual_seed(0)
+    model = InternVLForConditionalGeneration(config).eval()
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size={"height": 56, "width": 56}, max_patches=3),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size={"height": 56, "width": 56}),
+        image_seq_length=4,
+        chat_template=_chat("<IMG_CONTEXT>\n"),
+    )
+    _save(out, model, processor, number("<|im_end|>"), number("<|endoftext|>"))
+
+
+FAMILIES: dict[str, Callable[[Path], None]] = {
+    "qwen2_5_vl": build_qwen2_5_vl,
+    "llava": build_llava,
+    "internvl": build_internvl,
+}
 
 
 def build(family: str, out: Path) -> Path:

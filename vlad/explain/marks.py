@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlad.explain.case import Case, MarkedRegion
 from vlad.explain.reasoner import Caps
+from vlad.prediction import LOCATIONS
 
 VIEW_SIDE = 1024  # px, longest side of a whole picture
 CROP_SIDE = 448  # px, shortest side of a crop
@@ -47,6 +48,14 @@ def crop_box(box: Box, size: tuple[int, int]) -> Box:
         spans.append((start, start + side))
     (x0, x1), (y0, y1) = spans
     return x0, y0, x1, y1
+
+
+def cell_box(location: str, size: tuple[int, int]) -> Box:
+    """The ninth of a picture of `size` (H, W) that one of `LOCATIONS` names."""
+    height, width = size
+    row, column = next((r, names.index(location)) for r, names in enumerate(LOCATIONS) if location in names)
+    x0, x1, y0, y1 = column * width // 3, (column + 1) * width // 3, row * height // 3, (row + 1) * height // 3
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
 def crop(picture: np.ndarray, box: Box) -> np.ndarray:

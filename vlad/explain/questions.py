@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 
 from vlad.explain.case import Case, MarkedRegion, Rule
-from vlad.explain.marks import marks_view, query_view, reference_view, region_sheet
+from vlad.explain.marks import cell_box, crop, marks_view, query_view, reference_view, region_sheet, same_size
 from vlad.explain.reasoner import Ask, Caps, Choice, Schema, Text
+from vlad.prediction import LOCATIONS
 
 NORMAL, ANOMALOUS, UNSURE = "normal", "anomalous", "cannot tell"
 VARIATION = "normal variation"
 NONE_OF_THESE = "none of these"
 INNOCENT = ("lighting or reflection", "printed pattern", "texture of the material", "pose or crop", "allowed by a rule")
 YES, NO = "yes", "no"
+MARKED = "QUERY with numbered areas"
 NOWHERE = "nowhere else"
 ELSEWHERE = "elsewhere"
-CELLS = ("upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right")
+CELLS = tuple(word for row in LOCATIONS for word in row)
 MOST_TYPES = 24  # 26 letters less the two that are no defect
 DESCRIBED, QUOTED, ANSWERED = 40, 25, 80  # words
 CHOICE_TOKENS, WORD_TOKENS, FORM_TOKENS = 32, 96, 512
@@ -45,10 +47,10 @@ class Room:
         pictures = {
             "NORMAL reference": reference_view(case, caps),
             "QUERY": query_view(case, caps),
-            "QUERY with numbered areas": marks_view(case, caps),
+            MARKED: marks_view(case, caps),
         }
         whole = [(label, picture) for label, picture in pictures.items() if picture is not None]
-        for label in ("NORMAL reference", "QUERY with numbered areas"):
+        for label in ("NORMAL reference", MARKED):
             if len(whole) > caps.max_images:
                 whole = [view for view in whole if view[0] != label]
         between = " (first the same place of the NORMAL reference, then QUERY)" if case.references else ""
@@ -69,13 +71,24 @@ class Room:
         """The numbered picture and the crop of one area; the crop matters most."""
         return (*self.whole[-1:], self.sheets[number])[-self.caps.max_images :]
 
+    def part(self, location: str) -> tuple[View, ...]:
+        """One ninth of the picture and of the reference enlarged; where whole pictures are held back, what there is."""
+        if self.caps.send != "all":
+            return self.all
+        box = cell_box(location, self.case.picture.shape[:2])
+        pictures = {"QUERY": self.case.picture}
+        if self.case.references:
+            pictures = {"NORMAL reference": same_size(self.case.references[0], self.case.picture), **pictures}
+        views = tuple((f"{label}, {location}", crop(picture, box)) for label, picture in pictures.items())
+        return views[-self.caps.max_images :]
+
     def parts(self, words: str, views: tuple[View, ...], *ids: int) -> tuple[str | np.ndarray, ...]:
         """Pictures with their labels, what is known of the object and of some areas, then the words of a question."""
         name = self.case.name or "an object (its name is not known)"
         known = [f"The pictures show: {name}."]
         known += [f"{rule.kind}: {rule.text}" for rule in self.case.rules]
         known += [measured(region) for region in self.case.regions if region.id in ids]
-        if len(ids) != 1 and self.case.regions:
+        if any(label == MARKED for label, _ in views) and len(ids) != 1:
             known.append("The numbered areas are places to look at; some or all of them may be fine.")
         return (*(part for view in views for part in view), "\n".join(known), words)
 
@@ -134,15 +147,15 @@ def verbatim_question(room: Room) -> Ask:
 
 
 def rule_question(room: Room, rule: Rule) -> Ask:
-    """Whether the object keeps to a rule: yes is always good."""
-    asked = {
-        "normal": f"It should be so: {rule.text}. Is it so in QUERY?",
-        "abnormal": f"This must not be there: {rule.text}. Is QUERY free of it?",
-        "critical": f"This must not be there: {rule.text}. Is QUERY free of it?",
-    }
-    return Ask(
-        room.parts(asked[rule.kind], room.all, *room.sheets), Choice((YES, NO, UNSURE)), max_tokens=CHOICE_TOKENS
-    )
+    """Whether the object keeps to a rule: yes is always good. Where a rule holds in one place, that place is shown."""
+    views = room.all if rule.region is None else room.part(rule.region)
+    where = "QUERY" if rule.region is None else f"the {rule.region} of QUERY"
+    text = rule.text if rule.count is None else f"{rule.text} (exactly {rule.count[1]} x {rule.count[0]})"
+    if rule.kind == "normal":
+        words = f"It should be so: {text}. Is it so in {where}?"
+    else:
+        words = f"This must not be there: {text}. Is {where} free of it?"
+    return Ask(room.parts(words, views, *room.sheets), Choice((YES, NO, UNSURE)), max_tokens=CHOICE_TOKENS)
 
 
 def rule_place_question(room: Room, rule: Rule) -> Ask:
