@@ -30,7 +30,7 @@ class LocalReasoner:
         ReasonerError: the model does not load, or takes no chat.
     """
 
-    tier = "hf"
+    tier = "local"
 
     def __init__(
         self, model: str, *, revision: str | None = None, device_map: str = "auto", offline: bool = False
