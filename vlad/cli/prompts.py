@@ -11,10 +11,14 @@ import vlad
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
 if TYPE_CHECKING:
+    from vlad.explain.reasoner import Reasoner
     from vlad.packs.check import PackCheck
     from vlad.packs.comparison import Words
 
 Pictures = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Searched whole.")]
+Model = Annotated[str, typer.Option("--reasoner", metavar="hf:FOLDER|openai:MODEL@URL", help="Whom to ask.")]
+Remote = Annotated[bool, typer.Option("--allow-remote", help="The model may be on another machine.")]
+KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")]
 
 prompts_app = typer.Typer(no_args_is_help=True, **PLAIN)
 
@@ -53,11 +57,11 @@ def show(
 
 @prompts_app.command("make")
 def make(
-    reasoner: Annotated[str, typer.Option(metavar="hf:FOLDER|openai:MODEL@URL", help="The language model to ask.")],
+    reasoner: Model,
     out: Annotated[Path, typer.Option(help="The prompt pack to write, a .toml file.")],
     name: Name = None,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The model may be on another machine.")] = False,
-    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model write a prompt pack for one kind of object; only words are sent.
@@ -66,18 +70,13 @@ def make(
     """
 
     def work() -> int:
-        from vlad.explain.reasoner import make_reasoner
         from vlad.packs.writing import make_pack
 
         if out.suffix != ".toml":
             raise ValueError(f"--out is {out}; a prompt pack is a file that ends in .toml")
         if name is None:
             raise ValueError('the model must know what to think of; say it with --name "metal nut"')
-        endpoint = {"privacy": "remote" if allow_remote else None, "key_env": key_env}
-        model = make_reasoner(reasoner, **{key: value for key, value in endpoint.items() if value is not None})
-        if model is None:
-            raise ValueError(f"--reasoner is {reasoner}; words take a language model, hf:FOLDER or openai:MODEL@URL")
-        written = make_pack(name, model)
+        written = make_pack(name, _model(reasoner, allow_remote, key_env))
         written.pack.save(out)
         for state, why in written.dropped.items():
             print(f"left out: {state}: {why}", file=sys.stderr)
@@ -89,6 +88,38 @@ def make(
         else:
             counts = f"{len(written.pack.normal)} normal and {len(written.pack.anomalous)} anomalous phrases"
             print(f'{counts}: {out}; try them: vlad prompts check {out} --name "{name}" --normals FOLDER')
+        return 0
+
+    guarded(work)
+
+
+@prompts_app.command("rules")
+def rules(
+    reasoner: Model,
+    normals: Annotated[Path, typer.Option(metavar="FOLDER", help="Good pictures; the first 10 are looked at.")],
+    out: Annotated[Path, typer.Option(help="The rule file to write.")],
+    name: Name = None,
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
+) -> None:
+    """Have a vision-language model propose rules from good pictures, for `vlad explain --rules`; edit them.
+
+    Example: vlad prompts rules --name "metal nut" --normals good/ --reasoner hf:FOLDER --out nut.txt
+    """
+
+    def work() -> int:
+        from vlad.explain.induction import propose_rules
+        from vlad.images import list_images
+        from vlad.toml_files import write_whole
+
+        if name is None:
+            raise ValueError('the model must know what it sees; say it with --name "metal nut"')
+        pictures = [one.path for one in list_images([normals])]
+        found = propose_rules(pictures, name, model := _model(reasoner, allow_remote, key_env))
+        write_whole(out, found.text(name, model.name).encode())
+        for error in found.errors:
+            print(f"no answer: {error}", file=sys.stderr)
+        print(f"{len(found.normal)} normal and {len(found.abnormal)} abnormal rules: {out}")
         return 0
 
     guarded(work)
@@ -134,6 +165,16 @@ def check(
         return 0
 
     guarded(work)
+
+
+def _model(reasoner: str, allow_remote: bool, key_env: str | None) -> "Reasoner":
+    from vlad.explain.reasoner import make_reasoner
+
+    endpoint = {"privacy": "remote" if allow_remote else None, "key_env": key_env}
+    model = make_reasoner(reasoner, **{key: value for key, value in endpoint.items() if value is not None})
+    if model is None:
+        raise ValueError(f"--reasoner is {reasoner}; this takes a language model, hf:FOLDER or openai:MODEL@URL")
+    return model
 
 
 def _print_check(checked: "PackCheck") -> None:
