@@ -326,12 +326,22 @@ def test_a_crop_holds_its_region_and_stays_inside_the_picture(box):
 
 
 def test_what_is_shown_smaller_than_it_is_becomes_a_limit():
-    big = plate(size=(3000, 4000))
-    said = interview(Scripted(looks), case(picture=big, regions=(region(1, (10, 10, 14, 900), (3000, 4000)),)))
+    big = plate(size=(1500, 2000))
+    said = interview(Scripted(looks), case(picture=big, regions=(region(1, (10, 10, 12, 900), (1500, 2000)),)))
     texts = {limit.code: limit.text for limit in said.limits}
-    assert "3.9 times smaller" in texts["downscaled"] and "125 px" in texts["downscaled"]
+    assert "2.0 times smaller" in texts["downscaled"] and "63 px" in texts["downscaled"]
     assert "region 1" in texts["region_too_small"]
     assert not interview(Scripted(looks), case(SCRATCH)).limits
+
+
+@pytest.mark.parametrize("types", [(), (VARIATION, "cannot tell"), tuple(f"type {n}" for n in range(40))])
+def test_any_vocabulary_can_be_asked_and_a_long_one_is_said_to_be_cut(types):
+    said = interview(
+        Scripted(lambda q: looks(q) if looks(q) != "scratch" else q.answer.options[0]),
+        case(SCRATCH, vocabulary=dict.fromkeys(types, ())),
+    )
+    assert said.findings[0].types[0][0] == (types[0] if len(types) > 2 else "defect")
+    assert ("outside_vocabulary" in [limit.code for limit in said.limits]) == (len(types) > 24)
 
 
 # Faithfulness probes

@@ -59,8 +59,9 @@ class Room:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Names of the defects to choose from."""
-        return tuple(self.case.vocabulary)[:MOST_TYPES]
+        """Names of the defects to choose from, at least one."""
+        names = (name for name in self.case.vocabulary if name not in (VARIATION, UNSURE))
+        return tuple(names)[:MOST_TYPES] or ("defect",)
 
     @property
     def all(self) -> tuple[View, ...]:

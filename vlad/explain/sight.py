@@ -4,12 +4,12 @@ import math
 
 from vlad.explain.explanation import Limit
 from vlad.explain.marks import CROP_SIDE, VIEW_SIDE, crop_box
-from vlad.explain.questions import Room
+from vlad.explain.questions import MOST_TYPES, Room
 
 
 def blind_spots(room: Room) -> tuple[Limit, ...]:
-    """The limits of the views: shown smaller than they are, too coarse for a region, kept back."""
-    return (*_kept_back(room), *_downscaled(room), *_too_small(room))
+    """The limits of the views: shown smaller than they are, too coarse for a region, kept back; types not offered."""
+    return (*_kept_back(room), *_downscaled(room), *_too_small(room), *_not_offered(room))
 
 
 def _kept_back(room: Room) -> tuple[Limit, ...]:
@@ -45,3 +45,10 @@ def _too_small(room: Room) -> tuple[Limit, ...]:
     side = room.caps.pixels_per_token
     words = f"in its enlarged crop, region {', '.join(small)} is narrower than the {side} px of one visual token"
     return (Limit("region_too_small", words),)
+
+
+def _not_offered(room: Room) -> tuple[Limit, ...]:
+    given = len(room.case.vocabulary)
+    if given <= MOST_TYPES:
+        return ()
+    return (Limit("outside_vocabulary", f"only the first {MOST_TYPES} of {given} defect types could be offered"),)
