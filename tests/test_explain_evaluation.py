@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from vlad import synthetic
+from vlad.cli import app
 from vlad.explain.evaluation import evaluate_explanations, mmad, visa_dr
 from vlad.explain.evaluation.answering import Question, by_words, text_rows
 from vlad.explain.reasoner import Answer, Caps, Choice, Usage
-from vlad.prompts import PromptPack
+from vlad.maps import anomaly_probability
+from vlad.prompts import PromptPack, prototypes
 
 DETECT = {"Question": "Is there any defect in the object?", "Options": {"A": "Yes.", "B": "No."}}
 WHAT = {"Question": "What is it?", "Options": {"A": "a scratch", "B": "a hole", "C": "a stain", "D": "a dent"}}
@@ -140,7 +143,10 @@ def test_yes_and_no_are_answered_by_the_words_for_anomalous_and_normal(tiny_enco
     backward = answer(Question("Any defect?", ("No.", "Yes."), picture, "bolt"))
     assert forward.option_probs == pytest.approx(backward.option_probs[::-1], abs=1e-6)
     assert sum(forward.option_probs) == pytest.approx(1) and forward.parsed in ("Yes.", "No.")
-    assert abs(forward.option_probs[0] - 0.5) > 1e-3  # the two states differ
+    image = tiny_encoder(tiny_encoder.pixels([picture])).image[0]
+    states = prototypes(tiny_encoder, pack, "bolt")
+    expected = anomaly_probability(image, states, temperature=0.01)
+    assert forward.option_probs[0] == pytest.approx(float(expected), abs=1e-5) and abs(float(expected) - 0.5) > 0.01
 
 
 def test_an_option_longer_than_the_encoder_reads_is_cut_at_a_word(tiny_encoder):
@@ -258,3 +264,38 @@ def test_a_list_of_another_form_is_named(content, said, tmp_path):
     (tmp_path / "detection.json").write_text(content)
     with pytest.raises(ValueError, match=said):
         visa_dr.items(tmp_path)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [["eval-explain"], ["prompts", "make"], ["prompts", "check"], ["prompts", "rules"]])
+def test_the_help_of_every_verb_of_this_layer_has_an_example(verb):
+    done = CliRunner().invoke(app, [*verb, "--help"])
+    assert done.exit_code == 0 and f"Example: vlad {' '.join(verb)} " in done.stdout
+
+
+def test_the_command_prints_tables_and_what_went_wrong(mmad_root, tmp_path):
+    done = CliRunner().invoke(app, ["eval-explain", "--data", f"mmad:{mmad_root}", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "| DS-MVTec " in done.stdout and "24 answers: 0.0% failed, 0.0% unreadable" in done.stdout
+    again = CliRunner().invoke(app, ["eval-explain", "--data", f"mmad:{mmad_root}", "--out", str(tmp_path), "--json"])
+    assert json.loads(again.stdout)["lines"] == 24
+    other = ["eval-explain", "--data", f"mmad:{mmad_root}", "--out", str(tmp_path), "--references", "0"]
+    refused = CliRunner().invoke(app, other)
+    assert refused.exit_code == 2 and "references was 1, now 0" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "mmad:nosuch"], "no mmad.json"),
+        (["--data", "visa_dr:nosuch"], "no .json file"),
+        (["--data", "mvtec:nosuch"], "mvtec"),
+        (["--data", "mmad:nosuch", "--reasoner", "gpt"], "openai:MODEL@BASE_URL"),
+        (["--data", "mmad:nosuch", "--reasoner", "openai:m@https://example.com/v1"], "example.com"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments, said):
+    done = CliRunner().invoke(app, ["eval-explain", *arguments])
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1

@@ -66,6 +66,10 @@ def test_calibration_weighs_bins_by_their_pictures():
     assert scores.calibration_error([0.25] * 3 + [1.0], [False] * 3 + [True]) == pytest.approx(0.75 * 0.25)
 
 
+def test_a_probability_of_one_belongs_to_the_last_bin():
+    assert scores.calibration_error([1.0, 0.95], [False, True]) == pytest.approx(0.475)  # (1 - 0.05) / 2
+
+
 def test_the_summary_of_probabilities_has_no_auroc_for_one_kind_of_picture():
     assert scores.calibration([0.2, 0.9], [False, True])["auroc"] == 1
     alone = scores.calibration([0.9, 0.5], [True, True])
