@@ -66,6 +66,7 @@ class EndpointReasoner:
         privacy: "local" sends pictures to this machine alone; "remote" to any host.
         key_env: name of the environment variable that holds the key.
         budget: no question is asked that would exceed it.
+        timeout_s: for one request with its retries; a model on a slow machine needs more.
         send: "all"; "grey" hides all but the marked regions; "crops" leaves whole pictures out.
         longest_side: px of a whole picture as it is sent.
         max_images: in one question.
@@ -86,6 +87,7 @@ class EndpointReasoner:
         privacy: Literal["local", "remote"] = "local",
         key_env: str | None = None,
         budget: Budget | None = None,
+        timeout_s: float = 60.0,
         send: Literal["all", "grey", "crops"] = "all",
         longest_side: int = 1024,
         max_images: int = 16,
@@ -96,7 +98,7 @@ class EndpointReasoner:
             raise ValueError(f"send is {send!r}; expected all, grey or crops")
         self.server = Server(base_url, privacy=privacy, key_env=key_env)
         self.name = f"openai:{model}@{base_url}"
-        self.model, self.budget = model, budget or Budget()
+        self.model, self.budget, self.timeout_s = model, budget or Budget(), timeout_s
         self.spent = Usage(host=self.server.host)
         self._trusted = Caps(max_images=max_images, longest_side=longest_side, send=send)
         self._caps = None if probe else self._trusted
@@ -188,7 +190,7 @@ class EndpointReasoner:
         start, counts = time.monotonic(), (0, 0)
         try:
             wanted = {key: value for key, value in body.items() if value is not None}
-            reply = self.server.post("/chat/completions", wanted, question.timeout_s)
+            reply = self.server.post("/chat/completions", wanted, min(question.timeout_s, self.timeout_s))
             counts = token_counts(reply)
         finally:
             seconds = time.monotonic() - start

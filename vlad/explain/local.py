@@ -24,6 +24,7 @@ class LocalReasoner:
         model: a folder, or the id of a repository of the Hugging Face hub.
         revision: branch, tag or commit of the repository.
         device_map: where accelerate puts the weights: "auto", "cpu", "cuda:0" ...
+        timeout_s: for one answer; looked at between two tokens.
         offline: True never asks the hub, also without `HF_HUB_OFFLINE`; a repository must then be in its cache.
 
     Raises:
@@ -33,9 +34,15 @@ class LocalReasoner:
     tier = "local"
 
     def __init__(
-        self, model: str, *, revision: str | None = None, device_map: str = "auto", offline: bool = False
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        device_map: str = "auto",
+        timeout_s: float = 120.0,
+        offline: bool = False,
     ) -> None:
-        self.name = f"hf:{model}"
+        self.name, self.timeout_s = f"hf:{model}", timeout_s
         self.processor, self.model = _load(model, revision, device_map, offline)
         self.labels = _label_tokens(self.processor.tokenizer)
         self.control = _control_tokens(self.processor)
@@ -71,7 +78,7 @@ class LocalReasoner:
 
     def _write(self, question: Ask, start: float) -> Answer:
         inputs = self._inputs(question, [how_to_answer(question.answer)], question.max_tokens)
-        left = question.timeout_s - (time.monotonic() - start)
+        left = min(question.timeout_s, self.timeout_s) - (time.monotonic() - start)
         tokens = self._generate(inputs, max_new_tokens=question.max_tokens, max_time=max(left, 1e-3)).sequences
         new = tokens[0, inputs["input_ids"].shape[1] :]
         ends = np.atleast_1d(self.model.generation_config.eos_token_id)

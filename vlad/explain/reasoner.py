@@ -4,6 +4,7 @@ A reasoner is any object with `name`, `caps` and `ask`. Two come with VLAD: "hf:
 transformers (`local.py`), "openai:MODEL@BASE_URL" asks a server that speaks the OpenAI protocol (`endpoint.py`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
@@ -70,7 +71,7 @@ class Ask:
     answer: Choice | Text | Schema
     system: str = SYSTEM
     max_tokens: int = 256
-    timeout_s: float = 60.0
+    timeout_s: float = math.inf  # a reasoner has a limit of its own as well
     seed: int = 0
 
     @property
