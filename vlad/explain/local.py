@@ -61,20 +61,19 @@ class LocalReasoner:
             return Answer(finish="error", usage=usage, error=_sentence(error), code="reasoner_failed")
 
     def _choose(self, question: Ask, choice: Choice, start: float) -> Answer:
+        import torch
+
         orders = [choice.options, choice.options[::-1]]
         inputs = self._inputs(question, [how_to_answer(Choice(order)) for order in orders], new_tokens=1)
         logits = self._generate(inputs, max_new_tokens=1, output_logits=True).logits[0].float()  # [2, vocabulary]
-        probs = np.zeros(len(choice.options))
-        for row, order in zip(logits, orders, strict=True):
-            letters = [row[self.labels[letter]].logsumexp(0) for letter in LETTERS[: len(order)]]
-            softmax = np.exp(np.array([float(letter) for letter in letters]) - float(max(letters)))
-            softmax /= softmax.sum()
-            probs += (softmax if order is orders[0] else softmax[::-1]) / 2
+        tokens = [self.labels[letter] for letter in LETTERS[: len(choice.options)]]
+        letters = torch.stack([logits[:, ids].logsumexp(1) for ids in tokens], dim=1)  # [2, options]
+        softmax = letters.softmax(1).cpu().numpy()
+        probs = (softmax[0] + softmax[1][::-1]) / 2
         if not np.isfinite(probs).all():
             raise ValueError("its logits are not finite numbers")
-        best = int(probs.argmax())
-        usage = _usage(question, inputs, 2, start)
-        return Answer(choice.options[best], choice.options[best], tuple(map(float, probs)), usage=usage)
+        best = choice.options[int(probs.argmax())]
+        return Answer(best, best, tuple(map(float, probs)), usage=_usage(question, inputs, 2, start))
 
     def _write(self, question: Ask, start: float) -> Answer:
         inputs = self._inputs(question, [how_to_answer(question.answer)], question.max_tokens)
