@@ -149,9 +149,9 @@ def test_yes_and_no_are_answered_by_the_words_for_anomalous_and_normal(tiny_enco
     assert forward.option_probs[0] == pytest.approx(float(expected), abs=1e-5) and abs(float(expected) - 0.5) > 0.01
 
 
-def test_an_option_longer_than_the_encoder_reads_is_cut_at_a_word(tiny_encoder):
-    long = "a scratch " * 200
-    rows = text_rows(tiny_encoder, [long, "a scratch"])
+@pytest.mark.parametrize("long", ["a scratch " * 200, "\\" * 300])
+def test_words_longer_than_the_encoder_reads_are_cut(tiny_encoder, long):
+    rows = text_rows(tiny_encoder, [long, ""])
     assert rows.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 

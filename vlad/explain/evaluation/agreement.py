@@ -67,11 +67,11 @@ def compare(sample: Sample, explanation: "Explanation", types: int) -> Line:
         "types": types,
     }
     mask = read_mask(sample) if sample.label and sample.mask is not None else None
-    ending = {
-        "usage": usage_line(explanation.usage),
-        "error": None,
-        "unreadable": "; ".join(explanation.errors) or None,
-    }
+    problems = "; ".join(explanation.errors) or None
+    # a tier that fell back to another was not measured: the picture is explained again when the run goes on
+    fell = any(limit.code in ("reasoner_failed", "budget") for limit in explanation.limits)
+    outcome = {"error": problems if fell else None, "unreadable": None if fell else problems}
+    ending = {"usage": usage_line(explanation.usage), **outcome}
     return {**truth, **said, "place": None if mask is None else place(mask), **ending}
 
 

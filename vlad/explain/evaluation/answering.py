@@ -110,7 +110,7 @@ def total_usage(lines: Sequence[dict[str, Any]]) -> Usage:
 
 
 def text_rows(encoder: "Encoder", sentences: Sequence[str]) -> "Tensor":
-    """[T, D] unit embeddings; a sentence that is too long for the encoder is cut at a word."""
+    """[T, D] unit embeddings; what is too long for the encoder is cut, at a word where it has any."""
     import torch
     import torch.nn.functional as F
 
@@ -118,14 +118,17 @@ def text_rows(encoder: "Encoder", sentences: Sequence[str]) -> "Tensor":
 
 
 def _fitted_text(encoder: "Encoder", sentence: str) -> "Tensor":
-    words = sentence.split() or ["nothing"]
+    words = " ".join(sentence.split()) or "nothing"
     while True:
         try:
-            return encoder.text([" ".join(words)])
-        except ValueError:  # it fills the context
-            if len(words) == 1:
+            return encoder.text([words])
+        except (
+            ValueError
+        ):  # it fills the context; encoders count in tokens of their own, so it is shortened until it fits
+            if len(words) < 2:
                 raise
-            words = words[: max(1, len(words) * 3 // 4)]
+            words = words[: len(words) * 3 // 4]
+            words = words.rpartition(" ")[0] or words
 
 
 def _option_rows(encoder: "Encoder", pack: PromptPack, question: Question) -> "Tensor":
