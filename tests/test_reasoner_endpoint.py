@@ -413,6 +413,25 @@ def test_the_same_question_is_paid_for_once():
     assert (first.usage.calls, second.usage.calls) == (1, 0)
 
 
+def test_answers_in_a_folder_outlive_the_program_and_a_broken_file_is_asked_again(tmp_path):
+    ask = Ask((PICTURE,), TYPES)
+    with serving([reply(said("B"))]) as stub:
+        first = EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask)
+        (file,) = (tmp_path / "answers").iterdir()
+        second = EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask)
+        assert len(stub.requests) == 1 and (first.parsed, second.parsed) == ("dent", "dent")
+        file.write_text('{"text": "B"')
+        assert EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask).parsed == "dent"
+    assert len(stub.requests) == 2 and second.usage.calls == 0
+
+
+def test_an_error_is_not_remembered():
+    with serving([reply("no", 404), reply(said("B"))]) as stub:
+        reasoner = EndpointReasoner("m", stub.url, probe=False)
+        answers = [reasoner.ask(Ask((PICTURE,), TYPES)) for _ in range(2)]
+    assert [answer.parsed for answer in answers] == [None, "dent"]
+
+
 def test_usage_says_where_pictures_went_and_how_many_pixels():
     with serving([reply(said("A"))]) as stub:
         usage = asked(stub, TYPES).usage

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vlad.explain.answers import Answers
 from vlad.explain.parsing import how_to_answer, neutralise, read_answer
 from vlad.explain.probe import MAX_TOKENS as PROBE_TOKENS
 from vlad.explain.probe import probe as find_out
@@ -19,7 +21,6 @@ from vlad.explain.wire import LOGPROBS, first_choice, letter_probs, message_part
 logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 3, 28 * 28  # for the estimate before a call
-REMEMBERED = 10_000  # answers
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class EndpointReasoner:
         longest_side: px of a whole picture as it is sent.
         max_images: in one question.
         probe: False trusts the server to see pictures, and asks it for no schema and no probabilities.
+        cache: a folder for answers, so that no question is paid for twice; None keeps them in memory alone.
         extra_body: further keys of a request; a value of None takes a key out.
 
     Raises:
@@ -92,6 +94,7 @@ class EndpointReasoner:
         longest_side: int = 1024,
         max_images: int = 16,
         probe: bool = True,
+        cache: str | os.PathLike[str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         if send not in ("all", "grey", "crops"):
@@ -103,7 +106,7 @@ class EndpointReasoner:
         self._trusted = Caps(max_images=max_images, longest_side=longest_side, send=send)
         self._caps = None if probe else self._trusted
         self._extra = dict(extra_body or {})
-        self._answers: dict[str, Answer] = {}  # by the digest of their question
+        self._answers = Answers(cache)
 
     @property
     def caps(self) -> Caps:
@@ -124,8 +127,9 @@ class EndpointReasoner:
     def ask(self, question: Ask) -> Answer:
         """The answer to one question; a failure, a refusal and an empty budget are answers with an error."""
         digest = self._digest(question)
-        if digest in self._answers:
-            return replace(self._answers[digest], usage=Usage(host=self.server.host))
+        known = self._answers.get(digest)
+        if known is not None:
+            return replace(known, usage=Usage(host=self.server.host))
         before = self.spent
         try:
             if isinstance(question.answer, Choice) and self.caps.option_probs:
@@ -138,9 +142,7 @@ class EndpointReasoner:
             answer = Answer(finish="error", error=str(error), code="reasoner_failed")
         answer = replace(answer, usage=_since(before, self.spent))
         if answer.error is None:
-            self._answers[digest] = answer
-            if len(self._answers) > REMEMBERED:
-                del self._answers[next(iter(self._answers))]  # the oldest
+            self._answers.put(digest, answer)
         return answer
 
     def _write(self, question: Ask) -> Answer:
@@ -208,7 +210,7 @@ class EndpointReasoner:
         return Usage(1, len(question.pictures), pixels, tokens, cost=cost, host=self.server.host)
 
     def _digest(self, question: Ask) -> str:
-        rest = (self.model, PROMPT_VERSION, question.system, question.answer, question.max_tokens, question.seed)
+        rest = (self.name, PROMPT_VERSION, question.system, question.answer, question.max_tokens, question.seed)
         digest = hashlib.sha256(repr(rest).encode())
         for part in question.parts:
             blob = part.encode() if isinstance(part, str) else repr(part.shape).encode() + part.tobytes()
