@@ -68,6 +68,7 @@ class Encoder:
         digest: hex, the same for the same weights whatever file they came from.
         resolution: side of the square that the model was made for, in pixels.
         depth, width, embed_dim: number of vision blocks, C, D.
+        logit_scale: what it was trained to multiply cosines of pictures and words with, before a softmax.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 
@@ -87,6 +88,7 @@ class Encoder:
         self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]
+        self.logit_scale = float(self.model.logit_scale.exp())
         self._shared = threading.local()  # each thread shares passes with itself alone
 
     @classmethod

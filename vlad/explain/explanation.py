@@ -96,7 +96,7 @@ class DetectorFacts:
 class ReasonerFacts:
     """Who put it into words, and what it thinks of the picture as a whole; the tier "clip" thinks nothing of it."""
 
-    tier: Literal["clip", "hf", "endpoint", "custom"]
+    tier: Literal["clip", "local", "endpoint", "custom"]
     model: str
     passes: int
     verdict: Verdict | None
