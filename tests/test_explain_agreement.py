@@ -98,6 +98,16 @@ def test_a_tier_that_fell_back_to_another_was_not_measured(bent):
     assert odd["error"] is None and odd["unreadable"] == "not JSON"
 
 
+def test_a_category_with_one_type_stays_out_of_the_mean(bent):
+    right = explained(defect("bent tip", ["bent tip"]))
+    others = [replace(bent, category=category) for category in ("nut", "bolt")]
+    lines = [agreement.compare(bent, right, 1), *(agreement.compare(one, explained(), 2) for one in others)]
+    naming, places = agreement.tables(lines)
+    assert [row[0] for row in naming.rows] == ["screw", "nut", "bolt", "mean over 2"]
+    assert naming.rows[0][3] == 1 and naming.rows[-1][1:4] == (2, None, 0)
+    assert places.rows[-1] == ("mean", 3, pytest.approx(1 / 3), pytest.approx(1 / 3), pytest.approx(1 / 3))
+
+
 def test_shots_are_drawn_as_vlad_eval_draws_them():
     samples = [Sample(Path(f"{i}.png"), None, 0, "c", "good", "train") for i in range(5)]
     order = [samples[i].image for i in np.random.RandomState(0).permutation(5)]

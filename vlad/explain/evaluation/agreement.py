@@ -6,7 +6,7 @@ mask's, and whether any defect's box holds the mask's centre. An anomalous pictu
 in all of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from vlad.samples import Sample, read_mask
 
 if TYPE_CHECKING:
     from vlad.explain.explanation import Explanation
+
+Measure = Callable[[Sequence[Line]], dict[str, float | int | None]]
 
 TOP = 3
 ALL = "mean"
@@ -144,13 +146,16 @@ def _cell_words(location: str) -> str:
     return location.partition(",")[0].strip()
 
 
-def _by_category(title: str, columns: Sequence[str], lines: Sequence[Line], measure: Any) -> Table:
-    rows = []
+def _by_category(title: str, columns: Sequence[str], lines: Sequence[Line], measure: Measure) -> Table:
+    """A row for each category, and their mean; one type alone is no choice, so its naming stays out of the mean."""
+    rows = {}
     for category in dict.fromkeys(line["category"] for line in lines):
         here = [line for line in lines if line["category"] == category]
-        rows.append((category, len(here), measure(here)))
-    cells = [(category, count, *(values[column] for column in columns)) for category, count, values in rows]
-    if len(rows) > 1:
-        means = (None if column == "types" else mean(values[column] for _, _, values in rows) for column in columns)
-        cells.append((ALL, sum(count for _, count, _ in rows), *means))
-    return Table(title, ("category", "pictures", *columns), tuple(cells))
+        rows[category] = {"pictures": len(here), **measure(here)}
+    table = [(category, *(row[column] for column in ("pictures", *columns))) for category, row in rows.items()]
+    counted = [row for row in rows.values() if row.get("types") != 1]
+    if len(rows) > 1 and counted:
+        means = (None if column == "types" else mean(row[column] for row in counted) for column in columns)
+        label = ALL if len(counted) == len(rows) else f"{ALL} over {len(counted)}"
+        table.append((label, sum(int(row["pictures"] or 0) for row in counted), *means))
+    return Table(title, ("category", "pictures", *columns), tuple(table))
