@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vlad
 from vlad import synthetic
 from vlad.cli import app
 from vlad.explain.evaluation import evaluate_explanations, mmad, visa_dr
@@ -248,6 +249,19 @@ def test_questions_of_one_picture_are_one_conversation(visa_root, tiny_encoder):
     assert len(talked) == 2 and all(len(question.pictures) == 1 for question in talked)
     assert "a long scratch" not in talked[0].parts[-1]
     assert talked[1].parts[-1].count("Question:") == 2 and "Answer: a long scratch\n" in talked[1].parts[-1]
+
+
+def test_without_a_language_model_the_explanations_descriptions_are_the_answers(visa_root, tiny_encoder, tmp_path):
+    found = evaluate_explanations(f"visa_dr:{visa_root}", encoder=tiny_encoder, out=tmp_path)
+    assert found.errors == found.unreadable == found.usage["calls"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    (talked,) = [line for line in lines if line["texts"]]
+    item = next(item for item in visa_dr.items(visa_root) if item.questions)
+    detector = vlad.load(name="candle", encoder=tiny_encoder)
+    told = vlad.explain(item.path, detector.predict(item.path), detector=detector)
+    words = " ".join(defect.description for defect in told.defects) or "No defect stands out."
+    assert talked["texts"] == [words] * 2
+    assert sum(line["said"] is not None for line in lines) == 4
 
 
 @pytest.mark.parametrize(
