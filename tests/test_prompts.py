@@ -234,7 +234,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 
 
 def test_an_unknown_shipped_pack_lists_the_known_ones_and_the_closest():
-    with pytest.raises(ValueError, match=r"'winclp'; known: winclip, winclip-anomalib.*mean 'winclip'"):
+    with pytest.raises(ValueError, match=r"'winclp'; known: defects, winclip, winclip-anomalib.*mean 'winclip'"):
         PromptPack.load("winclp")
 
 

@@ -5,11 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlad.cli.explain import KeyEnv, Remote, Rules, Who, explainer
 from vlad.cli.shared import (
     AsJson,
     BatchSize,
@@ -44,6 +46,11 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False,
     maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Add an explanation to every JSON line.")] = False,
+    reasoner: Who = "clip",
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
+    rules: Rules = None,
     resolution: Resolution = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -62,8 +69,13 @@ def score(
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         if resume and out is None:
             raise ValueError("--resume goes on with recorded results; say where they are with --out")
+        if explain and out is None and not as_json:
+            raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
+        if not explain and (reasoner != "clip" or rules is not None):
+            raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
         if out is not None:
             batch.refuse_existing(out, resume)
+        told, about = explainer(reasoner, allow_remote, key_env, rules) if explain else (None, {})
         pictures = batch.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
         given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
         model, facts = load_detector(method, name, detector, given)
@@ -76,7 +88,8 @@ def score(
                 model.progress = stage
             show = _printed(advance, pictures, as_json, table=out is None)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": threshold, "maps": maps}
-            summary = batch.score_folder(model, inputs, out, settings=facts, progress=show, **how)
+            how["explain"] = told and partial(told, model)
+            summary = batch.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")

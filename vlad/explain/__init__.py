@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,15 @@ from vlad.explain.explanation import (
     Limit,
     ReasonerFacts,
 )
-from vlad.explain.reasoner import Reasoner, ReasonerError, Usage, make_reasoner
+from vlad.explain.reasoner import Answer, Ask, Caps, Reasoner, ReasonerError, Usage, make_reasoner
 from vlad.images import read
-from vlad.prompts import PromptPack, check_name
+from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.encoder import Encoder
     from vlad.explain.clip import Naming
+    from vlad.explain.defects import Found
     from vlad.explain.interview import Interview
     from vlad.prediction import Prediction
 
@@ -65,7 +67,8 @@ def explain(
         reasoner: "clip", "hf:FOLDER_OR_ID", "openai:MODEL@BASE_URL", or an object as `vlad.explain.reasoner` asks for.
         references: good pictures, to measure against and to show a reasoner.
         rules: a rule file, its lines, or dicts; see `vlad.explain.rules`.
-        prompts: a pack whose [defects] are the vocabulary; None takes the detector's, else the shipped "defects".
+        prompts: a pack whose [defects] are the vocabulary; None takes the detector's where that is a user's own, else
+            the shipped "defects".
         question: the user's own, for a reasoner to answer.
         name: what the picture shows; None takes the prediction's.
         policy: whose verdict counts: "detector", "either", "both" or "blend".
@@ -79,48 +82,66 @@ def explain(
         vlad.explain.reasoner.ReasonerError: a reasoner failed, with `strict`.
     """
     from vlad.explain.clip import name_regions
-    from vlad.explain.verdicts import check_policy
+    from vlad.explain.verdicts import check_policy, judge
 
     pixels = _scored(picture, prediction)
     how = check_policy(policy, prediction)
     pack = _pack(prompts, detector)
-    model, failure = _reasoner(reasoner, strict)
+    model = make_reasoner(reasoner) if strict else usable(reasoner)
     case, limits = _case(pixels, prediction, detector, references, rules, pack, question, name)
     own = detector is not None and getattr(detector.encoder, "reads_text", True)
     encoder, side = (detector.encoder, detector.resolution) if detector is not None and own else (_tiny(), None)
     naming = name_regions(case, encoder, pack, side)
     said = None if model is None else _interview(model, case, passes, strict)
-    told = _Told(case, naming, said, pack, (*limits, *naming.limits), failure)
-    return _explanation(told, prediction, detector, encoder, model, how)
+    found = _found(case, prediction, naming, said, pack.severity)
+    scores = () if detector is None or detector.calibration is None else detector.calibration.scores
+    verdict, p = (None, None) if said is None else (said.verdict, said.p_anomalous)
+    judged = judge(prediction, how, verdict, p, scores)
+    reasons = (*judged.reasons, *found.reasons)
+    return Explanation(
+        image=_image(pixels),
+        name=case.name,
+        detector=_detector(detector, prediction),
+        reasoner=_speaker(case, encoder, model, said),
+        verdict=judged.verdict,
+        policy=how,
+        agreement=judged.agreement,
+        needs_review=bool(reasons),
+        review_reasons=reasons,
+        defects=found.defects,
+        answer=None if said is None else said.answer,
+        rule_results=said.rule_results if said is not None and said.rule_results else naming.rule_results,
+        evidence=found.evidence,
+        limits=_limits(case, limits, naming, said),
+        errors=() if said is None else said.errors,
+        usage=Usage() if said is None else said.usage,
+        picture=pixels,
+    )
 
 
-class _Told:
-    """What the tiers said of a case, before it is put together."""
+@dataclass(frozen=True)
+class Unusable:
+    """Stands in for a reasoner that cannot be used: every explanation has the first tier's words, and says why."""
 
-    def __init__(
-        self,
-        case: Case,
-        naming: Naming,
-        said: Interview | None,
-        pack: PromptPack,
-        limits: tuple[Limit, ...],
-        failure: str | None,
-    ) -> None:
-        self.case, self.naming, self.pack = case, naming, pack
-        self.failed = failure is not None or (said is not None and said.verdict is None and not said.findings)
-        self.said = said
-        self.errors = (*([failure] if failure else []), *(said.errors if said is not None else ()))
-        if failure:
-            limits = (*limits, Limit("reasoner_failed", f"{failure}; these are the words of the tier clip"))
-        if case.question and (said is None or said.answer is None):
-            limits = (*limits, Limit("question_not_answered", "the question was not answered by a language model"))
-        if said is not None:
-            answered = {result.rule_id for result in said.rule_results}
-            limits = tuple(
-                one for one in limits if one.code != "rule_not_checked" or one.text.split()[1] not in answered
-            )
-            limits = (*limits, *said.limits)
-        self.limits = tuple(dict.fromkeys(limits))
+    name: str
+    reason: str
+
+    @property
+    def caps(self) -> Caps:
+        """Raises ReasonerError with the reason."""
+        raise ReasonerError(self.reason)
+
+    def ask(self, question: Ask) -> Answer:
+        """Raises ReasonerError with the reason."""
+        raise ReasonerError(self.reason)
+
+
+def usable(which: Any, **options: Any) -> Reasoner | None:
+    """What `make_reasoner` gives; where a model does not load, something that says so in every explanation."""
+    try:
+        return make_reasoner(which, **options)
+    except ReasonerError as error:
+        return Unusable(str(which), str(error))
 
 
 def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
@@ -131,20 +152,10 @@ def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
 
 
 def _pack(prompts: Any, detector: Detector | None) -> PromptPack:
-    """The pack whose [defects] are the vocabulary: the given one, else the detector's, else the shipped one."""
+    """The pack whose [defects] are the vocabulary: the given one, else the user's own of the detector, else ours."""
     given = None if prompts is None else PromptPack.load(prompts)
-    own = None if detector is None else detector.pack
+    own = None if detector is None or detector.pack is None or detector.pack.name in shipped() else detector.pack
     return next((one for one in (given, own) if one is not None and one.defects), None) or PromptPack.load(DEFAULT_PACK)
-
-
-def _reasoner(which: Any, strict: bool) -> tuple[Reasoner | None, str | None]:
-    """The reasoner, or None and why it cannot be used."""
-    try:
-        return make_reasoner(which), None
-    except ReasonerError as error:
-        if strict:
-            raise
-        return None, str(error)
 
 
 def _case(
@@ -169,10 +180,12 @@ def _case(
         limits = (*limits, Limit("object_unknown", "it is not known what the picture shows; give its name"))
     verdict = of_detector(prediction)
     regions, seen = mark(pixels, prediction, good)
+    if verdict == "normal":  # nothing is marked, so only what holds of the whole map is left to say
+        regions, seen = (), tuple(limit for limit in seen if limit.code in ("no_map", "map_uncalibrated"))
     case = Case(
         picture=pixels,
         name=None if name is None else check_name(name),
-        regions=() if verdict == "normal" else regions,
+        regions=regions,
         references=tuple(good),
         rules=read_rules(rules),
         vocabulary=pack.defects,
@@ -198,63 +211,47 @@ def _tiny() -> Encoder:
     return Encoder.load("tiny")
 
 
-def _explanation(
-    told: _Told,
-    prediction: Prediction,
-    detector: Detector | None,
-    encoder: Encoder,
-    model: Reasoner | None,
-    policy: Any,
-) -> Explanation:
-    from vlad.explain import defects as make
-    from vlad.explain.verdicts import judge, of_detector
+def _found(
+    case: Case, prediction: Prediction, naming: Naming, said: Interview | None, severity: Mapping[str, str]
+) -> Found:
+    from vlad.explain.defects import by_words, with_findings, without_region
 
-    case, said, naming = told.case, told.said, told.naming
-    found = make.by_words(case, naming.named, told.pack.severity)
-    if not found.defects and case.detector_verdict == "anomalous":
-        found = make.without_region(prediction)
+    found = by_words(case, naming.named, severity)
+    if not found.defects:
+        found = without_region(prediction)
+    return found if said is None else with_findings(found, case, said, severity)
+
+
+def _limits(case: Case, limits: tuple[Limit, ...], naming: Naming, said: Interview | None) -> tuple[Limit, ...]:
+    found = [*limits, *naming.limits]
     if said is not None:
-        found = make.with_findings(found, case, said, told.pack.severity)
-    verdict, p = (None, None) if said is None else (said.verdict, said.p_anomalous)
-    scores = () if detector is None or detector.calibration is None else detector.calibration.scores
-    judged = judge(prediction, policy, verdict, p, scores)
-    reasons = (*judged.reasons, *found.reasons)
-    digest = hashlib.sha256(repr(case.picture.shape).encode() + case.picture.tobytes()).hexdigest()
-    height, width = case.picture.shape[:2]
-    return Explanation(
-        image=ImageFacts(digest[:12], width, height, digest),
-        name=case.name,
-        detector=DetectorFacts(
-            name=None if detector is None else detector.method,
-            score=prediction.score,
-            threshold=prediction.threshold,
-            calibrated=prediction.p_value is not None,
-            verdict=of_detector(prediction),
-        ),
-        reasoner=_facts(told, encoder, model),
-        verdict=judged.verdict,
-        policy=policy,
-        agreement=judged.agreement,
-        needs_review=bool(reasons),
-        review_reasons=reasons,
-        defects=found.defects,
-        answer=None if said is None else said.answer,
-        rule_results=said.rule_results if said is not None and said.rule_results else naming.rule_results,
-        evidence=found.evidence,
-        limits=told.limits,
-        errors=told.errors,
-        usage=Usage() if said is None else said.usage,
-        picture=case.picture,
-    )
+        answered = [f"rule {result.rule_id} " for result in said.rule_results]
+        found = [one for one in found if one.code != "rule_not_checked" or not one.text.startswith(tuple(answered))]
+        found += said.limits
+    if case.question and (said is None or said.answer is None):
+        found.append(Limit("question_not_answered", "no language model has answered the question"))
+    return tuple(dict.fromkeys(found))
 
 
-def _facts(told: _Told, encoder: Encoder, model: Reasoner | None) -> ReasonerFacts:
-    said = told.said
-    if model is None or said is None or told.failed:
-        source: Any = "clip_softmax" if told.case.regions else "none"
-        return ReasonerFacts("clip", encoder.name, 1, None, None, source)
-    tier = getattr(model, "tier", "custom")
-    tier = tier if tier in ("local", "endpoint") else "custom"
+def _image(pixels: np.ndarray) -> ImageFacts:
+    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return ImageFacts(digest[:12], pixels.shape[1], pixels.shape[0], digest)
+
+
+def _detector(detector: Detector | None, prediction: Prediction) -> DetectorFacts:
+    from vlad.explain.verdicts import of_detector
+
+    calibrated = prediction.threshold is not None and prediction.p_value is not None
+    method = None if detector is None else detector.method
+    return DetectorFacts(method, prediction.score, prediction.threshold, calibrated, of_detector(prediction))
+
+
+def _speaker(case: Case, encoder: Encoder, model: Reasoner | None, said: Interview | None) -> ReasonerFacts:
+    """Whose words they are: the encoder's where there is no reasoner, or where it said nothing of use."""
+    if said is None or (said.verdict is None and not said.findings):
+        return ReasonerFacts("clip", encoder.name, 1, None, None, "clip_softmax" if case.regions else "none")
+    own = getattr(model, "tier", None)
+    tier: Any = own if own in ("local", "endpoint") else "custom"
     return ReasonerFacts(tier, said.reasoner, said.passes, said.verdict, said.p_anomalous, said.confidence_source)
 
 

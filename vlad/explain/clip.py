@@ -43,7 +43,7 @@ class Named:
 
     type: str
     alternatives: tuple[Alternative, ...]
-    confidence: float
+    confidence: float | None  # None for an unspecified anomaly: nothing is claimed
     rule: Rule | None = None
 
 
@@ -146,11 +146,10 @@ def _named(region: MarkedRegion, probabilities: np.ndarray, words: _Words) -> Na
     guesses = [i for i in order if i < len(labels) - 1 and probabilities[i] > 0][:GUESSES]
     alternatives = tuple(Alternative(labels[i], round(float(probabilities[i]), 4)) for i in guesses)
     first, second = probabilities[order[0]], probabilities[order[1]] if len(order) > 1 else 0.0
-    confidence = round(float(first), 4)
     if order[0] == len(labels) - 1 or first - second < MARGIN:
-        return Named(UNSPECIFIED, alternatives, confidence)
+        return Named(UNSPECIFIED, alternatives, None)
     rule = words.rules[order[0] - len(words.types)] if order[0] >= len(words.types) else None
-    return Named(labels[order[0]], alternatives, confidence, rule)
+    return Named(labels[order[0]], alternatives, round(float(first), 4), rule)
 
 
 def _rule_results(

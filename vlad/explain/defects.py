@@ -36,7 +36,6 @@ def by_words(case: Case, named: Sequence[Named], severity: Mapping[str, str]) ->
     for region, one in zip(case.regions, named, strict=True):
         rests_on = _evidence(region, one, len(evidence))
         evidence += rests_on
-        kind = {"type": one.type, "size": region.size_words}
         defect = Defect(
             id=f"d{region.id}",
             region_id=region.id,
@@ -47,11 +46,11 @@ def by_words(case: Case, named: Sequence[Named], severity: Mapping[str, str]) ->
             box_source="map",
             area_frac=region.area_share,
             size_words=region.size_words,
-            severity=_severity(kind["type"], kind["size"], severity),
+            severity=_severity(one.type, region.size_words, severity),
             severity_source="pack" if one.type in severity else "size",
             description=described(one.type, region),
             confidence=one.confidence,
-            confidence_source="clip_softmax",
+            confidence_source="none" if one.confidence is None else "clip_softmax",
             evidence=tuple(item.id for item in rests_on),
         )
         if one.rule is not None:
@@ -75,14 +74,16 @@ def described(kind: str, region: MarkedRegion) -> str:
 
 
 def without_region(prediction: Prediction) -> Found:
-    """Of an anomalous picture in which no place reaches the map's threshold: the ninth that holds the map's peak."""
-    if prediction.map is None:
+    """Of a picture in which no region is shown: where the map is highest, a defect where the picture is anomalous."""
+    if prediction.map is None or prediction.is_anomalous is False:
         return Found((), ())
     height, width = prediction.map.shape
     row, column = divmod(int(prediction.map.argmax()), width)
     place = PLACES[3 * int(3 * row / height) + int(3 * column / width)]
     peak = float(prediction.map.max())
-    seen = Evidence("e1", "map_region", f"the map is highest at {place}, {peak:.3g}, below its threshold", None, peak)
+    seen = Evidence("e1", "map_region", f"the map is highest at {place}, {peak:.3g}, below where it is cut", None, peak)
+    if not prediction.is_anomalous:
+        return Found((), (seen,))
     defect = _of_cell("d1", place, prediction.size, UNSPECIFIED, f"Unspecified anomaly, {place}: no region stands out.")
     reason = "the score is anomalous, but no place of the map reaches its threshold"
     return Found((replace(defect, evidence=("e1",)),), (seen,), (reason,))
@@ -129,8 +130,11 @@ def _told(defect: Defect, finding: RegionFinding | None, said: Interview, severi
     )
     if defect.severity_source == "rule":
         return told
-    source = "pack" if told.type in severity else "none" if defect.box_source == "cell" else "size"
-    return replace(told, severity=_severity(told.type, told.size_words, severity), severity_source=source)
+    if told.type in severity:
+        return replace(told, severity=_SEVERITIES[severity[told.type]], severity_source="pack")
+    known = told.box_source == "map"
+    by_size = _severity(told.type, told.size_words, {})
+    return replace(told, severity=by_size, severity_source="size" if known else "none")
 
 
 def _evidence(region: MarkedRegion, named: Named, before: int) -> list[Evidence]:

@@ -44,6 +44,7 @@ class Measures:
     elongation: float | None  # major over minor axis
     solidity: float | None  # area over that of the convex hull
     around: Colour | None  # against a ring around it
+    extremes: tuple[float, float] | None  # L* of its darkest and of its brightest tenth, less that of the ring
     unevenness: float | None  # spread of its lightness over that of the ring
     reference: Colour | None  # against the same place of an aligned reference
 
@@ -183,6 +184,7 @@ def _measures(picture: np.ndarray, mask: np.ndarray, taken: np.ndarray, referenc
         elongation=elongation,
         solidity=solidity,
         around=_difference(lab[inside], lab[around]),
+        extremes=_extremes(lab[inside][:, 0], lab[around][:, 0]),
         unevenness=spread[0] / max(spread[1], 1.0) if len(spread) == 2 else None,
         reference=None if reference is None else _difference(lab[inside], rgb2lab(reference[part])[inside]),
     )
@@ -192,6 +194,13 @@ def _difference(here: np.ndarray, there: np.ndarray) -> Colour | None:
     if not len(there):
         return None
     return Colour(*(float(value) for value in np.median(here, axis=0) - np.median(there, axis=0)))
+
+
+def _extremes(here: np.ndarray, there: np.ndarray) -> tuple[float, float] | None:
+    if not len(there):
+        return None
+    dark, bright = np.quantile(here, (0.1, 0.9)) - np.quantile(there, (0.1, 0.9))
+    return float(dark), float(bright)
 
 
 def _shape(mask: np.ndarray) -> tuple[float | None, float | None]:
@@ -213,11 +222,19 @@ def in_words(measures: Measures) -> str:
         said.append("ragged")
     if measures.around is not None:
         said.append(_compared(measures.around, "its surroundings"))
+    if measures.around is not None and abs(measures.around.lightness) < VISIBLE:  # a thin mark is lost in the median
+        said += _marks(measures.extremes)
     if measures.unevenness is not None and not 2 / 3 <= measures.unevenness <= 1.5:
         said.append(f"{'more' if measures.unevenness > 1 else 'less'} uneven than its surroundings")
     if measures.reference is not None:
         said.append(_compared(measures.reference, "the same place of the reference"))
     return "; ".join(said)
+
+
+def _marks(extremes: tuple[float, float] | None) -> list[str]:
+    dark, bright = extremes or (0.0, 0.0)
+    said = [f"its darkest tenth darker by {-dark:.0f} L*"] if dark <= -VISIBLE else []
+    return said + ([f"its brightest tenth brighter by {bright:.0f} L*"] if bright >= VISIBLE else [])
 
 
 def _compared(colour: Colour, other: str) -> str:
@@ -236,10 +253,11 @@ def _percent(share: float) -> str:
 
 def likeness(picture: np.ndarray, reference: np.ndarray) -> float:
     """Correlation of the grey values of two pictures, both at 64 x 64, in [-1, 1]; 0 where one is flat."""
-    grey = [np.asarray(Image.fromarray(one).convert("L").resize((64, 64), Image.Resampling.BOX), np.float64).ravel()
-            for one in (picture, reference)]  # fmt: skip
-    spread = [one.std() for one in grey]
-    return float(np.corrcoef(*grey)[0, 1]) if min(spread) > 1e-6 else 0.0
+    grey = [Image.fromarray(one).convert("L").resize((64, 64), Image.Resampling.BOX) for one in (picture, reference)]
+    values = [np.asarray(small, np.float64) for small in grey]
+    one, other = (value - value.mean() for value in values)
+    spread = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return float((one * other).sum()) / spread if spread > 1e-6 else 0.0
 
 
 def _fitted_reference(small: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray | None:
