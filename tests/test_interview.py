@@ -106,10 +106,28 @@ def test_a_refuted_area_stays_with_its_harmless_cause():
     assert finding.innocent == "lighting or reflection" and finding.confidence < 0.6
 
 
+@pytest.mark.parametrize(("variation", "harmless"), [(0.45, False), (0.55, True)])
+def test_an_area_is_normal_only_where_all_defects_together_are_less_likely(variation, harmless):
+    def reply(question):
+        if last_words(question).startswith("What does area"):
+            return {VARIATION: variation, **dict.fromkeys(TYPES, (1 - variation) / 3)}
+        return looks(question)
+
+    reasoner = Scripted(reply)
+    (finding,) = interview(reasoner, case(SCRATCH)).findings
+    assert (finding.innocent == VARIATION) == harmless and bool(asked(reasoner, "Area")) != harmless
+
+
 def test_without_references_there_is_one_pass():
     reasoner = Scripted(looks)
     assert interview(reasoner, case(SCRATCH, references=())).passes == 1
     assert not asked(reasoner, "Area") and "reference" not in " ".join(labelled(reasoner.asked[0]))
+
+
+@pytest.mark.parametrize("passes", [0, 3, "two"])
+def test_another_number_of_passes_is_refused(passes):
+    with pytest.raises(ValueError, match="passes is"):
+        interview(Scripted(looks), case(SCRATCH), passes=passes)
 
 
 def test_without_probabilities_confidence_is_agreement_or_nothing():
@@ -229,6 +247,10 @@ FAULTS = {
     "mumbles": (lambda q: Answer(text="hm", error="could not be read", code="parse_failed"), "parse_failed"),
     "not an option": (lambda q: Answer(parsed="banana") if isinstance(q.answer, Choice) else "x", "reasoner_failed"),
     "odd probabilities": (lambda q: {"normal": 0.2} if isinstance(q.answer, Choice) else "x", "reasoner_failed"),
+    "negative": (
+        lambda q: {"normal": 1.5, "anomalous": -0.5, "yes": -0.5} if isinstance(q.answer, Choice) else "x",
+        "reasoner_failed",
+    ),
     "NaN": (lambda q: {"normal": float("nan")} if isinstance(q.answer, Choice) else "x", "reasoner_failed"),
     "not an answer": (lambda q: None, "parse_failed"),
 }
@@ -327,7 +349,7 @@ def test_a_crop_holds_its_region_and_stays_inside_the_picture(box):
 
 def test_what_is_shown_smaller_than_it_is_becomes_a_limit():
     big = plate(size=(1500, 2000))
-    said = interview(Scripted(looks), case(picture=big, regions=(region(1, (10, 10, 12, 900), (1500, 2000)),)))
+    said = interview(Scripted(looks), case(picture=big, regions=(region(1, (10, 10, 13, 200), (1500, 2000)),)))
     texts = {limit.code: limit.text for limit in said.limits}
     assert "2.0 times smaller" in texts["downscaled"] and "63 px" in texts["downscaled"]
     assert "region 1" in texts["region_too_small"]

@@ -77,7 +77,12 @@ def interview(
         case: the picture with its marked regions.
         passes: 1 finds alone, 2 also refutes; None: 2 with references, else 1.
         max_seconds: no question is begun after them.
+
+    Raises:
+        ValueError: another number of passes.
     """
+    if passes not in (None, 1, 2):
+        raise ValueError(f"passes is {passes!r}; expected 1 (find) or 2 (find, then refute)")
     name = str(getattr(reasoner, "name", type(reasoner).__name__))
     passes = passes or (2 if case.references else 1)
     try:

@@ -124,8 +124,7 @@ def _fitted_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _contour(mask: np.ndarray, width: int) -> np.ndarray:
     from scipy import ndimage
 
-    near = ndimage.binary_dilation(mask, np.ones((3, 3)))
-    return ndimage.binary_dilation(near, np.ones((3, 3)), iterations=width) & ~near
+    return ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=width) & ~mask
 
 
 def contour_colour(picture: np.ndarray, mask: np.ndarray) -> str:
