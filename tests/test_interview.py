@@ -354,6 +354,7 @@ def test_what_is_shown_smaller_than_it_is_becomes_a_limit():
     assert "2.0 times smaller" in texts["downscaled"] and "63 px" in texts["downscaled"]
     assert "region 1" in texts["region_too_small"]
     assert not interview(Scripted(looks), case(SCRATCH)).limits
+    assert not interview(Scripted(looks), case((50, 50, 53, 53))).limits  # 3 px are 42 in its crop
 
 
 @pytest.mark.parametrize("types", [(), (VARIATION, "cannot tell"), tuple(f"type {n}" for n in range(40))])

@@ -56,7 +56,7 @@ class Server:
         if privacy == "local" and not _names_this_machine(parts.hostname):
             raise ValueError(
                 f"the server {parts.hostname} is not this machine, and pictures would be sent to it; "
-                'say privacy="remote" (--privacy remote) if they may be'
+                'say privacy="remote" (--allow-remote) if they may be'
             )
         key = os.environ.get(key_env, "").strip() if key_env else ""
         if key_env and not key:
