@@ -59,7 +59,7 @@ def looks(question: Ask) -> Any:
         return _form(question, views)
     if words.startswith("What does area") or words.startswith("Area"):
         (sheet,) = [picture for label, picture in views.items() if label.startswith("Area")]
-        bad = is_dark(query_half(sheet) if "first the same place" in " ".join(views) else sheet)
+        bad = is_dark(query_half(sheet) if "first the NORMAL reference" in " ".join(views) else sheet)
         if words.startswith("Area"):
             return "none of these" if bad else "texture of the material"
         return "scratch" if bad else "normal variation"

@@ -7,6 +7,7 @@ averaged, which cancels the habit of preferring a place in a list.
 """
 
 import inspect
+import os
 import time
 from typing import Any
 
@@ -124,6 +125,10 @@ class LocalReasoner:
 def _load(model: str, revision: str | None, device_map: str, offline: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+    if _names_a_folder(model) and not os.path.isdir(model):
+        raise ReasonerError(
+            f"the model {model!r} does not load: there is no such folder; fetch it first (hf download ID)"
+        )
     where: dict[str, Any] = {"revision": revision or "main", "local_files_only": offline, "trust_remote_code": False}
     try:
         processor = AutoProcessor.from_pretrained(model, **where)
@@ -148,6 +153,11 @@ def _load(model: str, revision: str | None, device_map: str, offline: bool) -> t
         pad_token_id=processor.tokenizer.pad_token_id,
     )
     return processor, weights.eval()
+
+
+def _names_a_folder(model: str) -> bool:
+    """Whether a name cannot be a repository's, which is NAME or OWNER/NAME."""
+    return os.path.isabs(model) or model.startswith((".", "~")) or model.count("/") > 1
 
 
 def _label_tokens(tokenizer: Any) -> dict[str, list[int]]:

@@ -53,7 +53,7 @@ class Room:
         for label in ("NORMAL reference", MARKED):
             if len(whole) > caps.max_images:
                 whole = [view for view in whole if view[0] != label]
-        between = " (first the same place of the NORMAL reference, then QUERY)" if case.references else ""
+        between = " (first the NORMAL reference at the same coordinates, then QUERY)" if case.references else ""
         sheets = {one.id: (f"Area {one.id} enlarged{between}", region_sheet(case, one)) for one in case.regions}
         return cls(case, caps, tuple(whole), sheets)
 
