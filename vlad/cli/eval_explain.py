@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
+from vlad.cli.explain import KeyEnv, Remote, Who, endpoint_options
 from vlad.cli.shared import AsJson, Encoder, Prompts, guarded
-
-Who = Annotated[str, typer.Option(metavar="clip|hf:FOLDER|openai:MODEL@URL", help="Who explains.")]
 
 
 def eval_explain(
@@ -22,8 +21,8 @@ def eval_explain(
     shots: Annotated[int, typer.Option(min=0, help="Normal pictures to fit detectors on first; data sets only.")] = 0,
     references: Annotated[int, typer.Option(min=0, help="Good pictures beside each question; mmad only.")] = 1,
     official: Annotated[bool, typer.Option("--official", help="Score mmad as its published program does.")] = False,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Pictures may go to another machine.")] = False,
-    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and report; a killed run goes on there.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,11 +35,10 @@ def eval_explain(
         from vlad.explain.evaluation import evaluate_explanations
         from vlad.explain.reasoner import make_reasoner
 
-        endpoint = {"privacy": "remote" if allow_remote else None, "key_env": key_env}
-        given = {key: value for key, value in endpoint.items() if value is not None}
+        model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
         found = evaluate_explanations(
             data,
-            reasoner=make_reasoner(reasoner, **given) or "clip",
+            reasoner="clip" if model is None else model,
             encoder=encoder,
             prompts=prompts,
             shots=shots,

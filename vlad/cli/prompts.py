@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vlad
+from vlad.cli.explain import KeyEnv, endpoint_options
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 Pictures = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Searched whole.")]
 Model = Annotated[str, typer.Option("--reasoner", metavar="hf:FOLDER|openai:MODEL@URL", help="Whom to ask.")]
 Remote = Annotated[bool, typer.Option("--allow-remote", help="The model may be on another machine.")]
-KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")]
 
 prompts_app = typer.Typer(no_args_is_help=True, **PLAIN)
 
@@ -170,8 +170,7 @@ def check(
 def _model(reasoner: str, allow_remote: bool, key_env: str | None) -> "Reasoner":
     from vlad.explain.reasoner import make_reasoner
 
-    endpoint = {"privacy": "remote" if allow_remote else None, "key_env": key_env}
-    model = make_reasoner(reasoner, **{key: value for key, value in endpoint.items() if value is not None})
+    model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
     if model is None:
         raise ValueError(f"--reasoner is {reasoner}; this takes a language model, hf:FOLDER or openai:MODEL@URL")
     return model
