@@ -177,8 +177,8 @@ def _score(
         if isinstance(outcome, Prediction) and explain is not None:
             try:
                 told = {"explanation": explain(picture.path, outcome)}
-            except ValueError as error:  # gone or changed since it was scored
-                outcome = ImageError(str(error), outcome.source)
+            except ImageError as error:  # gone or changed since it was scored
+                outcome = error
         yield {**line_of(picture.source, outcome, detector.name), **told}
 
 

@@ -27,7 +27,7 @@ from vlad.explain.explanation import (
     ReasonerFacts,
 )
 from vlad.explain.reasoner import Answer, Ask, Caps, Reasoner, ReasonerError, Usage, make_reasoner
-from vlad.images import read
+from vlad.images import ImageError, read
 from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def explain(
         strict: raise where a reasoner fails, instead of falling back.
 
     Raises:
-        ValueError: the picture is not the one that was scored; wrong rules, prompts, name, policy or reasoner.
-        vlad.ImageError: a picture cannot be read.
+        ValueError: wrong rules, prompts, name, policy or reasoner.
+        vlad.ImageError: a picture cannot be read, or is not the one that was scored.
         FileNotFoundError: a rule file or pack is not there.
         vlad.explain.reasoner.ReasonerError: a reasoner failed, with `strict`.
     """
@@ -147,7 +147,8 @@ def usable(which: Any, **options: Any) -> Reasoner | None:
 def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
     pixels = read(picture)
     if pixels.shape[:2] != prediction.size:
-        raise ValueError(f"picture has size {pixels.shape[:2]}, the scored one had {prediction.size}; give that one")
+        words = f"picture has size {pixels.shape[:2]}, the scored one had {prediction.size}; give that one"
+        raise ImageError(words, prediction.source)
     return pixels
 
 

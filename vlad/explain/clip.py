@@ -15,7 +15,7 @@ are types like others; what a good object looks like, counts and order are out o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,26 +88,39 @@ def _words(case: Case, encoder: Encoder, pack: PromptPack) -> _Words:
     import torch
     import torch.nn.functional as F
 
-    name = case.name or "object"
-    rules, limits = [], []
+    name, limits = case.name or "object", []
+    if case.name is not None and not _fits(encoder, _sentences(case.vocabulary, pack, name)):
+        limits.append(
+            Limit("object_unknown", "the name is longer than the encoder reads; types are compared without it")
+        )
+        name = "object"
+    rules = []
     for rule in case.rules:
-        reachable = rule.kind != "normal" and rule.count is None and _fits(encoder, f"a photo of a {name}, {rule.text}")
-        if reachable:
+        if rule.kind != "normal" and rule.count is None and _fits(encoder, _of_rule(rule, pack, name)):
             rules.append(rule)
         elif rule.kind != "ignore":
             limits.append(Limit("rule_not_checked", f"rule {rule.id} cannot be checked without a language model"))
-    phrases = [[phrase.replace("{}", name) for phrase in group] for group in case.vocabulary.values()]
-    phrases += [[f"{name}, {rule.text}"] for rule in rules]
-    phrases.append([phrase.replace("{}", name) for phrase in pack.anomalous])
-    sentences = [[template.replace("{}", p) for p in group for template in pack.templates] for group in phrases]
-    rows = F.normalize(embed(encoder, [one for group in sentences for one in group]), dim=-1)
-    means = [part.mean(0) for part in rows.split([len(group) for group in sentences])]
+    groups = _sentences(case.vocabulary, pack, name)
+    groups = [*groups[:-1], *(group for rule in rules for group in _of_rule(rule, pack, name)), groups[-1]]
+    rows = F.normalize(embed(encoder, [one for group in groups for one in group]), dim=-1)
+    means = [part.mean(0) for part in rows.split([len(group) for group in groups])]
     return _Words(tuple(case.vocabulary), tuple(rules), F.normalize(torch.stack(means), dim=-1), tuple(limits))
 
 
-def _fits(encoder: Encoder, sentence: str) -> bool:
+def _sentences(vocabulary: Mapping[str, Sequence[str]], pack: PromptPack, name: str) -> list[list[str]]:
+    """The sentences of every type, then those of "other"."""
+    phrases = [*vocabulary.values(), pack.anomalous]
+    filled = [[phrase.replace("{}", name) for phrase in group] for group in phrases]
+    return [[template.replace("{}", phrase) for phrase in group for template in pack.templates] for group in filled]
+
+
+def _of_rule(rule: Rule, pack: PromptPack, name: str) -> list[list[str]]:
+    return [[template.replace("{}", f"{name} with {rule.text}") for template in pack.templates]]
+
+
+def _fits(encoder: Encoder, groups: list[list[str]]) -> bool:
     try:
-        encoder.text([sentence])
+        embed(encoder, [one for group in groups for one in group])
     except ValueError:  # longer than the encoder reads
         return False
     return True

@@ -22,6 +22,7 @@ GAP = 0.02  # of the diagonal; boxes closer than this are one region
 SHOWN = 3
 ALIGNED = 0.5  # correlation of the grey values, at 64 x 64, from which a reference shows the same scene
 SIZES = ((0.001, "tiny"), (0.01, "small"), (0.05, "medium"), (0.2, "large"))  # below this share; else extensive
+SHAPED = 4  # values of the map that a region covers; the shape of a smaller one is the map's, not the defect's
 LINE_LIKE, RAGGED = 4.0, 0.7  # elongation above, solidity below
 VISIBLE = 3.0  # CIELAB units from which a difference is said
 SPANNING = 2 / 3  # of a side
@@ -69,7 +70,7 @@ def mark(
     shown = found[:SHOWN]
     taken = np.any(shown, axis=0) if shown else np.zeros(amap.shape, bool)
     regions = tuple(
-        _region(number, mask, amap, _measures(small, mask, taken, reference), picture.shape[:2])
+        _region(number, mask, amap, _measures(small, mask, taken, reference, prediction.map.size), picture.shape[:2])
         for number, mask in enumerate(shown, start=1)
     )
     return regions, _limits(prediction, level, regions, len(found), picture.shape[:2])
@@ -164,8 +165,10 @@ def size_words(share: float) -> str:
     return next((word for limit, word in SIZES if share < limit), "extensive")
 
 
-def _measures(picture: np.ndarray, mask: np.ndarray, taken: np.ndarray, reference: np.ndarray | None) -> Measures:
-    """Of a region `mask` [h, w]; `taken` are all regions, no part of a ring."""
+def _measures(
+    picture: np.ndarray, mask: np.ndarray, taken: np.ndarray, reference: np.ndarray | None, cells: int
+) -> Measures:
+    """Of a region `mask` [h, w]; `taken` are all regions, no part of a ring; `cells` is the size of the map."""
     from scipy import ndimage
     from skimage.color import rgb2lab
 
@@ -177,10 +180,11 @@ def _measures(picture: np.ndarray, mask: np.ndarray, taken: np.ndarray, referenc
     inside = mask[part]
     lab = rgb2lab(picture[part])
     around = (ndimage.distance_transform_edt(~inside) <= ring) & ~taken[part]
-    elongation, solidity = _shape(inside)
+    share = float(mask.mean())
+    elongation, solidity = _shape(inside) if share * cells >= SHAPED else (None, None)
     spread = [float(lab[where][:, 0].std()) for where in (inside, around) if where.any()]
     return Measures(
-        share=float(mask.mean()),
+        share=share,
         elongation=elongation,
         solidity=solidity,
         around=_difference(lab[inside], lab[around]),
@@ -206,7 +210,7 @@ def _extremes(here: np.ndarray, there: np.ndarray) -> tuple[float, float] | None
 def _shape(mask: np.ndarray) -> tuple[float | None, float | None]:
     from skimage.measure import regionprops
 
-    if mask.sum() < 16:  # no shape to speak of
+    if mask.sum() < 16:
         return None, None
     (found,) = regionprops(mask.astype(np.uint8))
     short = found.axis_minor_length
