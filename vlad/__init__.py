@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from vlad.detector import Detector as Detector
     from vlad.encoder import Encoder as Encoder
     from vlad.evaluate import evaluate as evaluate
+    from vlad.explain import explain as explain
+    from vlad.explain.explanation import Explanation as Explanation
     from vlad.images import ImageError as ImageError
     from vlad.loading import load as load
     from vlad.methods import methods as methods
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Public names that are files too; those that are calls as well are callable modules: an import never hides the call.
-_MODULES = ("datasets", "evaluate", "methods", "metrics")
+_MODULES = ("datasets", "evaluate", "explain", "methods", "metrics")
 
 _HOME = {
     "Detector": "detector",
     "Encoder": "encoder",
+    "Explanation": "explain.explanation",
     "ImageError": "images",
     "Prediction": "prediction",
     "PromptPack": "prompts",

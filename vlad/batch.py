@@ -35,6 +35,7 @@ LINES, SETTINGS, MAPS = "results.jsonl", "settings.json", "maps"
 
 Line = dict[str, Any]
 Progress = Callable[[Line, int, int], None]
+Explain = Callable[[Path, Prediction], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def score_folder(
     batch_size: int = 8,
     threshold: float | None = None,
     maps: bool = True,
+    explain: Explain | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
@@ -71,6 +73,7 @@ def score_folder(
         batch_size: pictures computed at once; never changes a result.
         threshold: decides instead of the detector's own.
         maps: write overlays.
+        explain: what a line's "explanation" is made with; say what it depends on in `settings`.
         settings: further facts to record beside the detector's own and to compare when going on.
         progress: called after each line is written with (line, pictures done, pictures in all).
 
@@ -84,7 +87,7 @@ def score_folder(
         raise ValueError(f"threshold is {threshold}; expected a finite score")
     pictures = list_pictures(inputs, out)
     if out is None:
-        lines = _score(detector, pictures, None, batch_size, threshold)
+        lines = _score(detector, pictures, None, batch_size, threshold, explain)
         return _drain(lines, progress, 0, len(pictures))
     folder = Path(out)
     facts = {**settings_of(detector, threshold), "maps": maps, **(settings or {})}
@@ -97,7 +100,7 @@ def score_folder(
         skipped = len(pictures) - len(todo)
         if todo and done and detector.transductive:
             raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
-        lines = _score(detector, todo, folder if maps else None, batch_size, threshold)
+        lines = _score(detector, todo, folder if maps else None, batch_size, threshold, explain)
         summary = _drain(_written(lines, folder / LINES, batch_size), progress, skipped, len(pictures))
         if done:
             _put_in_order(folder / LINES, pictures)
@@ -155,7 +158,12 @@ def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> 
 
 
 def _score(
-    detector: Detector, pictures: list[Found], folder: Path | None, batch_size: int, threshold: float | None
+    detector: Detector,
+    pictures: list[Found],
+    folder: Path | None,
+    batch_size: int,
+    threshold: float | None,
+    explain: Explain | None = None,
 ) -> Iterator[Line]:
     """The lines of the pictures in order; a line comes out once its overlay is in the folder (None: no overlays)."""
     door = detector.together if detector.transductive else detector.stream
@@ -165,7 +173,13 @@ def _score(
             outcome = replace(outcome, threshold=threshold, unsure=None)
         if isinstance(outcome, Prediction) and folder is not None and outcome.map is not None:
             outcome = _draw(outcome, folder, picture.relative)
-        yield line_of(picture.source, outcome, detector.name)
+        told: dict[str, Any] = {}
+        if isinstance(outcome, Prediction) and explain is not None:
+            try:
+                told = {"explanation": explain(picture.path, outcome)}
+            except ImageError as error:  # gone or changed since it was scored
+                outcome = error
+        yield {**line_of(picture.source, outcome, detector.name), **told}
 
 
 def _draw(prediction: Prediction, folder: Path, relative: Path) -> Prediction | ImageError:

@@ -81,6 +81,7 @@ class Encoder:
         activation: of the blocks, "gelu" or "quickgelu"; adapters work with the one they were learned with.
         text_width, text_depth: width of the tokens in the text tower and number of its blocks; None and 0 for towers
             that do not read as CLIP's does, from left to right, and so cannot be walked.
+        logit_scale: what it was trained to multiply cosines of pictures and words with, before a softmax.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 
@@ -102,6 +103,7 @@ class Encoder:
         self.embed_dim = self.visual.proj.shape[1]
         self.activation = "quickgelu" if isinstance(self.blocks[0].mlp.gelu, QuickGELU) else "gelu"
         self.text_width, self.text_depth = self._text_shape()
+        self.logit_scale = float(self.model.logit_scale.exp())
         self._shared = threading.local()  # each thread shares passes with itself alone
 
     @classmethod

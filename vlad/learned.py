@@ -196,13 +196,10 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "adaclip"
     if "anomaly_token" in content:
         return "visualad"
-<<<<<<< HEAD
     if "trainable_linearlayer" in content:
         return "april_gan"
     if "linear_layers" in content:
         return "clip_ad"
-=======
->>>>>>> ada
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")

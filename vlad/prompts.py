@@ -50,6 +50,7 @@ class PromptPack:
         templates, normal, anomalous: texts with `{}`, in the templates for a phrase, in the phrases for the name.
         defects: label -> phrases, short words that explanations may use.
         severity: label of a defect -> cosmetic, minor, major or critical.
+        source: where the words come from, for people; never used for scoring.
         name: name of a shipped pack or stem of its file, else "custom"; not part of equality.
 
     Raises:
@@ -62,6 +63,7 @@ class PromptPack:
     anomalous: tuple[str, ...]
     defects: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     severity: Mapping[str, str] = field(default_factory=dict, hash=False)
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
     name: str = field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,8 @@ class PromptPack:
         """The pack as plain lists and dicts, JSON-ready; `load` makes an equal pack of it."""
         lists = {key: list(getattr(self, key)) for key in ("templates", "normal", "anomalous")}
         defects = {label: list(phrases) for label, phrases in self.defects.items()}
-        return {"title": self.title, **lists, "defects": defects, "severity": dict(self.severity)}
+        source = {key: list(value) if isinstance(value, tuple) else value for key, value in self.source.items()}
+        return {"title": self.title, **lists, "defects": defects, "severity": dict(self.severity), "source": source}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the pack as a .toml file that `load` reads back equal; folders are made, the file appears whole."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PACK_KEYS = ("title", "templates", "normal", "anomalous", "defects", "severity")
+PACK_KEYS = ("title", "templates", "normal", "anomalous", "defects", "severity", "source")
 SEVERITIES = ("cosmetic", "minor", "major", "critical")
 _NAME_KEYS = ("title", "names")
 # Difflib would answer "normal" to "abnormal".
@@ -48,7 +48,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:
-    """TOML text of a dict of texts and lists of texts, and of dicts of those, which must come last and may be empty."""
+    """TOML text of a dict of texts, whole numbers and lists of texts, and of dicts of those, which come last."""
     lines: list[str] = []
     for key, value in tables.items():
         if not isinstance(value, Mapping):
@@ -62,7 +62,9 @@ def _toml_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
-def _toml_value(value: str | Sequence[str]) -> str:
+def _toml_value(value: str | int | Sequence[str]) -> str:
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, str):  # JSON text is a TOML basic string, but for the one control character JSON leaves raw
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return "[" + "".join(f"\n  {_toml_value(text)}," for text in value) + "\n]"
@@ -96,8 +98,15 @@ def checked_pack(raw: Mapping[str, Any]) -> dict[str, Any]:
     if shared := set(map(_as_read, states["normal"])) & set(map(_as_read, states["anomalous"])):
         raise ValueError(f"anomalous: '{min(shared)}' is also in normal; a phrase can stand for one state only")
     defects = _defects(raw.get("defects", {}))
-    severity = _severity(raw.get("severity", {}), defects)
-    return {"title": title, "templates": templates, **states, "defects": defects, "severity": severity}
+    severity, source = _severity(raw.get("severity", {}), defects), _source(raw.get("source", {}))
+    return {
+        "title": title,
+        "templates": templates,
+        **states,
+        "defects": defects,
+        "severity": severity,
+        "source": source,
+    }
 
 
 def checked_names(raw: Mapping[str, Any]) -> dict[str, str]:
@@ -195,3 +204,17 @@ def _severity(value: object, defects: Mapping[str, Any]) -> dict[str, str]:
             found = reprlib.repr(level)
             raise ValueError(f"severity.{label}: unknown level {found}; {closest(level, SEVERITIES)}")
     return severity
+
+
+def _source(value: object) -> dict[str, Any]:
+    """Where a pack comes from; any keys, since nothing but people read them."""
+    source = _table("source", value)
+    for key, entry in source.items():
+        texts = list(entry) if isinstance(entry, list | tuple) else [entry]
+        plain = all(isinstance(text, str) for text in texts) or (type(entry) is int and abs(entry) < 2**63)
+        if not plain:
+            raise ValueError(
+                f"source.{key}: expected a text, a whole number or a list of texts, got {reprlib.repr(entry)}"
+            )
+        source[key] = tuple(texts) if isinstance(entry, list | tuple) else entry
+    return source

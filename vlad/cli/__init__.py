@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import vlad
-from vlad.cli import evaluate, fit, lists, score, train
+from vlad.cli import eval_explain, evaluate, explain, fit, lists, prompts, score, train
 from vlad.cli.shared import PLAIN
 
 app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
@@ -19,8 +19,10 @@ app.command("score")(score.score)
 app.command("fit")(fit.fit)
 app.command("train")(train.train)
 app.command("eval")(evaluate.eval_)
+app.command("eval-explain")(eval_explain.eval_explain)
+app.command("explain")(explain.explain)
 app.command("list")(lists.list_)
-app.add_typer(lists.prompts_app, name="prompts", help="The words that a method looks for.")
+app.add_typer(prompts.prompts_app, name="prompts", help="The words that a method looks for.")
 
 
 def main() -> None:

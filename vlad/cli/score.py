@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlad.cli.explain import KeyEnv, Remote, Rules, Who, explainer
 from vlad.cli.shared import (
     Adapter,
     AsJson,
@@ -55,6 +57,11 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False,
     maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Add an explanation to every JSON line.")] = False,
+    reasoner: Who = "clip",
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
+    rules: Rules = None,
     resolution: Resolution = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -76,8 +83,13 @@ def score(
         if resume and out is None:
             raise ValueError("--resume goes on with recorded results; say where they are with --out")
         cut = _parsed(threshold)
+        if explain and out is None and not as_json:
+            raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
+        if not explain and (reasoner != "clip" or rules is not None):
+            raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
         if out is not None:
             batch.refuse_existing(out, resume)
+        told, about = explainer(reasoner, allow_remote, key_env, rules) if explain else (None, {})
         pictures = batch.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
         given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
         given |= {"device": device, "dtype": dtype}
@@ -94,7 +106,8 @@ def score(
                 model.progress = lambda name, done, total: stage(name, done, total or len(pictures))
             show = _printed(advance, pictures, as_json, out is None, held)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
-            summary = batch.score_folder(model, inputs, out, settings=facts, progress=show, **how)
+            how["explain"] = told and partial(told, model)
+            summary = batch.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
         if held is not None:
             show = _printed(lambda *_: None, pictures, as_json, out is None)
             summary = _decided(summary, held, out, show, as_json)

@@ -34,11 +34,7 @@ from vlad.encoder import Encoder
 from vlad.learned import Batch, LearnedDetector, refuse_other_methods
 from vlad.losses import focal, segmentation
 from vlad.maps import gaussian
-<<<<<<< HEAD
 from vlad.memory import quarters
-=======
-from vlad.prompt_learning import quarters
->>>>>>> ada
 from vlad.prompts import PromptPack
 
 SCALE = 100  # of the cosines
@@ -50,11 +46,7 @@ PREFIX = "clip_model."  # of all names in the authors' files
 
 def k_means(points: Tensor, count: int, seed: int) -> Tensor:
     """[M] numbers below `count` of the clusters of [M, C]: k-means++ start, then Lloyd's steps until nothing moves."""
-<<<<<<< HEAD
-    rows, draw = points.detach().double().cpu(), np.random.RandomState(seed)  # its streams never change
-=======
     rows, draw = points.detach().cpu().double(), np.random.RandomState(seed)  # its streams never change
->>>>>>> ada
     centres = rows[draw.randint(len(rows))][None]
     nearest = (rows - centres[0]).square().sum(1)
     while len(centres) < count:
@@ -116,11 +108,7 @@ class Heads(nn.Module):
 
 
 class AdaClip(LearnedDetector):
-<<<<<<< HEAD
-    """See the module.
-=======
     """See the module. Its `prototypes` are the words' alone; pictures are compared with their own, `states`.
->>>>>>> ada
 
     Args:
         depth: blocks of each tower that get prompts, from 2; more than a tower has means all of them.

@@ -31,12 +31,7 @@ from vlad.encoder import Encoder
 from vlad.learned import Batch, LearnedDetector, refuse_other_methods
 from vlad.losses import dice, focal
 from vlad.maps import gaussian, to_size, top_mean
-<<<<<<< HEAD
 from vlad.memory import checked_layers, quarters
-=======
-from vlad.memory import checked_layers
-from vlad.prompt_learning import quarters
->>>>>>> ada
 
 SPECIAL = 3  # tokens before the patches: anomalous, normal, class
 DROPOUT = 0.1

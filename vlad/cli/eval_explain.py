@@ -1,0 +1,66 @@
+"""`vlad eval-explain`: explanations measured as `vlad eval` measures scores (the reasoner's exam)."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlad.cli.explain import KeyEnv, Remote, Who, endpoint_options
+from vlad.cli.shared import AsJson, Encoder, Prompts, guarded
+
+
+def eval_explain(
+    data: Annotated[str, typer.Option(metavar="NAME:ROOT", help="mmad, visa_dr, or one of `vlad list datasets`.")],
+    reasoner: Who = "clip",
+    encoder: Encoder = None,
+    prompts: Prompts = None,
+    shots: Annotated[int, typer.Option(min=0, help="Normal pictures to fit detectors on first; data sets only.")] = 0,
+    references: Annotated[int, typer.Option(min=0, help="Good pictures beside each question; mmad only.")] = 1,
+    official: Annotated[bool, typer.Option("--official", help="Score mmad as its published program does.")] = False,
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and report; a killed run goes on there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure explanations: multiple choice (mmad), detection and texts (visa_dr), or types and places of a data set.
+
+    Example: vlad eval-explain --data folder:../shared/data --out exam
+    """
+
+    def work() -> int:
+        from vlad.explain.evaluation import evaluate_explanations
+        from vlad.explain.reasoner import make_reasoner
+
+        model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+        found = evaluate_explanations(
+            data,
+            reasoner="clip" if model is None else model,
+            encoder=encoder,
+            prompts=prompts,
+            shots=shots,
+            references=references,
+            official=official,
+            out=out,
+            progress=_progress(),
+        )
+        print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.text())
+        return 0 if not found.errors else 1 if found.errors < 1 else 2
+
+    guarded(work, "" if out is None else f"; the same command goes on with {out}")
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A line every half minute."""
+    shown = time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > 30:
+            shown = time.monotonic()
+            print(f"{done} of {total} answers", file=sys.stderr)
+
+    return advance

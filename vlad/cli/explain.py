@@ -1,0 +1,126 @@
+"""`vlad explain`: one picture in, its defects in words out."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlad.cli.shared import AsJson, Device, Dtype, Encoder, Method, Name, Prompts, Resolution, guarded, load_detector
+from vlad.cli.shared import one_line as line
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.explain.explanation import Explanation
+    from vlad.prediction import Prediction
+
+Who = Annotated[str, typer.Option("--reasoner", metavar="clip|hf:FOLDER|openai:MODEL@URL", help="Who explains.")]
+Rules = Annotated[Path | None, typer.Option(help="Rules in plain words, one a line: `normal: ...`, `abnormal: ...`.")]
+Remote = Annotated[bool, typer.Option("--allow-remote", help="Pictures may go to another machine.")]
+KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")]
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    name: Name = None,
+    method: Method = None,
+    encoder: Encoder = None,
+    prompts: Prompts = None,
+    detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
+    normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
+    reasoner: Who = "clip",
+    allow_remote: Remote = False,
+    key_env: KeyEnv = None,
+    rules: Rules = None,
+    reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
+    question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with crops.")] = None,
+) -> None:
+    """Say in words where the defects of a picture are, what they may be, and what could not be seen.
+
+    Example: vlad explain part.png --name "metal bolt" --detector bolt.safetensors --html part.html
+    """
+
+    def work() -> int:
+        import vlad.explain as tiers
+        from vlad.explain.rules import read_rules
+        from vlad.toml_files import write_whole
+
+        if as_json and markdown:
+            raise ValueError("--json and --markdown both print on standard output; give one of them")
+        stated = read_rules(rules)  # before the encoder: a mistake is quick to see
+        who = tiers.usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+        given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
+        model, _ = load_detector(method, name, detector, given)
+        if normals is not None:
+            model.fit(normals)
+        found = tiers.explain(
+            image,
+            model.predict(image),
+            detector=model,
+            reasoner=who or "clip",
+            references=reference or (),
+            rules=stated,
+            question=question,
+            name=name,
+        )
+        for error in found.errors:
+            print(f"{reasoner}: {line(error)}", file=sys.stderr)
+        if html is not None:
+            write_whole(html, found.to_html().encode())
+        if as_json:
+            print(json.dumps(found.to_dict(), allow_nan=False))
+        elif markdown:
+            print(found.to_markdown(), end="")
+        elif html is None:
+            print(_text(found))
+        return 0
+
+    guarded(work)
+
+
+def explainer(
+    reasoner: str, allow_remote: bool, key_env: str | None, rules: Path | None
+) -> "tuple[Callable[[Detector, Path, Prediction], dict[str, Any]], dict[str, Any]]":
+    """For `vlad score`: what makes the explanation of a line, and what it depends on beside the detector."""
+    import vlad.explain as tiers
+    from vlad.explain.rules import read_rules
+
+    stated = read_rules(rules)
+    who = tiers.usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+    if isinstance(who, tiers.Unusable):
+        print(f"{line(who.reason)}; explanations have the words of the tier clip", file=sys.stderr)
+
+    def told(model: "Detector", picture: Path, prediction: "Prediction") -> dict[str, Any]:
+        return tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", rules=stated).to_dict()
+
+    return told, {"explain": {"reasoner": reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}
+
+
+def endpoint_options(reasoner: str, allow_remote: bool, key_env: str | None) -> dict[str, str]:
+    """The keywords of a server that the flags state; a ValueError where another tier has no use for them."""
+    given = {**({"privacy": "remote"} if allow_remote else {}), **({"key_env": key_env} if key_env else {})}
+    if given and not reasoner.startswith("openai:"):
+        raise ValueError(f"--allow-remote and --key-env are for a server (openai:MODEL@URL); --reasoner is {reasoner}")
+    return given
+
+
+def _text(found: "Explanation") -> str:
+    """The explanation for a terminal."""
+    from vlad.explain import page
+
+    lines = [page.title(found), *page.summary(found), *(f"needs review: {why}" for why in found.review_reasons), ""]
+    for defect in found.defects:
+        lines += [f"{defect.id[1:]}. {defect.description}", *(f"   {one}" for one in page.details(defect))]
+    lines += [] if found.defects else [page.nothing(found)]
+    for heading, words in page.sections(found):
+        if heading != "Evidence":
+            lines += ["", f"{heading}:", *(f"- {one}" for one in words)]
+    return "\n".join(map(line, lines))

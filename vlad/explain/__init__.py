@@ -1,0 +1,266 @@
+"""Explains in words what a detector found in a picture: where it is, what it may be, and what could not be seen.
+
+`explain` is the whole interface, and `vlad.explain` is both this module and that function. The map is the detector:
+words name and cross-check what it marks, and never change a score. Three tiers stand behind one call: the encoder's own
+vocabulary ("clip", always there), a local vision-language model ("hf:FOLDER"), a server ("openai:MODEL@URL"). A tier
+that fails leaves the words of the first, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlad.explain.case import Case
+from vlad.explain.explanation import (
+    DetectorFacts,
+    Explanation,
+    ImageFacts,
+    Limit,
+    ReasonerFacts,
+)
+from vlad.explain.reasoner import Answer, Ask, Caps, Reasoner, ReasonerError, Usage, make_reasoner
+from vlad.images import ImageError, read
+from vlad.prompts import PromptPack, check_name, shipped
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.encoder import Encoder
+    from vlad.explain.clip import Naming
+    from vlad.explain.defects import Found
+    from vlad.explain.interview import Interview
+    from vlad.prediction import Prediction
+
+__all__ = ["Explanation", "explain"]
+
+DEFAULT_PACK = "defects"
+
+
+def explain(
+    picture: Any,
+    prediction: Prediction,
+    *,
+    detector: Detector | None = None,
+    reasoner: Any = "clip",
+    references: Sequence[Any] = (),
+    rules: Any = None,
+    prompts: Any = None,
+    question: str | None = None,
+    name: str | None = None,
+    policy: str = "detector",
+    passes: int | None = None,
+    strict: bool = False,
+) -> Explanation:
+    """What is wrong with one picture, in words; the prediction is left as it is.
+
+    Args:
+        picture: the one that was scored, in any form that `predict` takes.
+        prediction: what a detector said of it.
+        detector: its encoder compares regions with words, else "tiny" does.
+        reasoner: "clip", "hf:FOLDER_OR_ID", "openai:MODEL@BASE_URL", or an object as `vlad.explain.reasoner` asks for.
+        references: good pictures, to measure against and to show a reasoner.
+        rules: a rule file, its lines, or dicts; see `vlad.explain.rules`.
+        prompts: a pack whose [defects] are the vocabulary; None takes the detector's where that is a user's own, else
+            the shipped "defects".
+        question: the user's own, for a reasoner to answer.
+        name: what the picture shows; None takes the prediction's.
+        policy: whose verdict counts: "detector", "either", "both" or "blend".
+        passes: of a reasoner: 1 finds, 2 also refutes; None: 2 with references, else 1.
+        strict: raise where a reasoner fails, instead of falling back.
+
+    Raises:
+        ValueError: wrong rules, prompts, name, policy or reasoner.
+        vlad.ImageError: a picture cannot be read, or is not the one that was scored.
+        FileNotFoundError: a rule file or pack is not there.
+        vlad.explain.reasoner.ReasonerError: a reasoner failed, with `strict`.
+    """
+    from vlad.explain.clip import name_regions
+    from vlad.explain.verdicts import check_policy, judge
+
+    pixels = _scored(picture, prediction)
+    how = check_policy(policy, prediction)
+    pack = _pack(prompts, detector)
+    model = make_reasoner(reasoner) if strict else usable(reasoner)
+    case, limits = _case(pixels, prediction, detector, references, rules, pack, question, name)
+    own = detector is not None and getattr(detector.encoder, "reads_text", True)
+    encoder, side = (detector.encoder, detector.resolution) if detector is not None and own else (_tiny(), None)
+    naming = name_regions(case, encoder, pack, side)
+    said = None if model is None else _interview(model, case, passes, strict)
+    found = _found(case, prediction, naming, said, pack.severity)
+    scores = () if detector is None or detector.calibration is None else detector.calibration.scores
+    verdict, p = (None, None) if said is None else (said.verdict, said.p_anomalous)
+    judged = judge(prediction, how, verdict, p, scores)
+    reasons = (*judged.reasons, *found.reasons)
+    return Explanation(
+        image=_image(pixels),
+        name=case.name,
+        detector=_detector(detector, prediction),
+        reasoner=_speaker(case, encoder, model, said),
+        verdict=judged.verdict,
+        policy=how,
+        agreement=judged.agreement,
+        needs_review=bool(reasons),
+        review_reasons=reasons,
+        defects=found.defects,
+        answer=None if said is None else said.answer,
+        rule_results=said.rule_results if said is not None and said.rule_results else naming.rule_results,
+        evidence=found.evidence,
+        limits=_limits(case, limits, naming, said),
+        errors=() if said is None else said.errors,
+        usage=Usage() if said is None else said.usage,
+        picture=pixels,
+    )
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands in for a reasoner that cannot be used: every explanation has the first tier's words, and says why."""
+
+    name: str
+    reason: str
+
+    @property
+    def caps(self) -> Caps:
+        """Raises ReasonerError with the reason."""
+        raise ReasonerError(self.reason)
+
+    def ask(self, question: Ask) -> Answer:
+        """Raises ReasonerError with the reason."""
+        raise ReasonerError(self.reason)
+
+
+def usable(which: Any, **options: Any) -> Reasoner | None:
+    """What `make_reasoner` gives; where a model does not load, something that says so in every explanation."""
+    try:
+        return make_reasoner(which, **options)
+    except ReasonerError as error:
+        return Unusable(str(which), str(error))
+
+
+def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
+    pixels = read(picture)
+    if pixels.shape[:2] != prediction.size:
+        words = f"picture has size {pixels.shape[:2]}, the scored one had {prediction.size}; give that one"
+        raise ImageError(words, prediction.source)
+    return pixels
+
+
+def _pack(prompts: Any, detector: Detector | None) -> PromptPack:
+    """The pack whose [defects] are the vocabulary: the given one, else the user's own of the detector, else ours."""
+    given = None if prompts is None else PromptPack.load(prompts)
+    own = None if detector is None or detector.pack is None or detector.pack.name in shipped() else detector.pack
+    return next((one for one in (given, own) if one is not None and one.defects), None) or PromptPack.load(DEFAULT_PACK)
+
+
+def _case(
+    pixels: np.ndarray,
+    prediction: Prediction,
+    detector: Detector | None,
+    references: Any,
+    rules: Any,
+    pack: PromptPack,
+    question: str | None,
+    name: str | None,
+) -> tuple[Case, tuple[Limit, ...]]:
+    from vlad.explain.regions import likeness, mark, reference_limit
+    from vlad.explain.rules import read_rules
+    from vlad.explain.verdicts import of_detector
+
+    good = [read(one) for one in references]
+    good.sort(key=lambda one: -likeness(pixels, one))
+    name = name or prediction.name or (None if detector is None else detector.name)
+    limits = reference_limit(pixels, good)
+    if name is None:
+        limits = (*limits, Limit("object_unknown", "it is not known what the picture shows; give its name"))
+    verdict = of_detector(prediction)
+    regions, seen = mark(pixels, prediction, good)
+    if verdict == "normal":  # nothing is marked, so only what holds of the whole map is left to say
+        regions, seen = (), tuple(limit for limit in seen if limit.code in ("no_map", "map_uncalibrated"))
+    case = Case(
+        picture=pixels,
+        name=None if name is None else check_name(name),
+        regions=regions,
+        references=tuple(good),
+        rules=read_rules(rules),
+        vocabulary=pack.defects,
+        question=question,
+        detector_verdict=verdict,
+    )
+    return case, (*seen, *limits)
+
+
+def _interview(model: Reasoner, case: Case, passes: int | None, strict: bool) -> Interview:
+    from vlad.explain.interview import interview
+
+    said = interview(model, case, passes=passes)
+    if strict and any(limit.code == "reasoner_failed" for limit in said.limits):
+        raise ReasonerError("; ".join(said.errors) or f"{said.reasoner} failed")
+    return said
+
+
+@cache
+def _tiny() -> Encoder:
+    from vlad.encoder import Encoder
+
+    return Encoder.load("tiny")
+
+
+def _found(
+    case: Case, prediction: Prediction, naming: Naming, said: Interview | None, severity: Mapping[str, str]
+) -> Found:
+    from vlad.explain.defects import by_words, with_findings, without_region
+
+    found = by_words(case, naming.named, severity)
+    if not found.defects:
+        found = without_region(prediction)
+    return found if said is None else with_findings(found, case, said, severity)
+
+
+def _limits(case: Case, limits: tuple[Limit, ...], naming: Naming, said: Interview | None) -> tuple[Limit, ...]:
+    found = [*limits, *naming.limits]
+    if said is not None:
+        answered = [f"rule {result.rule_id} " for result in said.rule_results]
+        found = [one for one in found if one.code != "rule_not_checked" or not one.text.startswith(tuple(answered))]
+        found += said.limits
+    if case.question and (said is None or said.answer is None):
+        found.append(Limit("question_not_answered", "no language model has answered the question"))
+    return tuple(dict.fromkeys(found))
+
+
+def _image(pixels: np.ndarray) -> ImageFacts:
+    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return ImageFacts(digest[:12], pixels.shape[1], pixels.shape[0], digest)
+
+
+def _detector(detector: Detector | None, prediction: Prediction) -> DetectorFacts:
+    from vlad.explain.verdicts import of_detector
+
+    calibrated = prediction.threshold is not None and prediction.p_value is not None
+    method = None if detector is None else detector.method
+    return DetectorFacts(method, prediction.score, prediction.threshold, calibrated, of_detector(prediction))
+
+
+def _speaker(case: Case, encoder: Encoder, model: Reasoner | None, said: Interview | None) -> ReasonerFacts:
+    """Whose words they are: the encoder's where there is no reasoner, or where it said nothing of use."""
+    if said is None or (said.verdict is None and not said.findings):
+        return ReasonerFacts("clip", encoder.name, 1, None, None, "clip_softmax" if case.regions else "none")
+    own = getattr(model, "tier", None)
+    tier: Any = own if own in ("local", "endpoint") else "custom"
+    return ReasonerFacts(tier, said.reasoner, said.passes, said.verdict, said.p_anomalous, said.confidence_source)
+
+
+class _CallableModule(ModuleType):
+    """`vlad.explain` is this module and also the public call; an import must not hide the call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Explanation:
+        return explain(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
