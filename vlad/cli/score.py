@@ -85,6 +85,10 @@ def score(
         cut = _parsed(threshold)
         if explain and out is None and not as_json:
             raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
+        if explain and cut == "auto":
+            raise ValueError(
+                "--threshold auto decides when all are scored and --explain as it goes; leave one of them out"
+            )
         if not explain and (reasoner != "clip" or rules is not None):
             raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
         if out is not None:
