@@ -133,12 +133,12 @@ def test_a_held_out_part_chooses_the_epoch(data, tiny_encoder, tmp_path, monkeyp
     check_equal(tensors(tmp_path / "a.safetensors"), states[int(np.argmin(losses))])
 
 
-def test_a_cosine_schedule_lowers_the_rate_epoch_by_epoch(data, tiny_encoder, tmp_path, monkeypatch):
+def test_a_cosine_schedule_lowers_the_rate_epoch_by_epoch_towards_its_floor(data, tiny_encoder, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(Run, "_finish_epoch", _then(Run._finish_epoch, lambda run: rates.append(_rate(run))))
-    optimizer = {"learning_rate": 0.1, "schedule": "cosine"}
+    optimizer = {"learning_rate": 0.1, "schedule": "cosine", "floor": 0.02}
     train({**RECIPE, "epochs": 2, "optimizer": optimizer}, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
-    assert rates == pytest.approx([0.1, 0.05])
+    assert rates == pytest.approx([0.1, 0.06])
 
 
 def _then(method, extra):

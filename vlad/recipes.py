@@ -35,15 +35,15 @@ _WORDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Attributes: name of OPTIMIZERS; learning_rate; betas; weight_decay; schedule over the epochs, of SCHEDULES;
-    clip: largest norm of the gradients, None for any."""
+    """Attributes: name of OPTIMIZERS; learning_rate; betas; weight_decay; schedule over the epochs, of SCHEDULES, and
+    floor, the rate that it ends near."""
 
     name: str = "adam"
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     schedule: str = "constant"
-    clip: float | None = None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ _OPTIMIZER_KINDS: dict[str, tuple[type, ...]] = {
     "betas": (list,),
     "weight_decay": (float, int),
     "schedule": (str,),
-    "clip": (float, int),
+    "floor": (float, int),
 }
 
 

@@ -201,10 +201,11 @@ class VisualAD(LearnedDetector):
         return total + (alike + MARGIN).clamp_min(0).mean()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """What an optimiser is built from: the two tokens learn ten times faster than all else."""
+        """What an optimiser is built from: the two tokens learn ten times faster than all else, and each
+        one's gradient is cut to length 1."""
         tokens = [self.anomaly_token, self.normal_token]
         others = [parameter for parameter in self.parameters() if all(parameter is not token for token in tokens)]
-        return [{"params": tokens, "lr": learning_rate}, {"params": others, "lr": 0.1 * learning_rate}]
+        return [{"params": tokens, "lr": learning_rate, "clip": 1.0}, {"params": others, "lr": 0.1 * learning_rate}]
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

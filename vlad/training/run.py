@@ -104,8 +104,9 @@ class Run:
             value = self.loss(self._batch(numbers, place))
             self.optimizer.zero_grad()
             self.accelerator.backward(value)
-        if self.plan.optimizer.clip is not None:
-            self.accelerator.clip_grad_norm_(self.detector.parameters(), self.plan.optimizer.clip)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if "clip" in group else ():
+                torch.nn.utils.clip_grad_norm_(parameter, group["clip"])
         if not math.isfinite(float(value.detach())):
             raise ValueError(
                 f"the loss is {float(value.detach())} in epoch {self.epoch + 1}; lower optimizer.learning_rate"
@@ -164,8 +165,11 @@ class Run:
 
     def _set_rates(self, epoch: int) -> None:
         share = 0.5 * (1 + math.cos(math.pi * epoch / self.plan.epochs))
+        if self.plan.optimizer.schedule == "constant":
+            share = 1.0
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * (share if self.plan.optimizer.schedule == "cosine" else 1.0)
+            floor = min(self.plan.optimizer.floor, peak)
+            group["lr"] = floor + (peak - floor) * share
 
     @torch.no_grad()
     def _finish_epoch(self) -> None:
