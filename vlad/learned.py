@@ -67,7 +67,7 @@ class LearnedDetector(Detector):
         raise NotImplementedError  # each method's own
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """What an optimiser is built from; papers give some parts another "lr", or a "clip" of their gradients' norm."""
+        """What an optimiser is built from; papers give some parts another "lr" or a "clip" of their gradient's norm."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
 
     @classmethod
