@@ -162,6 +162,7 @@ def test_an_aligned_reference_is_measured_against_and_the_best_is_taken(explaine
     found = explained(scene(BOX), seen(scene(), BOX), references=[255 - scene(), scene()])
     assert "than the same place of the reference" in found.evidence[1].text
     assert not {"no_reference", "reference_misaligned"} & set(codes(found))
+    assert explained(scene(BOX), seen(scene(), BOX), references=scene()).defects == found.defects
 
 
 def test_a_reference_of_another_view_is_not_measured_against(explained):

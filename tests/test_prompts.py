@@ -240,7 +240,7 @@ def test_an_unknown_shipped_pack_lists_the_known_ones_and_the_closest():
 
 @pytest.mark.parametrize("source", ["nowhere.toml", "folder/winclip", Path("winclip")])
 def test_a_missing_file_is_not_found(source):
-    with pytest.raises(FileNotFoundError, match=r"no such file; give a \.toml file or a shipped pack; known: ada"):
+    with pytest.raises(FileNotFoundError, match=r"no such file; give a \.toml file or a shipped pack; known: adaclip"):
         PromptPack.load(source)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -49,7 +49,7 @@ def explain(
     *,
     detector: Detector | None = None,
     reasoner: Any = "clip",
-    references: Sequence[Any] = (),
+    references: Any = (),
     rules: Any = None,
     prompts: Any = None,
     question: str | None = None,
@@ -65,7 +65,7 @@ def explain(
         prediction: what a detector said of it.
         detector: its encoder compares regions with words, else "tiny" does.
         reasoner: "clip", "hf:FOLDER_OR_ID", "openai:MODEL@BASE_URL", or an object as `vlad.explain.reasoner` asks for.
-        references: good pictures, to measure against and to show a reasoner.
+        references: a good picture or a list of them, to measure against and to show a reasoner.
         rules: a rule file, its lines, or dicts; see `vlad.explain.rules`.
         prompts: a pack whose [defects] are the vocabulary; None takes the detector's where that is a user's own, else
             the shipped "defects".
@@ -173,7 +173,7 @@ def _case(
     from vlad.explain.rules import read_rules
     from vlad.explain.verdicts import of_detector
 
-    good = [read(one) for one in references]
+    good = [read(one) for one in (references if isinstance(references, (list, tuple)) else [references])]
     good.sort(key=lambda one: -likeness(pixels, one))
     name = name or prediction.name or (None if detector is None else detector.name)
     limits = reference_limit(pixels, good)
