@@ -88,7 +88,7 @@ def test_with_a_memory_the_tower_is_walked_once_a_batch_and_gives_what_two_walks
         type(small_encoder), "embed", lambda self, *args, **how: walked.append(1) or embed(self, *args, **how)
     )
     with torch.no_grad():
-        score, grid, _ = detector.forward(pixels)
+        _, grid, _ = detector.forward(pixels)
         assert len(walked) == 1
         unlike = detector.memory.unlike(pixels)
         detector.memory.clear()

@@ -76,7 +76,7 @@ class Encoder:
         activation: of the blocks, "gelu" or "quickgelu"; adapters work with the one they were learned with.
         text_width, text_depth: width of the tokens in the text tower and number of its blocks; None and 0 for towers
             that do not read as CLIP's does, from left to right, and so cannot be walked.
-        temperature: of the softmax over texts that its class embedding was trained for: 0.01, CLIP's, or 0.07, `tiny`'s.
+        temperature: of the softmax over texts that its class token was trained for: 0.01, CLIP's, or 0.07, `tiny`'s.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 

@@ -16,8 +16,8 @@ After `fit` (ours, as `patch_text` does it): the map becomes the geometric mean 
 
 An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path: on two sets of real
 pictures (crackforest, aws_lookout) `tiny` then localises a little better (pixel AUROC .913 for .906, .890 for .883).
-Known differences:
-none in the arithmetic; the official code takes one picture at a time.
+
+Known differences: none in the arithmetic; the official code takes one picture at a time.
 """
 
 from collections.abc import Iterable, Sequence
