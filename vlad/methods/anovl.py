@@ -37,8 +37,9 @@ from torch import Tensor, nn
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
+from vlad.layer_memory import LayerMemory
 from vlad.maps import TEMPERATURE, anomaly_probability, state_logits, to_size
-from vlad.memory import LayerMemory, middle_layers
+from vlad.memory import middle_layers
 from vlad.prompts import PromptPack, state_rows
 from vlad.views import moved
 

@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoder import Encoder
+from vlad.layer_memory import LayerMemory
 from vlad.learned import Batch, LearnedDetector, official_parts
 from vlad.maps import (
     CLIP_TEMPERATURE,
@@ -48,7 +49,7 @@ from vlad.maps import (
     surgery_probability,
     to_size,
 )
-from vlad.memory import LayerMemory, middle_layers, quarters
+from vlad.memory import middle_layers, quarters
 from vlad.prompts import PromptPack, state_rows
 from vlad.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 
