@@ -170,6 +170,16 @@ def test_wrong_options_are_refused(small_encoder):
             vlad.load("clip_ad", "bolt", encoder=small_encoder, **options)
 
 
+@torch.no_grad()
+def test_an_encoder_whose_tokens_align_with_text_uses_its_last_block(tiny_encoder, golden_weights):
+    detector = vlad.load("clip_ad", "bolt", encoder=tiny_encoder)
+    pixels = tiny_encoder.pixels([golden_weights.image(0, 112)])
+    streams, _ = detector.tokens(pixels)
+    image, patches = tiny_encoder.dense(pixels)
+    torch.testing.assert_close(tiny_encoder.project(streams[0]), torch.cat([image[:, None], patches], 1))
+    assert len(streams) == 1
+
+
 # The authors' files
 
 

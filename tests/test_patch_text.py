@@ -53,6 +53,25 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
     assert both.predict(picture).phrases == pytest.approx(words.predict(picture).phrases, abs=1e-6)
 
 
+def test_the_weight_of_the_normal_words_is_taken_from_the_anomalous_ones(small_encoder, picture):
+    maps, scores = {}, {}
+    for weight in (0.0, 1.0, 1.5):
+        options = {} if weight == 1 else {"negative": weight}
+        detector = vlad.load("patch_text", "bolt", encoder=small_encoder, score="global", **options)
+        prediction = detector.predict(picture)
+        maps[weight], scores[weight] = prediction.map, prediction.score
+    with torch.no_grad():
+        image, patches = small_encoder.dense(small_encoder.pixels([picture]))
+    states = F.normalize(detector.prototypes, dim=-1)
+    normal, anomalous = (F.normalize(torch.cat([image[:, None], patches], 1), dim=-1)[0] @ states.T).unbind(-1)
+    for weight in maps:
+        expected = ((anomalous - weight * normal) / 0.07).sigmoid()
+        assert scores[weight] == pytest.approx(float(expected[0]), abs=1e-6)
+        np.testing.assert_allclose(maps[weight], expected[1:].view(8, 8), atol=1e-6)
+    with pytest.raises(ValueError, match="negative is -1; expected a weight of 0 or more"):
+        vlad.load("patch_text", "bolt", encoder=small_encoder, negative=-1)
+
+
 def test_layers_that_the_encoder_does_not_have_are_refused(small_encoder):
     with pytest.raises(ValueError, match="expected numbers from 1 to 24"):
         vlad.load("patch_text", "bolt", encoder=small_encoder, layers=(0, 25))

@@ -92,6 +92,30 @@ def test_prototypes_are_those_of_the_reference(golden_encoder, name, key):
         np.testing.assert_allclose(ours.numpy(), golden[key], atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("pack", "normal", "anomalous"),
+    [
+        ("april_gan", 245, 175),
+        ("clip_ad", 198, 220),
+        ("anovl", 462, 462),
+        ("anovl-texture", 462, 462),
+        ("clip_surgery", 7, 4),
+    ],
+)
+def test_the_packs_of_the_papers_have_their_numbers_of_different_sentences(pack, normal, anomalous):
+    states = PromptPack.load(pack).sentences("screw")
+    assert [len(state) for state in states] == [normal, anomalous]
+    assert len({*states[0], *states[1]}) == normal + anomalous
+
+
+def test_industrial_photos_have_their_article():
+    objects, textures = (PromptPack.load(pack).sentences("nut")[0] for pack in ("anovl", "anovl-texture"))
+    assert "an industrial photo of a small normal nut" in objects
+    assert "a manufacturing image of the large perfect nut" in objects
+    assert "a surface picture of the normal nut for visual inspection" in textures
+    assert "a cropped industrial image of a nut without flaw" in objects
+
+
 def test_winclip_has_154_normal_and_88_anomalous_sentences():
     normal, anomalous = PromptPack.load("winclip").sentences("screw")
     assert (len(normal), len(anomalous)) == (154, 88)

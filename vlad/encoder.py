@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlad.blocks import attended, block, resample_positions, value_block, window_index
 from vlad.dtypes import checked_dtype, fastest_safe_dtype
+from vlad.maps import CLIP_TEMPERATURE, TEMPERATURE
 from vlad.tiny import per_picture
 from vlad.weights import Tower, load_tower
 
@@ -82,6 +83,7 @@ class Encoder:
         text_width, text_depth: width of the tokens in the text tower and number of its blocks; None and 0 for towers
             that do not read as CLIP's does, from left to right, and so cannot be walked.
         logit_scale: what it was trained to multiply cosines of pictures and words with, before a softmax.
+        temperature: of the softmax over texts that its class token was trained for: 0.01, CLIP's, or 0.07, `tiny`'s.
         device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
     """
 
@@ -98,6 +100,7 @@ class Encoder:
         self.mean = torch.tensor(tower.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(tower.std, device=self.device).view(1, 3, 1, 1)
         self.per_picture, self.dense_path = tower.per_picture, tower.dense
+        self.temperature = TEMPERATURE if tower.dense == "ordinary" else CLIP_TEMPERATURE
         self.resolution, self.patch_size = self.visual.image_size[0], self.visual.patch_size[0]
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
         self.embed_dim = self.visual.proj.shape[1]

@@ -1,7 +1,7 @@
 """What a detector keeps of its normal pictures: rows of tokens, whose they are, and which of them may be left out."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vlad.nearest import FAISS_ROWS, METRICS, Cells, faiss_module, nearest, scaled
 
 PROJECTED = 128  # dimensions in which a coreset is chosen
-NEIGHBOURS = 3  # side of the square that `LayerMemory` averages, which makes up for small shifts between pictures
 EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
 
 
@@ -315,40 +314,6 @@ class Memory(nn.Module):
             raise ValueError("rows are not finite, or not of length 1")
         self.store, self.ids = rows.dtype, list(ids)
         self.rows, self.owners = rows.to(device), owners.to(device)
-
-
-class LayerMemory(Memory):
-    """Patches of normal pictures, for text methods that learn from such: `layer_tokens` of the given layers.
-
-    What words say of a patch and how unlike the normals it is are multiplied, which needs no common scale: distances
-    between tokens are small and differ between encoders.
-    """
-
-    def __init__(self, encoder: Any, layers: tuple[int, ...]):
-        super().__init__(len(layers) * encoder.width, exact=encoder.dtype == torch.float32)
-        self.encoder, self.layers = encoder, layers
-
-    def remember(self, batches: Iterable[Tensor]) -> None:
-        """Adds normal pictures, batches of pixels [B, 3, S, S]."""
-        for pixels in batches:
-            self.add(layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS))
-
-    def unlike(self, pixels: Tensor) -> Tensor:
-        """[B, rows, columns] in [0, 1]: half the cosine distance of each patch to the closest one of the normals."""
-        tokens = layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS)
-        return (self.distance(tokens) / 2).clamp_max(1).unflatten(1, self.encoder.grid(pixels))
-
-    def one_walk(self) -> AbstractContextManager[None]:
-        """Within it the words and `fused` walk the tower once; does nothing while there are no normals."""
-        return self.encoder.sharing() if len(self) else nullcontext()
-
-    def fused(self, pixels: Tensor, grid: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities by the words, [B, rows, columns] and [B], each made its geometric mean with `unlike` and the
-        largest value of that; as they are while there are no normals."""
-        if not len(self):
-            return grid, whole
-        unlike = self.unlike(pixels)
-        return (grid * unlike).sqrt(), (whole * unlike.amax((1, 2))).sqrt()
 
 
 def _coreset_rows(rows: Tensor, share: float, seed: int) -> Tensor:

@@ -19,9 +19,12 @@ After `fit` (ours, as `patch_text` does it): the geometric mean of the patches' 
 how unlike the patches of the normals they are.
 
 Prompts: "anovl" is for objects, "anovl-texture" has the paper's words for textures (carpet, leather, grid, tile, wood).
-An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path. Known differences:
-pictures are resized bicubically as for all methods, not bilinearly; the official code draws one optimiser's state on
-from picture to picture; its variant of the adaptation for VisA, with tiles, is left out.
+An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path: on two sets of real
+pictures (crackforest, aws_lookout) `tiny` then localises a little better (pixel AUROC .899 for .883, .911 for .905).
+The adaptation made its maps of the first set worse (.869).
+
+Known differences: pictures are resized bicubically as for all methods, not bilinearly; the official code draws one
+optimiser's state on from picture to picture; its variant of the adaptation for VisA, with tiles, is left out.
 """
 
 import math
@@ -34,8 +37,9 @@ from torch import Tensor, nn
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
+from vlad.layer_memory import LayerMemory
 from vlad.maps import TEMPERATURE, anomaly_probability, state_logits, to_size
-from vlad.memory import LayerMemory, middle_layers
+from vlad.memory import middle_layers
 from vlad.prompts import PromptPack, state_rows
 from vlad.views import moved
 

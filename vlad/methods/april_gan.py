@@ -7,7 +7,7 @@ files, or `vlad train`). Normal pictures if there are any, one picture at a time
 1. Raw tokens of four blocks, the quarters of the depth, go through a linear layer each.
 2. Their cosines with the two prototypes, times 100, are brought to the picture's square and go through a softmax; the
    map is the sum of the anomalous probabilities over the taps, in [0, 4].
-3. The score is the class token's probability, at the same temperature.
+3. The score is the class token's probability at the encoder's own temperature, 0.01 for published ones.
 
 After `fit`: the map also gets, per tap, the cosine distance (1 - cosine, not halved) of each raw token to the closest
 of the normals', so that it is in [0, 12]; the score becomes the mean of itself and of the map's maximum, where
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vlad.encoder import Encoder, Features
 from vlad.learned import Batch, LearnedDetector, official_parts
-from vlad.maps import CLIP_TEMPERATURE, anomaly_probability, rescaled, to_size
+from vlad.maps import anomaly_probability, rescaled, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.prompts import PromptPack, prototypes
 from vlad.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
@@ -82,7 +82,7 @@ class AprilGan(LearnedDetector):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features, size = self.encoder(pixels, layers=self.layers), (pixels.shape[-2], pixels.shape[-1])
         amap = self.words_map(features, size)
-        score = anomaly_probability(features.image, self.prototypes, CLIP_TEMPERATURE)
+        score = anomaly_probability(features.image, self.prototypes, self.encoder.temperature)
         if self.references:
             amap = amap + to_size(self.association(features).sum(1), size, align_corners=True)
             if self.how != "class":
@@ -113,7 +113,7 @@ class AprilGan(LearnedDetector):
             return found
         seen = list(found)  # the maps of the whole set
         peaks = rescaled(torch.cat([amap.amax((1, 2)) for _, amap, _ in seen])).split([len(s) for s, _, _ in seen])
-        classes = [anomaly_probability(image, self.prototypes, CLIP_TEMPERATURE) for _, _, image in seen]
+        classes = [anomaly_probability(image, self.prototypes, self.encoder.temperature) for _, _, image in seen]
         return [((p + peak) / 2, amap, image) for p, peak, (_, amap, image) in zip(classes, peaks, seen, strict=True)]
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ Normal pictures if there are any, one picture at a time.
    picture's square, bilinear, and smoothed by a gaussian of 8 px: the map. It is above 0 where a place is more like the
    anomalous words.
 3. SDP+ adds, before the smoothing, APRIL-GAN's sum of probabilities of linear layers on the ordinary tokens.
-4. The score is the class token's probability at temperature 0.01.
+4. The score is the class token's probability at the encoder's own temperature, 0.01 for published ones.
 
 The representative vector is the mean of the unit sentence embeddings, or that of their largest cluster, "dbscan", the
 paper's; where a cluster cannot be found it is the mean.
@@ -23,8 +23,11 @@ Known differences: the official score is the sum of the class token's probabilit
 rescaled by the smallest and largest of the test set, so that it depends on the other pictures; `score="set"` does that
 in `predict`. The official code changes a tapped ordinary stream in place afterwards: it reads the output of a quarter's
 last block plus what the next block's attention adds. Published SDP+ layers were learned with that:
-`tap="after_next_attention"`. Its vectors of "dbscan" are rounded to float16. An encoder whose ordinary tokens align
-with text (`tiny`) uses its last block's in the place of the four streams.
+`tap="after_next_attention"`. Its vectors of "dbscan" are rounded to float16.
+
+An encoder whose ordinary tokens align with text (`tiny`) uses its last block's in the place of the four streams: on two
+sets of real pictures (crackforest, aws_lookout) `tiny` then localises as well (pixel AUROC .918 and .909; with the
+streams .917 and .913) at the cost of a plain pass.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoder import Encoder
+from vlad.layer_memory import LayerMemory
 from vlad.learned import Batch, LearnedDetector, official_parts
 from vlad.maps import (
     CLIP_TEMPERATURE,
@@ -45,7 +49,7 @@ from vlad.maps import (
     surgery_probability,
     to_size,
 )
-from vlad.memory import LayerMemory, middle_layers, quarters
+from vlad.memory import middle_layers, quarters
 from vlad.prompts import PromptPack, state_rows
 from vlad.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 
@@ -170,7 +174,7 @@ class ClipAd(LearnedDetector):
             streams, ordinary = self.tokens(pixels)
             image, sdp = self.surgery(streams, grid)
             embeddings = self.linear([tokens[:, 1:] for tokens in ordinary]) if self.linear else []
-            whole = anomaly_probability(image, self.prototypes, CLIP_TEMPERATURE)
+            whole = anomaly_probability(image, self.prototypes, self.encoder.temperature)
             if self.references:
                 parts = [surgery_probability(sdp / len(streams))]
                 if embeddings:

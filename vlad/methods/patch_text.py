@@ -23,8 +23,9 @@ from torch import Tensor
 
 from vlad.detector import Detector
 from vlad.encoder import Encoder
+from vlad.layer_memory import LayerMemory
 from vlad.maps import anomaly_probability
-from vlad.memory import LayerMemory, checked_layers
+from vlad.memory import checked_layers
 
 SCORES = ("sqrt", "max", "mean", "global")
 
