@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlad.cli.shared import AsJson, Device, Dtype, Encoder, Method, Name, Prompts, Resolution, guarded, load_detector
+from vlad.cli.shared import (
+    Adapter,
+    AsJson,
+    Device,
+    Dtype,
+    Encoder,
+    Method,
+    Name,
+    Prompts,
+    Resolution,
+    guarded,
+    load_detector,
+)
 from vlad.cli.shared import one_line as line
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ def explain(
     method: Method = None,
     encoder: Encoder = None,
     prompts: Prompts = None,
+    adapter: Adapter = None,
     detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
     normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
     reasoner: Who = "clip",
@@ -57,7 +70,8 @@ def explain(
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
         who = tiers.usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
-        given = {"encoder": encoder, "prompts": prompts, "device": device, "dtype": dtype, "resolution": resolution}
+        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
+        given |= {"device": device, "dtype": dtype}
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals)

@@ -61,7 +61,7 @@ def judge(
     agreement = _agreement(detector, reasoner)
     reasons = []
     if prediction.threshold is None:
-        reasons.append("the detector has no threshold; it was not fitted on good pictures")
+        reasons.append("the detector has no threshold from good pictures")
     elif detector == "unsure":
         reasons.append("the score is too close to the threshold to call")
     elif agreement == "reasoner_unsure" and _close(prediction, calibration):
