@@ -17,6 +17,7 @@ from vlad import adapter_file
 from vlad.cli import app
 from vlad.datasets import folder
 from vlad.evaluate import evaluate
+from vlad.resources import resource
 from vlad.training import train
 from vlad.training.run import Run
 
@@ -69,7 +70,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, tiny_
 def test_killed_in_the_middle_it_goes_on_to_the_weights_of_an_undisturbed_run(data, tiny_encoder, tmp_path, moment):
     code = f"""
         import os, signal, torch
-        from vlad.training import train
+        from vlad.resources import resource
+from vlad.training import train
         seen = 0
         def progress(what, done, total):
             global seen
@@ -163,6 +165,27 @@ def test_with_mosaics_pictures_are_encoded_as_they_come(data, tiny_encoder, tmp_
 def test_drawn_pictures_are_enough_to_learn_from(tiny_encoder, tmp_path):
     made = train({**RECIPE, "pictures": 8}, "synthetic", tmp_path / "a.safetensors", encoder=tiny_encoder)
     assert made.trained_on == ("synthetic",)
+
+
+def test_what_ships_is_taken_for_tiny_or_by_its_name_and_another_encoder_needs_a_file(tiny_encoder, small_encoder):
+    own = vlad.load("april_gan", encoder=tiny_encoder)
+    named = vlad.load("april_gan", adapter="april_gan-tiny", encoder=tiny_encoder)
+    check_equal(own.learned(), named.learned())
+    assert own.trained_on == ("synthetic",)
+    with pytest.raises(ValueError, match=r"has no adapter that ships for encoder .*: give adapter=FILE"):
+        vlad.load("april_gan", encoder=small_encoder)
+    with pytest.raises(FileNotFoundError, match="there is no adapter file april_gan-large"):
+        vlad.load("april_gan", adapter="april_gan-large", encoder=tiny_encoder)
+
+
+@pytest.mark.parametrize("name", ["anomalyclip", "adaptclip", "adaclip", "april_gan", "clip_ad_plus"])
+def test_every_adapter_that_ships_is_small_and_learned_on_drawn_pictures_alone(name, tiny_encoder):
+    file = resource(f"adapters/weights/{name}-tiny.safetensors")
+    read = adapter_file.read(file)
+    assert file.stat().st_size < 1_000_000 and read.facts["trained_on"] == ["synthetic"]
+    detector = vlad.load(read.facts["method"], "bolt", encoder=tiny_encoder, adapter=f"{name}-tiny")
+    check_equal(detector.learned(), read.tensors)
+    assert 0 <= detector.predict(np.zeros((60, 80, 3), np.uint8)).score <= 1
 
 
 @pytest.mark.parametrize(

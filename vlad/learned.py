@@ -128,20 +128,24 @@ class LearnedDetector(Detector):
 def with_adapter(
     kind: type[LearnedDetector], encoder: Encoder, adapter: Path | None, options: Mapping[str, Any]
 ) -> LearnedDetector:
-    """A detector of the class with the weights of a file; None takes the one released for this encoder.
+    """A detector of the class with the weights of a file, or of a shipped one by its name.
+
+    None takes the one that ships for this method and encoder.
 
     Raises:
-        ValueError: no adapter is released for this encoder, or the file does not fit the method or the encoder.
+        ValueError: none ships for this encoder, or the file does not fit the method or the encoder.
         FileNotFoundError: there is no such file.
     """
     method = kind.__module__.rpartition(".")[2]
+    if adapter is not None and not adapter.suffix and not adapter.exists():
+        adapter = _shipped(adapter.name) or adapter
     if adapter is None:
-        adapter = _released(method, encoder)
+        adapter = _shipped(f"{method}-{encoder.name}") if encoder.name == "tiny" else None
         if adapter is None and not kind.needs_adapter and not (made := kind(encoder, **options)).learned():
             return made
         if adapter is None:
             raise ValueError(
-                f"{method} has no released adapter for encoder {encoder.name!r}: give adapter=FILE, which "
+                f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
                 "`vlad train` makes (adapters/README.md also lists what the authors publish), or take encoder 'tiny'"
             )
     if adapter.suffix in adapter_file.OFFICIAL:
@@ -206,9 +210,9 @@ def official_method(content: Mapping[str, Any]) -> str | None:
     return "FAPrompt" if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1 else "anomalyclip"
 
 
-def _released(method: str, encoder: Encoder) -> Path | None:
+def _shipped(name: str) -> Path | None:
     try:
-        return resource(f"adapters/weights/{method}-{encoder.name}.safetensors") if encoder.name == "tiny" else None
+        return resource(f"adapters/weights/{name}.safetensors")
     except FileNotFoundError:
         return None
 

@@ -34,8 +34,8 @@ def load(
         encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
             for a method and the recorded encoder for a file.
         prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
-        adapter: file of learned weights, for the methods that have them: one that `vlad train` wrote, or one that the
-            method's authors published (.pth). None is the one released for this encoder.
+        adapter: learned weights, for the methods that have them: a file that `vlad train` wrote, one that the method's
+            authors published (.pth), or the name of one that ships. None is the one that ships for this encoder.
         device, dtype: of an encoder given by name; see `Encoder.load`.
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
 

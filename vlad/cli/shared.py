@@ -24,7 +24,7 @@ Name = Annotated[str | None, typer.Option("--name", help='What the pictures show
 Method = Annotated[str | None, typer.Option(help="`vlad list methods`. [default: patch_text]")]
 Encoder = Annotated[str | None, typer.Option(help="Vision-language encoder; `vlad list encoders`. [default: tiny]")]
 Prompts = Annotated[str | None, typer.Option(help="Prompt pack, a name or a TOML file. [default: winclip]")]
-Adapter = Annotated[Path | None, typer.Option(help="File of learned weights. [default: the one released for tiny]")]
+Adapter = Annotated[Path | None, typer.Option(help="File of learned weights, or a shipped name. [default: tiny's]")]
 Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]
@@ -74,9 +74,8 @@ def load_detector(
         if name is None and method_class(method).needs_text:
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
         detector = vlad.load(method, name, **given)
-        if "adapter" not in given:
-            return detector, {}
-        return detector, {"adapter": hashlib.sha256(Path(given["adapter"]).read_bytes()).hexdigest()}
+        own = given.get("adapter")
+        return detector, {"adapter": hashlib.sha256(own.read_bytes()).hexdigest()} if own and own.is_file() else {}
     if method is not None:
         raise ValueError(f"--detector {file} records its own method; leave out --method")
     detector = vlad.load(file.absolute(), name, **given)
