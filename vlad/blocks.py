@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def window_index(grid: tuple[int, int], size: int) -> Tensor:
@@ -22,6 +23,11 @@ def block(module: Any, groups: list[Tensor], class_only: bool = False, causal: b
     kept = [g[:, :1] for g in groups] if class_only else groups
     query, key, value = _projected(module, groups, kept)
     return _residual(module, kept, _attend(query, key, value, groups, kept, module.attn.num_heads, causal))
+
+
+def checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
+    """`block`, of which only the input is kept for the gradients."""
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def value_block(module: Any, tokens: Tensor, class_only: bool = False) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from vlad.blocks import attended, block, resample_positions, value_block, window_index
+from vlad.blocks import attended, block, checkpointed, resample_positions, value_block, window_index
 from vlad.dtypes import checked_dtype, fastest_safe_dtype
 from vlad.maps import CLIP_TEMPERATURE, TEMPERATURE
+from vlad.text_tower import Edit, TextTower
 from vlad.tiny import per_picture
 from vlad.weights import Tower, load_tower
 
@@ -31,7 +31,6 @@ HIDDEN_BYTES = 64 * 2**20  # of the MLP's hidden layer: limits how many pictures
 RECORD_BYTES = 3 * 2**30  # of a walk that is kept for other methods on the same batch; longer ones are walked again
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
 
-Edit = Callable[[int, Tensor], Tensor]
 Pass = TypeVar("Pass", bound=Callable[..., Any])
 
 
@@ -51,11 +50,6 @@ def _shared(method: Pass) -> Pass:
     return cast(Pass, once)
 
 
-def _checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
-    """`block`, of which only the input is kept for the gradients."""
-    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
 @dataclass(frozen=True)
 class Features:
     """What one pass over B pictures gives.
@@ -71,7 +65,7 @@ class Features:
     grid: tuple[int, int]
 
 
-class Encoder:
+class Encoder(TextTower):
     """A frozen open_clip tower. Shared between detectors: it holds no state of any of them.
 
     Attributes:
@@ -198,7 +192,7 @@ class Encoder:
             class_only: the last block computes the first token of each sequence alone, [B, 1, C]; exact, and cheaper.
             checkpointing: for gradients, what is inside a block is computed again instead of kept; same results.
         """
-        packed, step = isinstance(tokens, list), _checkpointed if checkpointing else block
+        packed, step = isinstance(tokens, list), checkpointed if checkpointing else block
         groups = tokens if packed else [tokens]
         for layer, module in enumerate(self.blocks, 1):
             before = [edit(layer, groups[0])] if edit else groups
@@ -333,69 +327,3 @@ class Encoder:
         return Features(
             F.normalize(self.project(after[:, 0]), dim=-1), tuple(taps[i] for i in layers), self.grid(pixels)
         )
-
-    # Sentences: always float32, they are encoded once and kept
-
-    @torch.no_grad()
-    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device; raises what `tokenize` does."""
-        rows = []
-        for start in range(0, len(sentences), batch_size):
-            rows.append(self._encode(self.tokenize(sentences[start : start + batch_size])))
-        return torch.cat(rows)
-
-    def tokenize(self, sentences: Sequence[str]) -> Tensor:
-        """[T, context] token ids on the encoder's device.
-
-        Raises:
-            ValueError: a sentence fills the tower's context, where its end (and what it says) would be cut off.
-        """
-        ids = self.tokenizer(list(sentences)).to(self.device)
-        full = (ids.argmax(-1) == ids.shape[1] - 1).nonzero()
-        if len(full):
-            raise ValueError(
-                f"too long for {self.name}, which reads {ids.shape[1] - 2} tokens: {sentences[int(full[0])]!r:.120}; "
-                "shorten the name or the phrase"
-            )
-        return ids
-
-    def _text_shape(self) -> tuple[int | None, int]:
-        tower: Any = getattr(self.model, "text", self.model)
-        blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
-        pool = getattr(tower, "pool_type", getattr(self.model, "text_pool_type", None))
-        causal = getattr(tower, "attn_mask", None) is not None
-        if blocks is None or not causal or pool != "argmax" or getattr(tower, "cls_emb", None) is not None:
-            return None, 0
-        return tower.token_embedding.embedding_dim, len(blocks)
-
-    def _encode(self, ids: Tensor) -> Tensor:
-        if self.text_width is None:
-            return self.model.encode_text(ids).float()  # BERT-like towers see all tokens at once
-        return self.pool_text(self.walk_text(self.embed_text(ids)), ids)
-
-    def embed_text(self, ids: Tensor, words: Tensor | None = None) -> Tensor:
-        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there.
-
-        `words` [T, n, C] stand in the place of the embeddings of the first n words, before positions are added.
-        """
-        tower: Any = getattr(self.model, "text", self.model)
-        length = int(ids.argmax(-1).max()) + 1
-        tokens = tower.token_embedding(ids[:, :length])
-        if words is not None:
-            tokens = torch.cat([tokens[:, :1], words, tokens[:, 1 + words.shape[1] :]], 1)
-        return tokens + tower.positional_embedding[:length]
-
-    def walk_text(self, tokens: Tensor, edit: Edit | None = None, checkpointing: bool = False) -> Tensor:
-        """[T, length, C] after all text blocks; `edit`, which may change T, and `checkpointing` as in `walk`."""
-        tower: Any = getattr(self.model, "text", self.model)
-        step = _checkpointed if checkpointing else block
-        for layer, module in enumerate(tower.transformer.resblocks, 1):
-            tokens = step(module, [edit(layer, tokens) if edit else tokens], causal=True)[0]
-        return tokens
-
-    def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """[T, D] from the end-of-text token, the one with the largest id."""
-        tower: Any = getattr(self.model, "text", self.model)
-        ends = tower.ln_final(tokens)[torch.arange(len(tokens), device=tokens.device), ids.argmax(-1)]
-        projection = tower.text_projection
-        return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
