@@ -20,6 +20,7 @@ IMAGE_LEVEL = ("laft",)  # no maps
 FITTED = [name for name in METHODS if method_class(name)._remember is not vlad.Detector._remember]
 
 
+SHARP = ("adaclip",)  # its logits are 100 times a cosine of prompted towers, and so is what rounding does to them
 WIDE = ("adaclip",)  # methods whose encoder must have text as wide as the joint space
 
 
@@ -101,11 +102,11 @@ def test_one_picture_gives_one_prediction_and_a_sequence_a_list(detector, pictur
 
 
 def test_batch_size_and_company_change_nothing(detector, pictures):
-    alone = [detector.predict(picture) for picture in pictures]
+    alone, atol = [detector.predict(picture) for picture in pictures], 1e-5 if detector.method in SHARP else 1e-6
     for batch_size in (1, 2, 8):
         for one, other in zip(alone, detector.predict(pictures, batch_size=batch_size), strict=True):
-            assert one.score == pytest.approx(other.score, abs=1e-6)
-            check_same_map(one, other, atol=2e-6)
+            assert one.score == pytest.approx(other.score, abs=atol)
+            check_same_map(one, other, atol=2 * atol)
 
 
 def test_odd_pictures_are_scored(detector, golden_weights):
