@@ -244,7 +244,7 @@ def test_damaged_files_are_refused(damage, words, gelu_encoder, layers, tmp_path
 
 
 def test_without_an_adapter_it_says_what_it_needs(small_encoder):
-    with pytest.raises(ValueError, match="april_gan has no released adapter"):
+    with pytest.raises(ValueError, match="april_gan has no adapter that ships"):
         vlad.load("april_gan", "bolt", encoder=small_encoder)
 
 

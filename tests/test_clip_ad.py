@@ -156,7 +156,7 @@ def test_scores_of_a_set_are_rescaled_only_where_that_is_asked_for(small_encoder
 
 
 def test_plus_without_an_adapter_says_what_it_needs(small_encoder):
-    with pytest.raises(ValueError, match=r"clip_ad has no released adapter.*give adapter=FILE"):
+    with pytest.raises(ValueError, match=r"clip_ad has no adapter that ships.*give adapter=FILE"):
         vlad.load("clip_ad", "bolt", encoder=small_encoder, plus=True)
 
 

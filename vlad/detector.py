@@ -43,7 +43,7 @@ class Detector(nn.Module):
             `Prediction.phrases` filled; None says the same as needs_text.
         needs_normals: True for methods that say nothing before `fit`.
         default_prompts: name of the prompt pack the paper uses.
-        scale: (low, high), the fixed colour range of its maps.
+        scale: (low, high), what its maps can hold; drawn cold and hot unless `_range` says a part of it.
         region_level: where its maps are cut into regions when nothing was calibrated.
         paper_resolution: native side of a published encoder -> the side at which the paper uses it.
     """
@@ -346,7 +346,7 @@ class Detector(nn.Module):
         return (low, min(high, low + 2 * (peaks[-1] - low))) if peaks and peaks[-1] > low else (low, high)
 
     def _range(self) -> tuple[float, float]:
-        """`scale`, or the part of it that the maps can reach as the detector stands."""
+        """`scale`, or the part of it that tells normal from anomalous as the detector stands."""
         return self.scale
 
     def _region_level(self) -> float:

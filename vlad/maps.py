@@ -8,6 +8,8 @@ from torch import Tensor
 TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
 CLIP_TEMPERATURE = 0.01  # CLIP's own, as trained: its logit scale is 100
 
+CERTAIN = 3.0  # temperatures between two cosines at which a softmax of them is sure of 95 %
+
 
 def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """[..., 2]: cosine similarities with the two states over the temperature.

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from vlad.detector import Detector
 from vlad.encoder import Encoder
 from vlad.layer_memory import LayerMemory
-from vlad.maps import TEMPERATURE, anomaly_probability, state_logits, to_size
+from vlad.maps import CERTAIN, TEMPERATURE, anomaly_probability, state_logits, to_size
 from vlad.memory import middle_layers
 from vlad.prompts import PromptPack, state_rows
 from vlad.views import moved
@@ -143,6 +143,10 @@ class AnoVl(Detector):
         if self.adapt:
             self.sentences = F.normalize(torch.cat(state_rows(self.encoder, pack, name)), dim=-1)
         return super()._prototypes(pack, name)
+
+    def _range(self) -> tuple[float, float]:
+        hot = 1 / (1 + math.exp(-CERTAIN * self.encoder.temperature))  # at temperature 1 all lies close above a half
+        return (0.0, 1.0) if self.references else (0.5, hot)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         temperature = TEMPERATURE if self.references else 1.0

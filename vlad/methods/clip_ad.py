@@ -41,6 +41,7 @@ from vlad.encoder import Encoder
 from vlad.layer_memory import LayerMemory
 from vlad.learned import Batch, LearnedDetector, official_parts
 from vlad.maps import (
+    CERTAIN,
     CLIP_TEMPERATURE,
     anomaly_probability,
     feature_surgery,
@@ -145,7 +146,9 @@ class ClipAd(LearnedDetector):
     def _range(self) -> tuple[float, float]:
         if self.references:
             return (0.0, 1.0)
-        return (-4.0, 8.0) if self.linear else (-4.0, 4.0)
+        streams = 1 if self.encoder.dense_path == "ordinary" else len(self.layers)
+        hot = streams * CERTAIN * self.encoder.temperature
+        return (0.0, hot + len(self.layers) / 2 if self.linear else hot)  # below 0 is cold
 
     def tokens(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Per quarter [B, 1 + N, C]: the value stream with the ordinary class token, and the ordinary tokens.

@@ -31,7 +31,7 @@ from vlad.detector import Detector
 from vlad.encoder import VALUE_PATH_BLOCKS, Encoder
 from vlad.images import read
 from vlad.layer_memory import LayerMemory
-from vlad.maps import anomaly_probability, feature_surgery, surgery_probability, to_size
+from vlad.maps import CERTAIN, anomaly_probability, feature_surgery, surgery_probability, to_size
 from vlad.memory import middle_layers
 from vlad.prompts import PromptPack, embed, prototypes
 
@@ -61,7 +61,7 @@ class ClipSurgery(Detector):
         return prototypes(self.encoder, pack, name, unit=True)
 
     def _range(self) -> tuple[float, float]:
-        return (0.0, 1.0) if self.references else self.scale
+        return (0.0, 1.0) if self.references else (0.0, CERTAIN * self.encoder.temperature)  # below 0 is cold
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self.memory.one_walk():
