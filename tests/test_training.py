@@ -70,8 +70,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, tiny_
 def test_killed_in_the_middle_it_goes_on_to_the_weights_of_an_undisturbed_run(data, tiny_encoder, tmp_path, moment):
     code = f"""
         import os, signal, torch
-        from vlad.resources import resource
-from vlad.training import train
+        from vlad.training import train
         seen = 0
         def progress(what, done, total):
             global seen
