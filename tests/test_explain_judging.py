@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from chat_stub import files, reply, said, seen_quarter, serving, words
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -45,8 +46,8 @@ class Judge:
     def ask(self, question):
         self.asked.append(question)
         words = question.parts[0]
-        texts = re.findall(r"Text [12]: (.*)", words)
-        return read_answer(self.write(words, *texts), question.answer, "stop", Usage(calls=1))
+        one, other = re.findall(r"Text [12]: (.*)", words) or ("", "")  # a second try shows the first answer alone
+        return read_answer(self.write(words, one, other), question.answer, "stop", Usage(calls=1))
 
 
 def points(*values):
@@ -118,7 +119,7 @@ def test_the_order_is_drawn_and_changes_nothing_for_a_judge_that_reads():
         one for one, other in zip(shown, swapped, strict=True) if one["candidate_first"] != other["candidate_first"]
     ]
     assert turned and [line["points"] for line in shown] == [line["points"] for line in swapped]
-    first = Judge(lambda words, one, other: points(2, 2, 2, 2) if one == "below" else points(0, 0, 0, 0))
+    first = Judge(lambda asked, one, other: points(2, 2, 2, 2) if one == "below" else points(0, 0, 0, 0))
     assert {
         (line["candidate_first"], line["points"]["type_right"]) for line in (judging.ask(p, first) for p in pairs)
     } == {
@@ -128,19 +129,24 @@ def test_the_order_is_drawn_and_changes_nothing_for_a_judge_that_reads():
 
 
 @pytest.mark.parametrize(
-    "said",
+    "written",
     ["Both are fine.", "", points(2, 2, 2, 3), points(2, -1, 2, 2), points(1.5, 2, 2, 2), points(True, 2, 2, 2),
      points("good", 2, 2, 2), '{"type_right": 2}', points(2, 2, 2, 2)[:-1]],
 )  # fmt: skip
-def test_a_judgement_that_cannot_be_read_is_counted_and_never_scored(root, tiny_encoder, said):
-    judge = Judge(lambda words, one, other: said if "Where?" in words or "Your last" in words else points(2, 2, 1, 1))
-    found, row = judged(root, tiny_encoder, judge)
+def test_a_judgement_that_cannot_be_read_is_counted_and_never_scored(root, tiny_encoder, tmp_path, written):
+    judge = Judge(
+        lambda asked, one, other: written if "Where?" in asked or "Your last" in asked else points(2, 2, 1, 1)
+    )
+    found, row = judged(root, tiny_encoder, judge, out=tmp_path / "out")
     assert row["unreadable"] == 0.25 and row["sum"] == 6 and row["appearance right"] == 1 and row["answers"] == 4
     assert found.unreadable == found.errors == 0  # those of the answers
+    assert found.usage["calls"] == 4 + len(judge.asked)  # second tries too
+    again = Judge(reads)
+    assert judged(root, tiny_encoder, again, out=tmp_path / "out")[1] == row and not again.asked
 
 
 def test_an_answer_that_did_not_come_has_no_points_and_is_not_judged(root, tiny_encoder):
-    judge = Judge(lambda words, one, other: points(2, 2, 2, 2))
+    judge = Judge(lambda asked, one, other: points(2, 2, 2, 2))
     _, row = judged(root, tiny_encoder, judge, Talker(ANSWERS | {"Why?": None}))
     assert len(judge.asked) == 3
     assert row["sum"] == 6 and row["nothing invented"] == 1.5 and row["unanswered"] == 0.25 and row["answers"] == 4
@@ -166,7 +172,7 @@ def test_a_killed_judge_goes_on_and_a_finished_one_is_asked_nothing(root, tiny_e
 
 
 def test_a_judge_that_breaks_is_left_out_and_asked_again(root, tiny_encoder, tmp_path):
-    _, row = judged(root, tiny_encoder, Judge(lambda *texts: 1 / 0), out=tmp_path / "out")
+    _, row = judged(root, tiny_encoder, Judge(lambda *given: 1 / 0), out=tmp_path / "out")
     assert row["unreadable"] == 1 and row["sum"] is None
     mended = Judge(reads)
     assert judged(root, tiny_encoder, mended, out=tmp_path / "out")[1]["sum"] == 4.5 and len(mended.asked) == 4
@@ -181,7 +187,7 @@ def test_another_wording_of_an_answer_is_judged_anew(root, tiny_encoder, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["--data", "mmad:nosuch", "--judge", "openai:m@http://localhost:1/v1"], "only visa_dr:ROOT"),
         (["--data", "visa_dr:nosuch", "--judge", "clip"], "judge is 'clip'"),
@@ -191,9 +197,9 @@ def test_another_wording_of_an_answer_is_judged_anew(root, tiny_encoder, tmp_pat
         (["--data", "visa_dr:nosuch", "--judge", "openai:m@https://example.com/v1", "--allow-remote"], "no .json file"),
     ],
 )
-def test_wrong_use_of_a_judge_is_one_sentence(arguments, said):
+def test_wrong_use_of_a_judge_is_one_sentence(arguments, sentence):
     done = CliRunner().invoke(app, ["eval-explain", *arguments])
-    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_set_without_references_is_refused_before_anything_is_asked(root, tiny_encoder):
@@ -203,3 +209,19 @@ def test_a_set_without_references_is_refused_before_anything_is_asked(root, tiny
     with pytest.raises(ValueError, match="no item has reference answers"):
         judged(root, tiny_encoder, Judge(reads), talker)
     assert not talker.asked
+
+
+def test_a_server_judges_with_a_key_of_its_own_and_is_sent_no_picture_of_the_set(root, monkeypatch):
+    def answer(request):
+        return reply(said(json.dumps({"code": seen_quarter(request)}) if files(request) else points(1, 1, 0, 2)))
+
+    monkeypatch.setenv("JUDGE_KEY", "k3y")
+    with serving(answer) as stub:
+        judge = ["--judge", f"openai:m@{stub.url}", "--judge-key-env", "JUDGE_KEY"]
+        done = CliRunner().invoke(app, ["eval-explain", "--data", f"visa_dr:{root}", *judge, "--json"])
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)["tables"][-1]["rows"][0]
+    assert row[0].startswith("openai:m@") and row[1:7] == [4, 1.0, 1.0, 0.0, 2.0, 4.0]
+    judging_requests = [request for request in stub.requests if "Text 2:" in words(request)]
+    assert len(judging_requests) == 4 and not any(map(files, judging_requests))
+    assert {headers["Authorization"] for headers in stub.headers} == {"Bearer k3y"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlad.explain.asking import Asker
-from vlad.explain.evaluation.answering import MAX_SECONDS, outcome
+from vlad.explain.evaluation.answering import MAX_SECONDS, outcome, usage_line
 from vlad.explain.evaluation.records import Line
 from vlad.explain.evaluation.scores import ASPECTS, TOP, judge_score
 from vlad.explain.evaluation.tables import Points, Table
@@ -77,8 +77,10 @@ def ask(pair: Pair, judge: Reasoner, seed: int = SEED) -> Line:
     candidate_first = random.Random(f"{seed} {pair.key}").random() < 0.5
     one, other = (pair.candidate, pair.reference) if candidate_first else (pair.reference, pair.candidate)
     words = f"Question: {pair.question}\nText 1: {one}\nText 2: {other}\n{RUBRIC}"
-    got = Asker(judge, MAX_SECONDS).ask(Ask((words,), Schema(SCHEMA), SYSTEM))
-    return {"candidate_first": candidate_first, "points": got.parsed, **outcome(got)}
+    asker = Asker(judge, MAX_SECONDS)
+    got = asker.ask(Ask((words,), Schema(SCHEMA), SYSTEM))
+    told = {"candidate_first": candidate_first, "points": got.parsed}
+    return {**told, **outcome(got), "usage": usage_line(asker.usage)}
 
 
 def table(judge: Reasoner, judged: Iterable[Line], unanswered: int) -> Table:
