@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlad
-from vlad.explain.evaluation import agreement, mmad, visa_dr
+from vlad.explain.evaluation import agreement, judging, mmad, visa_dr
 from vlad.explain.evaluation.answering import Answerer, by_reasoner, by_words, total_usage, usage_line
 from vlad.explain.evaluation.records import Line, Progress, answered
 from vlad.explain.evaluation.scores import calibration
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlad.encoder import Encoder
     from vlad.samples import Sample
 
-REPORT = "report.json"
+REPORT, JUDGE = "report.json", "judge"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ def evaluate_explanations(
     shots: int = 0,
     references: int = 1,
     official: bool = False,
+    judge: Any = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -88,29 +89,33 @@ def evaluate_explanations(
         shots: normal pictures that each category's detector is fitted on first; data sets only.
         references: good pictures shown beside each question; MMAD only.
         official: score MMAD as the published program does; changes no answer.
+        judge: a reasoner that scores answers against their references; VisA-D&R only. Its judgements are kept in
+            the folder `judge` of `out`, and what it used counts in `usage`.
         out: folder to write `answers.jsonl` and `report.json` to; a killed run goes on there.
         progress: called with (answers there are, answers in all).
 
     Raises:
-        ValueError: wrong data, a wrong reasoner, or a folder that holds a run with other settings.
+        ValueError: wrong data, a wrong reasoner or judge, or a folder that holds a run with other settings.
         FileNotFoundError: the data is not there.
         vlad.explain.reasoner.ReasonerError: a local model that does not load.
     """
     kind, _, root = str(data).partition(":")
+    judging_model = _judge(judge, kind)
     model, pack = make_reasoner(reasoner), PromptPack.load("winclip" if prompts is None else prompts)
     tower = encoder if isinstance(encoder, vlad.Encoder) else vlad.Encoder.load(encoder or "tiny")
     tier, place = Tier(model, tower, pack), None if out is None else Path(out)
-    settings = {"data": str(data), **tier.settings()}
+    settings, judged = {"data": str(data), **tier.settings()}, list[Line]()
     if kind == "mmad":
         run = Run(settings | {"references": references}, place, progress)
         lines, tables = _mmad(Path(root), tier, run, references, official)
         settings = run.settings | {"official": official}
     elif kind == "visa_dr":
-        lines, tables = _visa_dr(Path(root), tier, Run(settings, place, progress))
+        lines, tables, judged = _visa_dr(Path(root), tier, Run(settings, place, progress), judging_model)
+        settings |= {} if judging_model is None else {"judge": judging_model.name}
     else:
         settings |= {"shots": shots}
         lines, tables = _annotated(str(data), tier, Run(settings, place, progress), shots)
-    found = _evaluation(settings, tables, lines)
+    found = _evaluation(settings, tables, lines, judged)
     if place is not None:
         write_whole(place / REPORT, json.dumps(found.to_dict(), indent=1, allow_nan=False).encode())
     return found
@@ -133,9 +138,26 @@ def _mmad(root: Path, tier: Tier, run: Run, references: int, official: bool) -> 
     return lines, tables + _calibration([line["p_anomalous"] for line in lines], truth)
 
 
-def _visa_dr(root: Path, tier: Tier, run: Run) -> tuple[list[Line], list[Table]]:
+def _judge(which: Any, kind: str) -> Reasoner | None:
+    """The judge that is named; a ValueError where it is none or has nothing to judge."""
+    if which is None:
+        return None
+    if kind != "visa_dr":
+        raise ValueError(
+            f"a judge was given for {kind}; it reads answers in words, so only visa_dr:ROOT has use for it"
+        )
+    model = make_reasoner(which)
+    if model is None:
+        raise ValueError(f"judge is {which!r}; expected hf:FOLDER_OR_ID or openai:MODEL@BASE_URL")
+    return model
+
+
+def _visa_dr(root: Path, tier: Tier, run: Run, judge: Reasoner | None) -> tuple[list[Line], list[Table], list[Line]]:
+    """Lines, tables, and the lines of the judge."""
     answerer, talk = tier.answerer, tier.talk
     items = [(item.key, item) for item in visa_dr.items(root)]
+    if judge is not None and not any(item.answers for _, item in items):
+        raise ValueError(f"{root}: no item has reference answers, so a judge has nothing to compare with; leave it out")
     lines = run.lines(items, lambda item: visa_dr.ask(item, answerer, talk))
     tables = []
     if judged := visa_dr.detection(lines):
@@ -145,8 +167,19 @@ def _visa_dr(root: Path, tier: Tier, run: Run) -> tuple[list[Line], list[Table]]
     if any(line["references"] for line in lines):
         texts = visa_dr.reasoning(lines, tier.encoder)
         tables.append(Table("VisA-D&R, reasoning (own protocol)", tuple(texts), (tuple(texts.values()),)))
+    pairs, judgements = judging.pairs([item for _, item in items], lines), list[Line]()
+    if judge is not None and pairs:
+        judgements = _judged(pairs, judge, run)
+        tables.append(judging.table(judge, judgements, sum(not pair.candidate for pair in pairs)))
     truth = [line["anomalous"] for line in lines]
-    return lines, tables + _calibration([line["p_anomalous"] for line in lines], truth)
+    return lines, tables + _calibration([line["p_anomalous"] for line in lines], truth), judgements
+
+
+def _judged(pairs: Sequence[judging.Pair], judge: Reasoner, run: Run) -> list[Line]:
+    """The judgements of all answers that came, kept beside them."""
+    place = None if run.out is None else run.out / JUDGE
+    answers = [(pair.key, pair) for pair in pairs if pair.candidate]
+    return Run(judging.settings(judge), place, run.progress).lines(answers, lambda pair: judging.ask(pair, judge))
 
 
 def _annotated(data: str, tier: Tier, run: Run, shots: int) -> tuple[list[Line], list[Table]]:
@@ -204,7 +237,9 @@ def _calibration(probabilities: Sequence[float | None], truth: Sequence[bool | N
     return [Table("Calibration of p(anomalous)", tuple(numbers), (tuple(numbers.values()),))]
 
 
-def _evaluation(settings: dict[str, Any], tables: Sequence[Table], lines: Sequence[Line]) -> Evaluation:
+def _evaluation(
+    settings: dict[str, Any], tables: Sequence[Table], lines: Sequence[Line], judged: Sequence[Line]
+) -> Evaluation:
     reviews = [line["needs_review"] for line in lines if "needs_review" in line]
     return Evaluation(
         settings,
@@ -213,5 +248,5 @@ def _evaluation(settings: dict[str, Any], tables: Sequence[Table], lines: Sequen
         errors=sum(line["error"] is not None for line in lines) / len(lines),
         unreadable=sum(line["unreadable"] is not None for line in lines) / len(lines),
         needs_review=sum(reviews) if reviews else None,
-        usage=usage_line(total_usage(lines)),
+        usage=usage_line(total_usage([*lines, *judged])),
     )

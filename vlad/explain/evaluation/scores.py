@@ -1,6 +1,7 @@
 """The numbers that judge explanations: small functions of plain values, each with an example worked by hand.
 
-All values are in [0, 1] and larger is better, but for calibration error. What cannot be computed is None.
+All values but a judge's points are in [0, 1], and larger is better, but for calibration error. What cannot be computed
+is None.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 import vlad
-from vlad.explain.votes import SURE_ANOMALOUS, SURE_NORMAL
+from vlad.explain.votes import SURE_ANOMALOUS, SURE_NORMAL, mean
 from vlad.prediction import LOCATIONS
 
 Box = tuple[int, int, int, int]  # (x0, y0, x1, y1), right and bottom exclusive
 
 BINS = 10  # of the calibration error
+ASPECTS = ("type_right", "place_right", "appearance_right", "nothing_invented")  # of a judgement
+TOP = 2  # points in one aspect
 
 
 # Words
@@ -40,6 +43,24 @@ def rouge_l(candidate: str, reference: str) -> float:
         for index, theirs in enumerate(other):
             row.append(before[index] + 1 if word == theirs else max(before[index + 1], row[index]))
     return 2 * row[-1] / (len(one) + len(other))
+
+
+def judge_score(judgements: Sequence[Sequence[int] | None]) -> dict[str, float | None]:
+    """Mean points of each aspect (0-2) and "sum", that of their sums (0-8); None is a judgement that was unreadable.
+
+    Such judgements are left out of the means; "unreadable" is their share. Two were read here, with sums 7 and 4:
+
+    >>> judge_score([(2, 2, 1, 2), (0, 1, 1, 2), None, None])["sum"]
+    5.5
+
+    Raises:
+        ValueError: no judgements.
+    """
+    if not judgements:
+        raise ValueError("no judgements given; expected one for each answer")
+    read = [points for points in judgements if points is not None]
+    found = {name: mean(points[index] for points in read) for index, name in enumerate(ASPECTS)}
+    return found | {"sum": mean(sum(points) for points in read), "unreadable": 1 - len(read) / len(judgements)}
 
 
 def _words(text: str) -> list[str]:

@@ -7,9 +7,13 @@ from typing import Any
 Cell = str | float | int | None
 
 
+class Points(float):
+    """A number on a scale of its own, which is no share."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """Named columns and rows; floats are shares in [0, 1], None is what cannot be computed."""
+    """Named columns and rows; floats but `Points` are shares in [0, 1], None is what cannot be computed."""
 
     title: str
     columns: tuple[str, ...]
@@ -62,6 +66,8 @@ class Evaluation:
 
 
 def _shown(cell: Cell) -> str:
+    if isinstance(cell, Points):
+        return f"{cell:.2f}"
     if isinstance(cell, float):
         return f"{100 * cell:.1f}"
     return "n/a" if cell is None else str(cell)
