@@ -146,7 +146,7 @@ def with_adapter(
         if adapter is None:
             raise ValueError(
                 f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
-                "`vlad train` makes (adapters/README.md also lists what the authors publish), or take encoder 'tiny'"
+                "`vlad train` makes; adapters/README.md lists what ships for 'tiny' and what the authors publish"
             )
     if adapter.suffix in adapter_file.OFFICIAL:
         return _from_official(kind, encoder, adapter, options)
