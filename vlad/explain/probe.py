@@ -31,7 +31,7 @@ def probe(post: Post) -> tuple[bool, bool, bool]:
     Two white pictures, each with another quarter black: one that always says the same fails. The schema's words are
     not in the question, so only a server that enforces it can answer with them. Raises ServerError without an answer.
     """
-    found = [_once(post, quarter) for quarter in random.sample(range(4), 2)]
+    found = [_once(post, quarter) for quarter in random.SystemRandom().sample(range(4), 2)]
     sees, schema, probs = (all(one[index] for one in found) for index in range(3))
     return sees, schema, probs
 

@@ -79,7 +79,7 @@ class Server:
             try:
                 reply = self._once(path, json.dumps(body).encode(), deadline)
             except ServerError as error:
-                pause = error.wait_s or BACKOFF_S * 2**attempt * random.uniform(1, 1.25)
+                pause = error.wait_s or BACKOFF_S * 2**attempt * random.SystemRandom().uniform(1, 1.25)
                 again = error.status is None or error.status in RETRIED or error.status >= 500
                 if not again or attempt == RETRIES or time.monotonic() + pause >= deadline:
                     self._failures += 1
