@@ -8,7 +8,9 @@ process with --shards-only may draw ahead), and trains the blocks, the projectio
 - windows: the class token of 2 x 2 and 3 x 3 patches run as short sequences (as in WinCLIP), with the window's label;
 - global: the class token of the whole picture, anomalous where the mask is not empty;
 - words: the embedding of the marked patches, and of the picture, against one sentence per kind of defect;
-- captions: contrast between the pictures of a batch and their captions.
+- captions: contrast between the pictures of a batch and their captions;
+- memory: each patch against the closest one of the twin, in the layers that a memory of normal pictures keeps;
+- texture: the stem's features from the tokens of the first of these layers, so that they keep what things look like.
 
 Sentences name random things, mostly not what the picture shows, so that unusual names work as well. Killed and started
 again with the same arguments it goes on from its last checkpoint and ends with the same weights.
@@ -27,10 +29,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from tiny_pool import Pool, make_shard, standardise
-from torch import Tensor
+from tiny_pool import Pool, standardise
+from torch import Tensor, nn
 
 from vlad import tiny
+from vlad.dtypes import fastest_safe_dtype
+from vlad.memory import middle_layers, neighbourhood_mean
 from vlad.resources import resource
 from vlad.synthetic.defects import WORDS
 
@@ -38,34 +42,63 @@ log = logging.getLogger("train_tiny")
 
 CONFIG = json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text(encoding="utf-8"))
 TEMPERATURE = 0.07
-WEIGHTS = {"dense": 2.0, "dice": 0.5, "window": 1.0, "global": 0.7, "words": 0.4, "captions": 0.15}
+WEIGHTS = {
+    "dense": 2.0,
+    "dice": 0.5,
+    "window": 1.0,
+    "global": 1.0,
+    "words": 0.4,
+    "captions": 0.15,
+    "memory": 0.5,
+    "texture": 0.3,
+}
+PAIRS = 0.3  # of a batch are defective pictures whose twins are there too
 
 # --- sentences ------------------------------------------------------------------------------------------------------
 
 SENTENCES = tomllib.loads(resource("adapters/weights/tiny/sentences.toml").read_text(encoding="utf-8"))
+
+SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvwxz" for vowel in ("a", "e", "i", "o", "u", "ar", "en")]
 
 
 def _pick(rng: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
     return words[rng.integers(len(words))]
 
 
-def state_sentences(rng: np.random.Generator, state: int, count: int, objects: list[str]) -> list[str]:
-    """Random sentences of a state (0 normal, 1 anomalous); a third of the anomalous ones name a kind of defect."""
-    sentences = []
-    for _ in range(count):
-        phrase = _pick(rng, SENTENCES[("normal", "anomalous")[state]])
-        if state and rng.random() < 0.35:
-            phrase = "{} with " + _pick(rng, WORDS[_pick(rng, list(WORDS))])
-        name = _pick(rng, objects) if rng.random() < 0.3 else _pick(rng, SENTENCES["names"])
-        sentences.append(_pick(rng, SENTENCES["templates"]).format(phrase.format(name)))
+def kind_phrase(rng: np.random.Generator, kind: str) -> str:
+    """A thing with a kind of defect, by a noun ("{} with a crack") or an adjective ("cracked {}")."""
+    if rng.random() < 0.3:
+        return _pick(rng, SENTENCES["adjectives"][kind]) + " {}"
+    return "{} with " + _pick(rng, WORDS[kind])
+
+
+def any_name(rng: np.random.Generator, objects: list[str]) -> str:
+    """Something a user may call a thing: of the list, what a picture shows, or a word that nobody has heard."""
+    if (which := rng.random()) < 0.1:
+        return "".join(_pick(rng, SYLLABLES) for _ in range(rng.integers(1, 5)))
+    return _pick(rng, objects) if which < 0.4 else _pick(rng, SENTENCES["names"])
+
+
+def state_sentences(rng: np.random.Generator, count: int, objects: list[str]) -> list[str]:
+    """`count` random normal sentences, then as many anomalous ones; half of these name a kind of defect.
+
+    Half of the time all have the same name, as they have when a detector is asked.
+    """
+    name, sentences = any_name(rng, objects) if rng.random() < 0.5 else None, []
+    for state in ("normal", "anomalous"):
+        for _ in range(count):
+            phrase = _pick(rng, SENTENCES[state])
+            if state == "anomalous" and rng.random() < 0.5:
+                phrase = kind_phrase(rng, _pick(rng, list(WORDS)))
+            sentences.append(_pick(rng, SENTENCES["templates"]).format(phrase.format(name or any_name(rng, objects))))
     return sentences
 
 
-def kind_sentences(rng: np.random.Generator) -> list[str]:
+def kind_sentences(rng: np.random.Generator, objects: list[str]) -> list[str]:
     """One sentence for a good thing, then one for each kind of defect, all with the same template and name."""
-    template, name = _pick(rng, SENTENCES["templates"]), _pick(rng, SENTENCES["names"])
-    bad = [f"{name} with {_pick(rng, words)}" for words in WORDS.values()]
-    return [template.format(phrase) for phrase in [_pick(rng, SENTENCES["normal"]).format(name), *bad]]
+    template, name = _pick(rng, SENTENCES["templates"]), any_name(rng, objects)
+    phrases = [_pick(rng, SENTENCES["normal"]), *(kind_phrase(rng, kind) for kind in WORDS)]
+    return [template.format(phrase.format(name)) for phrase in phrases]
 
 
 # --- the towers -----------------------------------------------------------------------------------------------------
@@ -79,10 +112,29 @@ def embed_tokens(model: CLIP, features: Tensor) -> Tensor:
     return visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
 
 
-def run_blocks(model: CLIP, tokens: Tensor) -> Tensor:
-    """Unit joint embeddings [B, 1 + N, D] of all tokens after the last block."""
-    visual = model.visual
-    return F.normalize(visual.ln_post(visual.transformer(tokens)) @ visual.proj, dim=-1)
+def attend(block: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention written out [B, N, C]: on a CPU in bfloat16 its way back takes half as long as the fused one's."""
+    heads = (block.num_heads, x.shape[-1] // block.num_heads)
+    packed = F.linear(x, block.in_proj_weight, block.in_proj_bias)
+    q, k, v = packed.unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)  # [B, heads, N, C / heads] each
+    odds = (q * heads[1] ** -0.5) @ k.transpose(-1, -2)
+    shares = (odds if mask is None else odds + mask).softmax(-1)
+    return block.out_proj((shares @ v).transpose(1, 2).flatten(2))
+
+
+def walk(tower: nn.Module, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    """Tokens [B, N, C] after each block of an open_clip transformer."""
+    found = []
+    for block in tower.resblocks:
+        x = x + attend(block.attn, block.ln_1(x), mask)
+        x = x + block.mlp(block.ln_2(x))
+        found.append(x)
+    return found
+
+
+def joint(model: CLIP, tokens: Tensor) -> Tensor:
+    """Unit joint embeddings [B, N, D], float32, of the last block's tokens."""
+    return F.normalize((model.visual.ln_post(tokens) @ model.visual.proj).float(), dim=-1)
 
 
 def window_rows(side: int, k: int) -> Tensor:
@@ -96,8 +148,8 @@ def text(model: CLIP, tokenizer: tiny.Tokenizer, sentences: list[str]) -> Tensor
     tokens = tokenizer(sentences)
     length = int(tokens.argmax(-1).max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+    x = model.ln_final(walk(model.transformer, x, model.attn_mask[:length, :length])[-1])
+    return (x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection).float()
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -132,7 +184,8 @@ def window_loss(model: CLIP, tokens: Tensor, label: Tensor, prototypes: Tensor, 
         picks = np.stack([rng.choice(len(rows), 4, p=o / o.sum()) for o in odds])
         chosen = rows[torch.from_numpy(picks)]  # [B, 4, 1 + k * k]
         windows = tokens[torch.arange(len(tokens))[:, None, None], chosen].flatten(0, 1)
-        logit = state_logit(run_blocks(model, windows)[:, 0], prototypes)
+        embeddings = joint(model, walk(model.visual.transformer, windows)[-1])
+        logit = state_logit(embeddings[:, 0], prototypes)
         target = worst.gather(1, torch.from_numpy(picks)).flatten()
         total = total + F.binary_cross_entropy_with_logits(logit, target)
     return total / 2
@@ -153,18 +206,43 @@ def word_loss(model: CLIP, embeddings: Tensor, label: Tensor, notes: list[dict],
     return sum(F.cross_entropy(x @ kinds.T / TEMPERATURE, target) for x in (marked, embeddings[keep, 0]))
 
 
-def losses(model: CLIP, tokenizer: tiny.Tokenizer, batch: tuple, rng: np.random.Generator) -> dict[str, Tensor]:
+class Heads(nn.Module):
+    """What only training needs: how distances become log odds, and how tokens tell the stem's features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(3.0))
+        self.features = nn.Linear(width, tiny.STEM_CHANNELS)
+
+
+def memory_loss(heads: Heads, layers: list[Tensor], label: Tensor, pairs: int) -> Tensor:
+    """Cross entropy of the distance of each patch to the closest one of the picture's twin, with the label [B, N].
+
+    The twins of the first `pairs` pictures are the next `pairs`. Distances are those of a memory of normal pictures.
+    """
+    side = math.isqrt(label.shape[1])
+    middle = [layers[layer - 1][: 2 * pairs, 1:].float() for layer in middle_layers(len(layers))]
+    rows = torch.cat([F.normalize(neighbourhood_mean(x, (side, side), 3), dim=-1) for x in middle], -1)
+    nearest = (rows[:pairs] @ rows[pairs:].transpose(1, 2)).amax(-1) / len(middle)
+    logit = heads.scale * (1 - nearest) - heads.offset
+    return F.binary_cross_entropy_with_logits(logit, label[:pairs], weight=1 + 2 * label[:pairs])
+
+
+def losses(
+    model: CLIP, heads: Heads, tokenizer: tiny.Tokenizer, batch: tuple, pairs: int, rng: np.random.Generator
+) -> dict[str, Tensor]:
     """All losses of one batch by name."""
     features, shares, notes = batch
     objects = [note["object"] for note in notes]
-    sentences = [s for state in (0, 1) for s in state_sentences(rng, state, 10, objects)]
-    sentences += kind_sentences(rng) + [note["caption"] for note in notes]
+    sentences = state_sentences(rng, 10, objects)
+    sentences += kind_sentences(rng, objects) + [note["caption"] for note in notes]
     raw = text(model, tokenizer, sentences)
     prototypes = raw[:20].unflatten(0, (2, 10)).mean(1)
     kinds, captions = raw[20 : 21 + len(WORDS)], F.normalize(raw[21 + len(WORDS) :], dim=-1)
 
     tokens = embed_tokens(model, features)
-    embeddings = run_blocks(model, tokens)
+    layers = walk(model.visual.transformer, tokens)
+    embeddings = joint(model, layers[-1])
     label = soft_label(shares.flatten(1))
     logit = state_logit(embeddings, prototypes)
     found = {}
@@ -175,6 +253,10 @@ def losses(model: CLIP, tokenizer: tiny.Tokenizer, batch: tuple, rng: np.random.
     likeness = model.logit_scale.exp().clamp(max=50) * embeddings[:, 0] @ captions.T
     target = torch.arange(len(likeness))
     found["captions"] = (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
+    if pairs:
+        found["memory"] = memory_loss(heads, layers, label, pairs)
+    told = heads.features(layers[middle_layers(len(layers))[0] - 1][:, 1:])
+    found["texture"] = F.mse_loss(told.float(), features.flatten(2).transpose(1, 2))
     return found
 
 
@@ -206,6 +288,31 @@ def rate(step: int, steps: int, peak: float, warm: int = 200) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))))
 
 
+def disturbed(rng: np.random.Generator, features: Tensor, shares: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Features [B, C, h, w] and shares [B, h, w] with noise, and channels and sides changed as another camera might.
+
+    Noise differs from place to place, a channel's gain and shift are one for the whole picture and its twin, and
+    pictures are turned over (a pair alike) in one of four ways.
+    """
+    count, channels = features.shape[:2]
+    same = np.arange(count)
+    same[pairs : 2 * pairs] = np.arange(pairs)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+    def amount(high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(0, high, (count, 1, 1, 1)).astype(np.float32))
+
+    gain, shift = (normal(count, channels, 1, 1) * amount(0.2) for _ in range(2))
+    features = features * (1 + gain[same]) + shift[same] + normal(*features.shape) * amount(0.3)
+    over = rng.integers(0, 2, (2, count)).astype(bool)[:, same]
+    for axis, chosen in zip((-1, -2), torch.from_numpy(over), strict=True):
+        features = torch.where(chosen[:, None, None, None], features.flip(axis), features)
+        shares = torch.where(chosen[:, None, None], shares.flip(axis), shares)
+    return features, shares
+
+
 class Run:
     """One training run: model, optimiser, the running average of the weights, and its checkpoint file."""
 
@@ -215,18 +322,24 @@ class Run:
         self.moving = learned(self.model)
         decay = [p for p in self.moving.values() if p.ndim > 1]
         plain = [p for p in self.moving.values() if p.ndim <= 1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.heads = Heads(CONFIG["model_cfg"]["vision_cfg"]["width"])
+        plain += list(self.heads.parameters())
         groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+        self.dtype = fastest_safe_dtype(torch.device("cpu"))
         self.average = {name: p.detach().clone() for name, p in self.moving.items()}
 
     def advance(self, pool: Pool, shards: int, batch: int) -> dict[str, float]:
         """One step; its randomness depends on seed and step alone, so that resuming changes nothing."""
         rng = np.random.default_rng((self.seed, 1, self.step))
         open_shards = min(shards, 2 + int(self.step / max(self.steps * 0.7, 1) * shards))
-        features, shares, notes = pool.batch(rng, open_shards, batch)
-        noise = torch.from_numpy(rng.standard_normal(features.shape, dtype=np.float32))
-        features = features + noise * torch.from_numpy(rng.uniform(0, 0.3, (batch, 1, 1, 1)).astype(np.float32))
-        found = losses(self.model, self.tokenizer, (features, shares, notes), rng)
+        pairs = round(batch * PAIRS)
+        features, shares, notes = pool.batch(rng, open_shards, batch, pairs)
+        features, shares = disturbed(rng, features, shares, pairs)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            found = losses(self.model, self.heads, self.tokenizer, (features, shares, notes), pairs, rng)
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.step, self.steps, self.peak)
         self.optimiser.zero_grad()
@@ -245,6 +358,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
+            "heads": self.heads.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
         }
@@ -256,6 +370,7 @@ class Run:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.model.load_state_dict(state["model"])
+            self.heads.load_state_dict(state["heads"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average, self.step = state["average"], state["step"]
 
@@ -273,7 +388,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3800)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights' start and of the batches")
+    parser.add_argument("--pool-seed", type=int, default=0, help="of the pictures; runs of several seeds share a pool")
     parser.add_argument("--shards-only", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only draw these shards")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -283,12 +399,11 @@ def main() -> None:
     run = Run(arguments.seed, arguments.steps, arguments.rate, arguments.out / "checkpoint.pt")
     stem = run.model.visual.conv1
     standardise(stem, arguments.pool)
-    pool = Pool(arguments.pool, stem, arguments.seed, 1024)
+    pool = Pool(arguments.pool, stem, arguments.pool_seed, 1024)
     if arguments.shards_only:
         for number in range(arguments.shards_only[0], arguments.shards_only[1] + 1):
-            if not pool.path(number).exists():
-                make_shard(stem, pool.path(number), arguments.seed, number, 1024)
-                log.info("shard %d", number)
+            pool.ensure(number)
+            log.info("shard %d", number)
         return
     run.resume()
     started, first = time.monotonic(), run.step

@@ -396,7 +396,7 @@ def test_records_past_the_budget_are_read_back_from_the_file():
     records = Records(budget=2 * drawn[0].nbytes)
     for one in drawn:
         records.append(one)
-    assert (len(records), len(records.inside)) == (7, 2)
+    assert (len(records), records.inside) == (7, 2)
     for numbers in ([0], [6, 1, 3], range(7)):
         assert torch.equal(records.read(numbers, 1), drawn[list(numbers), 1])
 

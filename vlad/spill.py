@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vlad.resources import cache_dir
 
+BLOCK_BYTES = 16 * 2**20
+
 
 def unnamed_file(size: int, what: str) -> IO[bytes]:
     """An open file for `size` bytes.
@@ -43,27 +45,35 @@ def _write(file: IO[bytes], start: int, values: Tensor) -> None:
 
 
 class Records:
-    """Equal tensors, appended one by one and read by their numbers; those past the budget lie in a file."""
+    """Equal tensors, appended one by one and read by their numbers; those past the budget lie in a file.
+
+    Within the budget they lie in blocks of BLOCK_BYTES: thousands of small tensors, kept between large short-lived
+    ones, would leave the heap full of holes.
+    """
 
     def __init__(self, budget: int):
-        self.budget, self.held = budget, 0
-        self.inside: list[Tensor] = []
+        self.budget = budget
+        self.blocks: list[Tensor] = []
         self.outside: IO[bytes] | None = None
-        self.count = 0
+        self.count = self.inside = 0  # records, and how many of them lie in memory
 
     def __len__(self) -> int:
         return self.count
 
     def append(self, record: Tensor) -> None:
         """Keeps [parts, ...]; all records have the first one's shape and dtype, and lie in main memory."""
-        record = record.cpu()
-        if not self.outside and self.held + record.nbytes <= self.budget:
-            self.inside.append(record.clone())
-            self.held += record.nbytes
+        if not self.count:
+            self.shape, self.dtype = record.shape, record.dtype
+            self.together = max(1, min(BLOCK_BYTES, self.budget) // record.nbytes)
+        if (self.inside + 1) * record.nbytes <= self.budget:
+            block, place = divmod(self.inside, self.together)
+            if block == len(self.blocks):
+                self.blocks.append(torch.empty((self.together, *self.shape), dtype=self.dtype))
+            self.blocks[block][place] = record
+            self.inside += 1
         else:
             self.outside = self.outside or unnamed_file(record.nbytes, "what does not fit in memory")
-            self.shape, self.dtype = record.shape, record.dtype
-            _write(self.outside, (self.count - len(self.inside)) * record.nbytes, record)
+            _write(self.outside, (self.count - self.inside) * record.nbytes, record.cpu())
         self.count += 1
 
     def read(self, numbers: Sequence[int], part: int) -> Tensor:
@@ -71,11 +81,12 @@ class Records:
         return torch.stack([self._one(number, part) for number in numbers])
 
     def _one(self, number: int, part: int) -> Tensor:
-        if number < len(self.inside):
-            return self.inside[number][part]
+        if number < self.inside:
+            block, place = divmod(number, self.together)
+            return self.blocks[block][place, part]
         assert self.outside is not None
         parts, *shape = self.shape
-        place = (number - len(self.inside)) * parts + part
+        place = (number - self.inside) * parts + part
         return _read(self.outside, place * math.prod(shape) * self.dtype.itemsize, tuple(shape), self.dtype)
 
 

@@ -168,9 +168,9 @@ def save(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> No
 
 def fold(kernel: Tensor, norm: Sequence[Tensor], eps: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution that does a bias-free one and its batch norm (weight, bias, mean, var)."""
-    weight, bias, mean, var = norm
+    weight, bias, mean, var = (part.double() for part in norm)  # so that all machines round the result alike
     gain = weight / torch.sqrt(var + eps)
-    return kernel * gain[:, None, None, None], bias - mean * gain
+    return kernel.double() * gain[:, None, None, None], bias - mean * gain
 
 
 def read_lite0(stem: Stem, state: Mapping[str, Tensor]) -> None:

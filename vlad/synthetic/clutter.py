@@ -85,12 +85,34 @@ def _margin(rng: Generator, size: int) -> Array:
     return band + (np.clip((-u + waves - rng.uniform(0.6, 1)) * blur + 0.5, 0, 1) if rng.random() < 0.5 else 0)
 
 
-CLUTTER = (_bars, _bars, _repeated, _hairlines, _text, _seam, _highlight, _margin)
+def _bands(rng: Generator, size: int) -> Array:
+    """Light that is uneven along one axis: broad soft stripes, the same all the way across."""
+    profile = cloud(rng, size, int(rng.integers(3, 12)), int(rng.integers(1, 4)))[:1]
+    wide = np.broadcast_to(profile * 0.4, (size, size))
+    return wide.T if rng.random() < 0.5 else wide
+
+
+def _tabs(rng: Generator, size: int) -> Array:
+    """The same blob some times along one border, or along two opposite ones."""
+    u, v = axes(size, rng.choice([0, np.pi / 2]))
+    count, deep, wide = int(rng.integers(2, 7)), rng.uniform(0.03, 0.15), rng.uniform(0.1, 0.45)
+    along = np.abs((v * count / 2 + rng.choice([0, 0.5])) % 1 - 0.5) * 2
+    inside = np.minimum(1 - u, 1 + u) if rng.random() < 0.6 else 1 - u
+    return np.clip((1 - np.hypot(inside / deep, along / wide)) * rng.uniform(1, 6), 0, 1)
+
+
+def _blotches(rng: Generator, size: int) -> Array:
+    """Blots of all sizes all over."""
+    spots = cloud(rng, size, int(rng.integers(5, 24)), int(rng.integers(1, 5)), rng.uniform(0.4, 0.9))
+    return np.clip((spots - rng.uniform(1, 1.8)) * rng.uniform(0.7, 4), 0, 1)
+
+
+CLUTTER = (_bars, _bars, _repeated, _hairlines, _text, _seam, _highlight, _margin, _bands, _tabs, _blotches)
 
 
 def clutter(rng: Generator, canvas: Array, part: Array) -> Array:
     """The canvas [S, S, 3] with up to three kinds of normal marks on it, mostly within the part [S, S]."""
-    for _ in range(rng.choice(4, p=[0.45, 0.3, 0.15, 0.1])):
+    for _ in range(rng.choice(4, p=[0.35, 0.3, 0.2, 0.15])):
         cover = CLUTTER[rng.integers(len(CLUTTER))](rng, canvas.shape[0])
         shift = rng.choice([-1, 1]) * rng.uniform(0.05, 0.4) + rng.normal(0, rng.choice([0, 0.1]), 3)
         within = part if rng.random() < 0.8 else 1.0

@@ -60,7 +60,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 def _amount(rng: Generator, unit: float, low: float = 1.5, high: float = 4.5) -> float:
     """A signed strength: some units of the picture's contrast, never below a visible floor."""
-    return float(rng.choice([-1, -1, 1]) * max(rng.uniform(low, high) * unit, rng.uniform(0.05, 0.25)))
+    return float(rng.choice([-1, -1, 1]) * max(rng.uniform(low, high) * unit, rng.uniform(0.035, 0.25)))
 
 
 def _reach(rng: Generator, size: int, low: float = 0.02, high: float = 0.25) -> float:
@@ -85,7 +85,11 @@ def _scratch(rng: Generator, scene: Scene, canvas: Array, unit: float) -> Marked
 
 def _crack(rng: Generator, scene: Scene, canvas: Array, unit: float) -> Marked:
     size, at, heading = len(canvas), spot(rng, scene.part), rng.uniform(0, 2 * np.pi)
-    trunk, width = walk(rng, at, _reach(rng, size, 0.12, 1.0), rng.uniform(0.15, 0.5), heading), rng.uniform(0.8, 3.5)
+    if rng.random() < 0.35:  # along a plane of weakness: straight, often from side to side
+        heading, bend = rng.choice([heading, np.pi / 4, 3 * np.pi / 4]), rng.uniform(0, 0.08)
+    else:
+        bend = rng.uniform(0.15, 0.5)
+    trunk, width = walk(rng, at, _reach(rng, size, 0.12, 1.2), bend, heading), rng.uniform(0.8, 3.5)
     lines = [(trunk[k : k + 3], width * rng.uniform(0.5, 1.2)) for k in range(0, len(trunk) - 1, 2)]
     for _ in range(rng.integers(0, 4)):
         x, y = trunk[rng.integers(len(trunk))]
@@ -107,11 +111,13 @@ def _stain(rng: Generator, scene: Scene, canvas: Array, unit: float) -> Marked:
 
 def _lesion(rng: Generator, scene: Scene, canvas: Array, unit: float) -> Marked:
     size = len(canvas)
-    height = blob(rng, size, spot(rng, scene.part), _reach(rng, size, 0.05, 0.22), rng.uniform(0.05, 0.3))
+    height = blob(rng, size, spot(rng, scene.part), _reach(rng, size, 0.05, 0.27), rng.uniform(0.05, 0.3))
     cover = np.clip(soft(np.clip(height * 3, 0, 1), rng.uniform(0.5, 3)) * 1.1 - 0.1, 0, 1) * scene.part
     inner = soft(canvas.mean(-1), 5)[..., None] + rng.uniform(0, 0.6) * unit * cloud(rng, size, 12, 3)[..., None]
     amount = _amount(rng, unit, 1, 3.5) * rng.choice([1, -1])
     core = np.clip(height * 2 - 0.8, 0, 1)[..., None] * rng.choice([0, 0, -1.5, 0.7]) * amount
+    if rng.random() < 0.25:  # a bright rim round a darker inside
+        core = core - 2 * amount * np.clip((height - rng.uniform(0.25, 0.5)) * 6, 0, 1)[..., None]
     return canvas + cover[..., None] * (inner + amount + core - canvas), cover
 
 
@@ -222,8 +228,14 @@ def _discolouration(rng: Generator, scene: Scene, canvas: Array, unit: float) ->
 def _uneven(rng: Generator, scene: Scene, canvas: Array, unit: float) -> Marked:
     """A large area that is darker, brighter or rougher, often with one straight border."""
     size, at = len(canvas), spot(rng, scene.part)
-    u, v = axes(size, rng.uniform(0, 2 * np.pi), (2 * at[0] / size - 1, 2 * at[1] / size - 1))
-    height = np.minimum(u * 6, 0.9 - np.hypot(u, v * rng.uniform(0.5, 2)) / rng.uniform(0.25, 0.9))
+    centre = (2 * at[0] / size - 1, 2 * at[1] / size - 1)
+    u, v = axes(size, rng.uniform(0, 2 * np.pi), centre)
+    if (shape := rng.random()) < 0.5:
+        height = np.minimum(u * 6, 0.9 - np.hypot(u, v * rng.uniform(0.5, 2)) / rng.uniform(0.25, 0.9))
+    elif shape < 0.75:  # all on one side of a border from edge to edge
+        height = u * 6 + rng.uniform(0, 0.3) * np.sin(v * rng.uniform(1, 4))
+    else:  # a shard between two straight borders
+        height = 6 * np.minimum(u, axes(size, rng.uniform(0, 2 * np.pi), centre)[0])
     height = height + rng.choice([0, 0.15, 0.4]) * cloud(rng, size, 5, 4)
     cover = np.clip(height * rng.choice([2, 8, 30]), 0, 1) * scene.part
     mean = soft(canvas.mean(-1), 8)[..., None]
@@ -298,7 +310,7 @@ def _visible(before: Array, after: Array, mask: Array, unit: float) -> bool:
     if mask.sum() < 12:
         return False
     change = np.abs(np.clip(after, 0, 1) - np.clip(before, 0, 1)).mean(-1)[mask]
-    return bool(change.mean() > max(0.8 * unit, 0.04))
+    return bool(change.mean() > max(0.7 * unit, 0.03))
 
 
 def spoil(rng: Generator, scene: Scene, tries: int = 12) -> tuple[Array, Array, tuple[str, ...]]:
@@ -317,7 +329,7 @@ def spoil(rng: Generator, scene: Scene, tries: int = 12) -> tuple[Array, Array, 
         kind = same or kinds[rng.choice(len(kinds), p=odds / odds.sum())]
         after, cover = DEFECTS[kind](rng, scene, canvas, unit)
         here = cover > 0.25
-        if _visible(canvas, after, here, unit) and (mask | here).mean() < 0.45:
+        if _visible(canvas, after, here, unit) and (mask | here).mean() < 0.5:
             canvas, mask = after.astype(np.float32), mask | here
             found.append(kind)
         if len(found) == wanted:

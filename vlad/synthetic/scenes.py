@@ -18,6 +18,7 @@ from vlad.synthetic.textures import (
     plain,
     smudged,
     soft,
+    spectral,
     surface,
     weave,
 )
@@ -209,13 +210,23 @@ def _body_scene(rng: Generator, size: int) -> Scene:
     u, v = u / np.float32(rng.uniform(0.6, 0.98)), v / np.float32(rng.uniform(0.6, 0.98))
     angle = np.arctan2(np.abs(u), v)
     radius = np.hypot(u, v) * (1 + sum(rng.normal(0, 0.04) * np.cos(k * angle) for k in (1, 2, 3)))
-    half = (folds, cloud, smudged, dough)[rng.integers(4)](rng, size)
-    mirrored = np.where(np.arange(size) < size // 2, half, half[:, ::-1]) if rng.random() < 0.8 else half
-    tone = rng.uniform(0.2, 0.6) + rng.uniform(0.03, 0.25) * mirrored + 0.02 * grain(rng, size)
-    for _ in range(rng.integers(0, 3)):  # chambers in the middle, the same on both sides
-        x0, y0, r = rng.uniform(0, 0.3), rng.uniform(-0.4, 0.4), rng.uniform(0.05, 0.25)
-        chamber = np.hypot((np.abs(u) - x0) * rng.uniform(0.7, 2.5), v - y0) + 0.03 * mirrored < r
-        tone = np.where(chamber, tone + rng.uniform(-0.4, 0.5), tone)
+    tone = np.full_like(u, rng.uniform(0.2, 0.6)) + 0.02 * grain(rng, size)
+    likeness = rng.choice([0, rng.uniform(0.6, 1), rng.uniform(0.6, 1)])  # of the two halves
+    for _ in range(rng.integers(1, 4)):  # tissues, some of them in a shell
+        half = (folds, cloud, smudged, dough, spectral)[rng.integers(5)](rng, size)
+        mirrored = np.where(np.arange(size) < size // 2, half, half[:, ::-1])
+        tissue = likeness * mirrored + (1 - likeness) * half
+        within = np.exp(-(((radius - rng.uniform(0, 1)) / rng.uniform(0.2, 0.6)) ** 2)) if rng.random() < 0.5 else 1
+        tone = tone + rng.uniform(0.03, 0.25) * tissue * within
+    if rng.random() < 0.4:  # a core with a folded border, of another tone
+        tone = tone + rng.uniform(-0.3, 0.3) * (radius + rng.uniform(0, 0.15) * mirrored < rng.uniform(0.4, 0.8))
+    for _ in range(rng.integers(0, 5)):  # chambers in the middle, the same on both sides
+        x0, y0, r, lean = rng.uniform(0, 0.3), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.25), rng.uniform(-0.8, 0.8)
+        across, down = np.abs(u) - x0 - lean * (v - y0), v - y0
+        chamber = np.hypot(across * rng.uniform(0.7, 3), down * rng.uniform(0.5, 1)) + 0.03 * mirrored < r
+        tone = np.where(chamber, tone + rng.uniform(-0.5, 0.6), tone)
+    if rng.random() < 0.4:  # the cleft between the halves
+        tone = tone + rng.uniform(-0.4, 0.3) * np.exp(-((u / rng.uniform(0.01, 0.04)) ** 2)) * (np.abs(v) > 0.3)
     at = rng.uniform(0.75, 0.95)
     for edge, width in ((at, 0.03), (at + 0.06, rng.uniform(0.02, 0.05))):  # shells
         tone = tone + rng.uniform(-0.5, 0.6) * np.exp(-(((radius - edge) / width) ** 2))
@@ -226,7 +237,7 @@ def _body_scene(rng: Generator, size: int) -> Scene:
 
 
 SCENES = (_texture_scene, _object_scene, _array_scene, _framed_scene, _body_scene)
-SHARES = (0.27, 0.25, 0.10, 0.27, 0.11)
+SHARES = (0.27, 0.24, 0.09, 0.26, 0.14)
 
 
 def draw_scene(rng: Generator, size: int) -> Scene:

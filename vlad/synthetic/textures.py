@@ -187,6 +187,64 @@ def smudged(rng: Generator, size: int) -> Array:
     return unit(np.minimum(blots, rng.uniform(-0.5, 1))) + rng.uniform(0.1, 0.6) * grain(rng, size)
 
 
+def spectral(rng: Generator, size: int) -> Array:
+    """Noise of a random spectrum (a slope, perhaps a band or a direction), often bent: waves, labyrinths, grain."""
+    fy, fx = np.fft.fftfreq(size)[:, None] * size, np.fft.rfftfreq(size)[None] * size
+    radius = np.maximum(np.hypot(fy, fx), 1)
+    strength = radius ** -rng.uniform(0, 2)
+    if rng.random() < 0.6:
+        middle, width = np.exp(rng.uniform(np.log(4), np.log(size / 4))), rng.uniform(0.1, 0.7)
+        strength = strength * (np.exp(-((np.log(radius / middle) / width) ** 2)) + rng.choice([0, 0.03]))
+    if rng.random() < 0.5:
+        along = np.cos(np.arctan2(fy, fx) - rng.choice([0, np.pi / 2, rng.uniform(0, np.pi)])) ** 2
+        strength = strength * (along ** rng.uniform(1, 40) + rng.choice([0, 0.05]))
+    strength[0, 0] = 0
+    turns = np.exp(2j * np.pi * rng.random(strength.shape))
+    waves = unit(np.fft.irfft2(strength * turns, (size, size)).astype(np.float32))
+    bend = rng.integers(5)
+    bent = (waves, np.tanh(rng.uniform(1, 5) * waves), np.abs(waves), np.maximum(waves, rng.uniform(-0.5, 1)), waves)
+    return unit(bent[bend]) + rng.uniform(0, 0.4) * grain(rng, size)
+
+
+def blotches(rng: Generator, size: int) -> Array:
+    """Dark blotches of all sizes all over, denser here and thinner there, as on cast or crystalline matter."""
+    dense, total = rng.uniform(0, 0.5) * cloud(rng, size, 3, 2), np.zeros((size, size), np.float32)
+    for cells in rng.integers(5, 40, int(rng.integers(1, 4))):
+        spots = cloud(rng, size, int(cells), 3, rng.uniform(0.4, 0.8)) + dense
+        total -= rng.uniform(0.3, 1) * np.clip((spots - rng.uniform(0.9, 1.8)) * rng.uniform(1, 5), 0, 1)
+    return unit(total) + rng.uniform(0.1, 0.6) * (grain if rng.random() < 0.5 else cloud)(rng, size)
+
+
+def leaves(rng: Generator, size: int) -> Array:
+    """Things lying over each other (the dead leaves model): gravel, chips, scales, at one size or at all sizes."""
+    count, smallest = int(rng.integers(80, 400)), rng.uniform(0.015, 0.08)
+    largest = smallest * rng.choice([1.3, 3, 10])
+    page, shade = Image.new("F", (size, size)), rng.uniform(0, 0.4)
+    pen, corners = ImageDraw.Draw(page), rng.integers(3, 9)
+    turns = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    reaches = smallest * (1 - rng.random(count) * (1 - (smallest / largest) ** 2)) ** -0.5 * size
+    for reach, tone, (x, y) in zip(reaches, rng.standard_normal(count), rng.uniform(0, size, (count, 2)), strict=True):
+        at = turns + rng.uniform(0, 2 * np.pi)
+        far = reach * rng.uniform(0.7, 1.3, corners)
+        outline = np.stack([x + far * np.cos(at), y + far * np.sin(at)], -1)
+        pen.polygon([tuple(point) for point in outline.tolist()], fill=float(tone))
+        pen.line([tuple(point) for point in outline[: corners // 2 + 1].tolist()], fill=float(tone - 4 * shade))
+    return unit(soft(np.asarray(page), 0.6)) + rng.uniform(0.05, 0.5) * grain(rng, size)
+
+
+def cells(rng: Generator, size: int) -> Array:
+    """Cells with walls between: leather, crackle glaze, foam, mosaic."""
+    small, n = 112, int(rng.integers(20, 160))
+    y, x = _lattice(small)
+    seeds = rng.uniform(-1.1, 1.1, (2, n)).astype(np.float32)
+    wobble = rng.uniform(0, 0.1) * cloud(rng, small, 6, 2)
+    down, across = y[..., None] + wobble[..., None] - seeds[0], x[..., None] - wobble[..., None] - seeds[1]
+    far = np.hypot(down, across)
+    near = np.partition(far, 1, axis=-1)[..., :2]
+    walls = np.clip((near[..., 1] - near[..., 0]) * np.sqrt(n) * rng.uniform(1, 5), 0, 1)
+    return unit(stretch(walls, size)) * rng.choice([-1, 1]) + rng.uniform(0.1, 0.6) * grain(rng, size)
+
+
 def plain(rng: Generator, size: int) -> Array:
     return 0.5 * cloud(rng, size, 2, 2) + 0.2 * grain(rng, size)
 
@@ -206,6 +264,10 @@ TEXTURES: dict[str, tuple[Callable[[Generator, int], Array], tuple[str, ...]]] =
     "rings": (rings, ("turned metal", "machined steel", "vinyl")),
     "folds": (folds, ("tissue", "brain tissue", "camouflage cloth", "leather")),
     "stripes": (stripes, ("corrugated board", "striped cloth", "ribbed rubber")),
+    "spectral": (spectral, ("cast iron", "leather", "ground steel", "hammered metal", "fur", "skin")),
+    "blotches": (blotches, ("multicrystalline silicon", "cast resin", "cork", "chipboard")),
+    "leaves": (leaves, ("gravel", "chipboard", "granulate", "cereal", "scales")),
+    "cells": (cells, ("leather", "crackle glaze", "foam", "sponge")),
     "smudged": (smudged, ("silicon", "rusty steel", "painted wall", "paper")),
     "plain": (plain, ("glass", "porcelain", "painted metal", "monocrystalline silicon", "plastic")),
 }
