@@ -13,7 +13,7 @@ from vlad import tiny
 from vlad.prompts import PromptPack
 from vlad.resources import resource
 from vlad.synthetic import sample
-from vlad.synthetic.defects import DEFECTS, contrast
+from vlad.synthetic.defects import DEFECTS, WORDS, contrast
 from vlad.synthetic.scenes import draw_scene
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -136,6 +136,30 @@ def test_the_name_of_the_object_matters_little(loaded):
     pictures = [sample(np.random.default_rng(seed), 224, defective=bool(seed % 2)).picture for seed in range(4)]
     one, other = (_probability(loaded, pictures, name) for name in ("magnetic tile", "quux gadget"))
     assert (one - other).abs().mean() < 0.1
+
+
+def test_marked_patches_are_nearest_to_their_own_kind_of_defect_far_above_chance(loaded):
+    model, tokenizer, config = loaded
+    kinds = ("scratch", "stain", "missing part", "crack")
+    words = [[f"a photo of an object with {word}." for word in WORDS[kind]] for kind in kinds]
+    right = count = 0
+    with torch.no_grad():
+        directions = [F.normalize(model.encode_text(tokenizer(group)), dim=-1).mean(0) for group in words]
+        directions = F.normalize(torch.stack(directions), dim=-1)
+        for seed in range(48):
+            rng, kind = np.random.default_rng(seed + 7000), seed % len(kinds)
+            scene = draw_scene(rng, 224)
+            after, cover = DEFECTS[kinds[kind]](rng, scene, scene.canvas, contrast(scene))
+            share = torch.from_numpy(cover.reshape(14, 16, 14, 16).mean((1, 3))).flatten()
+            if share.max() > 0.1:
+                picture = (np.clip(after, 0, 1) * 255).astype(np.uint8)
+                visual = model.visual
+                tokens = visual.ln_post(visual.transformer(visual._embeds(_pixels([picture], config)))) @ visual.proj
+                region = F.normalize(tokens[0, 1:], dim=-1)[share >= share.max() / 2].mean(0)
+                right += int((directions @ region).argmax()) == kind
+                count += 1
+    assert count >= 35
+    assert right / count > 0.55, f"{right} of {count}, chance is a quarter"
 
 
 # --- the training script --------------------------------------------------------------------------------------------
