@@ -201,15 +201,9 @@ def _framed_scene(rng: Generator, size: int) -> Scene:
     return Scene(canvas, part, ground, material, word)
 
 
-def _body_scene(rng: Generator, size: int) -> Scene:
-    """A round body with shells and a mirror-symmetric inside on a dark ground, like a scan or a cut fruit."""
-    ground = paint(
-        rng, grain(rng, size), rng.uniform(0, 0.02), np.full(3, rng.choice([0.02, 0.05, rng.uniform(0, 0.5)]))
-    )
-    u, v = axes(size, rng.choice([0, rng.normal(0, 0.1)]), tuple(rng.normal(0, 0.05, 2)))
-    u, v = u / np.float32(rng.uniform(0.6, 0.98)), v / np.float32(rng.uniform(0.6, 0.98))
-    angle = np.arctan2(np.abs(u), v)
-    radius = np.hypot(u, v) * (1 + sum(rng.normal(0, 0.04) * np.cos(k * angle) for k in (1, 2, 3)))
+def _inside(rng: Generator, u: Array, v: Array, radius: Array) -> Array:
+    """Tone [S, S] of what a body holds: tissues, a core, chambers and a cleft, the halves much or not at all alike."""
+    size = len(u)
     tone = np.full_like(u, rng.uniform(0.2, 0.6)) + 0.02 * grain(rng, size)
     likeness = rng.choice([0, rng.uniform(0.6, 1), rng.uniform(0.6, 1)])  # of the two halves
     for _ in range(rng.integers(1, 4)):  # tissues, some of them in a shell
@@ -227,6 +221,19 @@ def _body_scene(rng: Generator, size: int) -> Scene:
         tone = np.where(chamber, tone + rng.uniform(-0.5, 0.6), tone)
     if rng.random() < 0.4:  # the cleft between the halves
         tone = tone + rng.uniform(-0.4, 0.3) * np.exp(-((u / rng.uniform(0.01, 0.04)) ** 2)) * (np.abs(v) > 0.3)
+    return tone
+
+
+def _body_scene(rng: Generator, size: int) -> Scene:
+    """A round body with shells and a mirror-symmetric inside on a dark ground, like a scan or a cut fruit."""
+    ground = paint(
+        rng, grain(rng, size), rng.uniform(0, 0.02), np.full(3, rng.choice([0.02, 0.05, rng.uniform(0, 0.5)]))
+    )
+    u, v = axes(size, rng.choice([0, rng.normal(0, 0.1)]), tuple(rng.normal(0, 0.05, 2)))
+    u, v = u / np.float32(rng.uniform(0.6, 0.98)), v / np.float32(rng.uniform(0.6, 0.98))
+    angle = np.arctan2(np.abs(u), v)
+    radius = np.hypot(u, v) * (1 + sum(rng.normal(0, 0.04) * np.cos(k * angle) for k in (1, 2, 3)))
+    tone = _inside(rng, u, v, radius)
     at = rng.uniform(0.75, 0.95)
     for edge, width in ((at, 0.03), (at + 0.06, rng.uniform(0.02, 0.05))):  # shells
         tone = tone + rng.uniform(-0.5, 0.6) * np.exp(-(((radius - edge) / width) ** 2))
