@@ -1,8 +1,8 @@
 """What the encoder `tiny` makes of words, on drawn pictures: python examples/tiny_words.py
 
-It draws pictures of the materials that tiny_pool.py holds out of all training (about four minutes for the default
-1,500), and says how well scores rank them, which kind of defect the marked patches are closest to, and what another
-name of the object changes.
+It draws pictures of the materials that tiny_pool.py holds out of all training (about a quarter of an hour for the
+default 1,500), and says how well scores rank them, which kind of defect the marked patches are closest to, and what
+another name of the object changes.
 """
 
 import argparse

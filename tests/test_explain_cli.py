@@ -21,7 +21,7 @@ def test_explain_prints_defects_limits_and_why_to_review():
     ran = run("explain", *BASE, "--reference", GOOD)
     assert ran.exit_code == 0, ran.stderr
     assert ran.stdout.startswith("gravel: unsure\n") and "needs review: the detector has no threshold" in ran.stdout
-    assert "1. " in ran.stdout and "centre: covers 16 % of the picture; darker by 29 L*" in ran.stdout
+    assert "1. " in ran.stdout and "centre: covers 18 % of the picture; darker by 26 L*" in ran.stdout
     assert "(map_uncalibrated)" in ran.stdout
 
 

@@ -132,10 +132,24 @@ def test_a_drawn_scratch_scores_above_its_clean_twin_on_average(loaded):
     assert score[1] > score[0] + 0.02
 
 
-def test_the_name_of_the_object_matters_little(loaded):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "object",
+        "metal nut",
+        "workpiece",
+        "quux",
+        "flurbel 3000",
+        "zyzzyva housing",
+        "Dichtungsring",
+        "螺丝",
+        pytest.param("gadget", marks=pytest.mark.xfail(reason="known: this word lifts all scores", strict=True)),
+    ],
+)
+def test_the_name_of_the_object_matters_little(loaded, name):
     pictures = [sample(np.random.default_rng(seed), 224, defective=bool(seed % 2)).picture for seed in range(4)]
-    one, other = (_probability(loaded, pictures, name) for name in ("magnetic tile", "quux gadget"))
-    assert (one - other).abs().mean() < 0.1
+    one, other = (_probability(loaded, pictures, words) for words in ("magnetic tile", name))
+    assert (one - other).abs().mean() < 0.05
 
 
 def test_marked_patches_are_nearest_to_their_own_kind_of_defect_far_above_chance(loaded):
