@@ -10,7 +10,10 @@ process with --shards-only may draw ahead), and trains the blocks, the projectio
 - words: the embedding of the marked patches, and of the picture, against one sentence per kind of defect;
 - captions: contrast between the pictures of a batch and their captions;
 - memory: each patch against the closest one of the twin, in the layers that a memory of normal pictures keeps;
-- texture: the stem's features from the tokens of the first of these layers, so that they keep what things look like.
+- texture: the stem's features from the tokens of the first of these layers, so that they keep what things look like;
+- score: what `patch_text` makes of the map, of defective pictures above that of clean ones;
+- names: the log odds under one name of the thing against those under another, which moves the text tower alone;
+- teachers: in a second stage (--after) the mean log odds of models that were trained before.
 
 Sentences name random things, mostly not what the picture shows, so that unusual names work as well. Killed and started
 again with the same arguments it goes on from its last checkpoint and ends with the same weights.
@@ -20,9 +23,10 @@ import argparse
 import json
 import logging
 import math
+import re
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +55,9 @@ WEIGHTS = {
     "captions": 0.15,
     "memory": 0.5,
     "texture": 0.3,
+    "score": 0.5,
+    "names": 0.3,
+    "teachers": 1.5,
 }
 PAIRS = 0.3  # of a batch are defective pictures whose twins are there too
 
@@ -58,7 +65,27 @@ PAIRS = 0.3  # of a batch are defective pictures whose twins are there too
 
 SENTENCES = tomllib.loads(resource("adapters/weights/tiny/sentences.toml").read_text(encoding="utf-8"))
 
-SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvwxz" for vowel in ("a", "e", "i", "o", "u", "ar", "en")]
+STATES = {  # words that say how a thing is, which no name may be
+    word
+    for phrases in (
+        *(SENTENCES[state] for state in ("normal", "anomalous")),
+        *SENTENCES["adjectives"].values(),
+        *WORDS.values(),
+    )
+    for phrase in phrases
+    for word in phrase.split()
+}
+LETTERS = re.compile("[a-z]+(</w>)?")
+PIECES = [
+    piece
+    for piece in tiny.Tokenizer(
+        CONFIG["tokenizer"]["merges"], CONFIG["model_cfg"]["text_cfg"]["context_length"]
+    ).encoder
+    if LETTERS.fullmatch(piece)
+]
+STARTS = [piece for piece in PIECES if not piece.endswith("</w>")]  # of words
+ENDS = [word for piece in PIECES if len(word := piece.removesuffix("</w>")) + 4 == len(piece) and len(word) > 2]
+ENDS = [word for word in ENDS if word not in STATES]  # of words, or words by themselves
 
 
 def _pick(rng: np.random.Generator, words: list[str] | tuple[str, ...]) -> str:
@@ -73,25 +100,28 @@ def kind_phrase(rng: np.random.Generator, kind: str) -> str:
 
 
 def any_name(rng: np.random.Generator, objects: list[str]) -> str:
-    """Something a user may call a thing: of the list, what a picture shows, or a word that nobody has heard."""
-    if (which := rng.random()) < 0.1:
-        return "".join(_pick(rng, SYLLABLES) for _ in range(rng.integers(1, 5)))
-    return _pick(rng, objects) if which < 0.4 else _pick(rng, SENTENCES["names"])
+    """Something a user may call a thing: of the list, what a picture shows, or any word, heard of or not."""
+    if (which := rng.random()) < 0.3:
+        return "".join(_pick(rng, STARTS) for _ in range(rng.choice([0, 0, 1, 2]))) + _pick(rng, ENDS)
+    return _pick(rng, objects) if which < 0.5 else _pick(rng, SENTENCES["names"])
 
 
-def state_sentences(rng: np.random.Generator, count: int, objects: list[str]) -> list[str]:
-    """`count` random normal sentences, then as many anomalous ones; half of these name a kind of defect.
-
-    Half of the time all have the same name, as they have when a detector is asked.
-    """
-    name, sentences = any_name(rng, objects) if rng.random() < 0.5 else None, []
+def state_phrases(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` random normal sentences, then as many anomalous ones, "{}" for the name; half of these name a defect."""
+    sentences = []
     for state in ("normal", "anomalous"):
         for _ in range(count):
             phrase = _pick(rng, SENTENCES[state])
             if state == "anomalous" and rng.random() < 0.5:
                 phrase = kind_phrase(rng, _pick(rng, list(WORDS)))
-            sentences.append(_pick(rng, SENTENCES["templates"]).format(phrase.format(name or any_name(rng, objects))))
+            sentences.append(_pick(rng, SENTENCES["templates"]).format(phrase))
     return sentences
+
+
+def named(rng: np.random.Generator, phrases: list[str], objects: list[str]) -> list[str]:
+    """The phrases with names; half of the time all have the same, as they have when a detector is asked."""
+    name = any_name(rng, objects) if rng.random() < 0.5 else None
+    return [phrase.format(name or any_name(rng, objects)) for phrase in phrases]
 
 
 def kind_sentences(rng: np.random.Generator, objects: list[str]) -> list[str]:
@@ -206,6 +236,17 @@ def word_loss(model: CLIP, embeddings: Tensor, label: Tensor, notes: list[dict],
     return sum(F.cross_entropy(x @ kinds.T / TEMPERATURE, target) for x in (marked, embeddings[keep, 0]))
 
 
+def score_loss(logit: Tensor, label: Tensor) -> Tensor:
+    """Logistic loss of every defective picture's score above every clean one's; logit and label are [B, N].
+
+    The score is that of `patch_text`, the geometric mean of the map's maximum and mean; compared are its logarithms.
+    """
+    odds = F.logsigmoid(logit)
+    score = (odds.amax(1) + odds.logsumexp(1) - math.log(odds.shape[1])) / 2
+    bad = label.amax(1) > 0
+    return F.softplus(2 * (score[~bad][None] - score[bad][:, None])).mean()
+
+
 class Heads(nn.Module):
     """What only training needs: how distances become log odds, and how tokens tell the stem's features."""
 
@@ -228,17 +269,54 @@ def memory_loss(heads: Heads, layers: list[Tensor], label: Tensor, pairs: int) -
     return F.binary_cross_entropy_with_logits(logit, label[:pairs], weight=1 + 2 * label[:pairs])
 
 
+Teacher = tuple[CLIP, Tensor]  # a trained model and its prototypes [2, D]
+
+
+@torch.no_grad()
+def teacher(folder: Path) -> Teacher:
+    """A trained model with the mean of all general sentences of each state."""
+    model, tokenizer, _ = tiny.load(folder)
+    states = []
+    for state in ("normal", "anomalous"):
+        phrases = [phrase.format("object") for phrase in dict.fromkeys(SENTENCES[state])]
+        states.append(text(model, tokenizer, [t.format(p) for t in SENTENCES["templates"] for p in phrases]).mean(0))
+    return model, torch.stack(states)
+
+
+@torch.no_grad()
+def verdicts(teachers: list[Teacher], features: Tensor) -> Tensor:
+    """Mean log odds [B, 1 + N] of all teachers, the class token's first."""
+    found = []
+    for model, prototypes in teachers:
+        layers = walk(model.visual.transformer, embed_tokens(model, features))
+        found.append(state_logit(joint(model, layers[-1]), prototypes))
+    return torch.stack(found).mean(0)
+
+
+def teachers_loss(logit: Tensor, teachers: list[Teacher], features: Tensor) -> Tensor:
+    """Cross entropy of the log odds [B, 1 + N] with the teachers' probabilities: patches, and the class token."""
+    target = verdicts(teachers, features).sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return entropy[:, 1:].mean() + entropy[:, 0].mean() / 2
+
+
 def losses(
-    model: CLIP, heads: Heads, tokenizer: tiny.Tokenizer, batch: tuple, pairs: int, rng: np.random.Generator
+    model: CLIP,
+    heads: Heads,
+    teachers: list[Teacher],
+    tokenizer: tiny.Tokenizer,
+    batch: tuple,
+    pairs: int,
+    rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """All losses of one batch by name."""
     features, shares, notes = batch
-    objects = [note["object"] for note in notes]
-    sentences = state_sentences(rng, 10, objects)
+    objects, phrases = [note["object"] for note in notes], state_phrases(rng, 10)
+    sentences = named(rng, phrases, objects) + named(rng, phrases, objects)
     sentences += kind_sentences(rng, objects) + [note["caption"] for note in notes]
     raw = text(model, tokenizer, sentences)
-    prototypes = raw[:20].unflatten(0, (2, 10)).mean(1)
-    kinds, captions = raw[20 : 21 + len(WORDS)], F.normalize(raw[21 + len(WORDS) :], dim=-1)
+    prototypes, renamed = raw[:40].unflatten(0, (2, 2, 10)).mean(2)
+    kinds, captions = raw[40 : 41 + len(WORDS)], F.normalize(raw[41 + len(WORDS) :], dim=-1)
 
     tokens = embed_tokens(model, features)
     layers = walk(model.visual.transformer, tokens)
@@ -248,6 +326,8 @@ def losses(
     found = {}
     found["dense"], found["dice"] = dense_losses(logit[:, 1:], label)
     found["window"] = window_loss(model, tokens, label, prototypes, rng)
+    found["score"] = score_loss(logit[:, 1:], label)
+    found["names"] = F.mse_loss(*(state_logit(embeddings.detach(), states) for states in (prototypes, renamed)))
     found["global"] = F.binary_cross_entropy_with_logits(logit[:, 0], (label.amax(1) > 0).float())
     found["words"] = word_loss(model, embeddings, label, notes, kinds)
     likeness = model.logit_scale.exp().clamp(max=50) * embeddings[:, 0] @ captions.T
@@ -257,6 +337,8 @@ def losses(
         found["memory"] = memory_loss(heads, layers, label, pairs)
     told = heads.features(layers[middle_layers(len(layers))[0] - 1][:, 1:])
     found["texture"] = F.mse_loss(told.float(), features.flatten(2).transpose(1, 2))
+    if teachers:
+        found["teachers"] = teachers_loss(logit, teachers, features)
     return found
 
 
@@ -292,7 +374,8 @@ def disturbed(rng: np.random.Generator, features: Tensor, shares: Tensor, pairs:
     """Features [B, C, h, w] and shares [B, h, w] with noise, and channels and sides changed as another camera might.
 
     Noise differs from place to place, a channel's gain and shift are one for the whole picture and its twin, and
-    pictures are turned over (a pair alike) in one of four ways.
+    pictures are turned over in one of four ways: half of the time a pair alike, else each by itself, so that a memory
+    learns to find the same stuff in another place.
     """
     count, channels = features.shape[:2]
     same = np.arange(count)
@@ -306,7 +389,8 @@ def disturbed(rng: np.random.Generator, features: Tensor, shares: Tensor, pairs:
 
     gain, shift = (normal(count, channels, 1, 1) * amount(0.2) for _ in range(2))
     features = features * (1 + gain[same]) + shift[same] + normal(*features.shape) * amount(0.3)
-    over = rng.integers(0, 2, (2, count)).astype(bool)[:, same]
+    over = rng.integers(0, 2, (2, count)).astype(bool)
+    over = over[:, same] if rng.random() < 0.5 else over
     for axis, chosen in zip((-1, -2), torch.from_numpy(over), strict=True):
         features = torch.where(chosen[:, None, None, None], features.flip(axis), features)
         shares = torch.where(chosen[:, None, None], shares.flip(axis), shares)
@@ -316,9 +400,12 @@ def disturbed(rng: np.random.Generator, features: Tensor, shares: Tensor, pairs:
 class Run:
     """One training run: model, optimiser, the running average of the weights, and its checkpoint file."""
 
-    def __init__(self, seed: int, steps: int, peak: float, checkpoint: Path) -> None:
+    def __init__(self, seed: int, steps: int, peak: float, checkpoint: Path, after: Sequence[Path] = ()) -> None:
         self.seed, self.steps, self.peak, self.checkpoint, self.step = seed, steps, peak, checkpoint, 0
         self.model, self.tokenizer = untrained(seed)
+        self.teachers = [teacher(folder) for folder in after]
+        if self.teachers:
+            self.model.load_state_dict(self.teachers[0][0].state_dict())
         self.moving = learned(self.model)
         decay = [p for p in self.moving.values() if p.ndim > 1]
         plain = [p for p in self.moving.values() if p.ndim <= 1]
@@ -339,7 +426,7 @@ class Run:
         features, shares, notes = pool.batch(rng, open_shards, batch, pairs)
         features, shares = disturbed(rng, features, shares, pairs)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            found = losses(self.model, self.heads, self.tokenizer, (features, shares, notes), pairs, rng)
+            found = losses(self.model, self.heads, self.teachers, self.tokenizer, (features, shares, notes), pairs, rng)
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.step, self.steps, self.peak)
         self.optimiser.zero_grad()
@@ -390,13 +477,21 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the weights' start and of the batches")
     parser.add_argument("--pool-seed", type=int, default=0, help="of the pictures; runs of several seeds share a pool")
+    parser.add_argument(
+        "--after",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="WEIGHTS",
+        help="a second stage: goes on from the first of these folders, and also learns from the mean of all",
+    )
     parser.add_argument("--shards-only", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only draw these shards")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    run = Run(arguments.seed, arguments.steps, arguments.rate, arguments.out / "checkpoint.pt")
+    run = Run(arguments.seed, arguments.steps, arguments.rate, arguments.out / "checkpoint.pt", arguments.after)
     stem = run.model.visual.conv1
     standardise(stem, arguments.pool)
     pool = Pool(arguments.pool, stem, arguments.pool_seed, 1024)

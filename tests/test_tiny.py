@@ -228,6 +228,40 @@ def test_the_same_seed_trains_the_same_weights_to_the_bit_also_when_it_is_resume
     assert moved and not any(name.startswith(("visual.conv1.first", "visual.conv1.stages")) for name in moved)
 
 
+def test_a_second_stage_goes_on_from_the_first_weights_and_learns_from_the_mean_of_all(training, pool, tmp_path):
+    folders = []
+    for seed in (1, 2):
+        folders.append(tmp_path / str(seed))
+        training.tiny.save(folders[-1], training.CONFIG, training.untrained(seed)[0].state_dict())
+    run = training.Run(seed=0, steps=2, peak=1e-3, checkpoint=tmp_path / "checkpoint.pt", after=folders)
+    first = training.tiny.load(folders[0])[0].state_dict()
+    assert all(torch.equal(value, first[name]) for name, value in run.model.state_dict().items())
+    features = pool.batch(np.random.default_rng(0), 2, 4)[0]
+    both, *each = (training.verdicts(chosen, features) for chosen in (run.teachers, *([t] for t in run.teachers)))
+    assert torch.allclose(both, (each[0] + each[1]) / 2, atol=1e-5) and not torch.allclose(each[0], each[1], atol=0.1)
+    loss = run.advance(pool, 2, 8)["teachers"]
+    assert 0 < loss < 10
+    assert all(torch.equal(value, first[name]) for name, value in run.teachers[0][0].state_dict().items())
+
+
+def test_the_score_loss_falls_as_defective_pictures_rise_above_clean_ones(training):
+    label = torch.zeros(4, 9)
+    label[:2, 3] = 1
+    logit = torch.where(label > 0, 3.0, -3.0)
+    good, even, bad = (float(training.score_loss(x, label)) for x in (logit, torch.full((4, 9), -3.0), logit.flip(0)))
+    assert good < even < bad
+    assert even == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_both_sets_of_names_are_put_into_the_same_sentences(training):
+    rng = np.random.default_rng(0)
+    phrases = training.state_phrases(rng, 5)
+    assert len(phrases) == 10 and all(phrase.count("{}") == 1 for phrase in phrases)
+    made_up = {training.any_name(rng, ["bolt"]) for _ in range(300)}
+    assert len(made_up - set(training.SENTENCES["names"])) > 60
+    assert not (made_up - set(training.SENTENCES["names"])) & training.STATES
+
+
 def test_the_first_pairs_of_a_batch_are_defective_pictures_and_their_twins(pool):
     _, shares, notes = pool.batch(np.random.default_rng(0), 2, 8, pairs=3)
     assert shares.shape[0] == len(notes) == 8
