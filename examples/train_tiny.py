@@ -421,9 +421,9 @@ class Run:
     def advance(self, pool: Pool, shards: int, batch: int) -> dict[str, float]:
         """One step; its randomness depends on seed and step alone, so that resuming changes nothing."""
         rng = np.random.default_rng((self.seed, 1, self.step))
-        open_shards = min(shards, 2 + int(self.step / max(self.steps * 0.7, 1) * shards))
+        drawn = shards if self.teachers else 2 + int(self.step / max(self.steps * 0.7, 1) * shards)
         pairs = round(batch * PAIRS)
-        features, shares, notes = pool.batch(rng, open_shards, batch, pairs)
+        features, shares, notes = pool.batch(rng, min(shards, drawn), batch, pairs)
         features, shares = disturbed(rng, features, shares, pairs)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             found = losses(self.model, self.heads, self.teachers, self.tokenizer, (features, shares, notes), pairs, rng)
