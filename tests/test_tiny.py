@@ -267,12 +267,12 @@ def test_the_score_loss_falls_as_defective_pictures_rise_above_clean_ones(traini
 
 
 def test_both_sets_of_names_are_put_into_the_same_sentences(training):
-    rng = np.random.default_rng(0)
-    phrases = training.state_phrases(rng, 5)
+    rng, sentences = np.random.default_rng(0), sys.modules["tiny_sentences"]
+    phrases = sentences.state_phrases(rng, 5)
     assert len(phrases) == 10 and all(phrase.count("{}") == 1 for phrase in phrases)
-    made_up = {training.any_name(rng, ["bolt"]) for _ in range(300)}
-    assert len(made_up - set(training.SENTENCES["names"])) > 60
-    assert not (made_up - set(training.SENTENCES["names"])) & training.STATES
+    made_up = {sentences.any_name(rng, ["bolt"]) for _ in range(300)}
+    assert len(made_up - set(sentences.SENTENCES["names"])) > 60
+    assert not (made_up - set(sentences.SENTENCES["names"])) & sentences.STATES
 
 
 def test_the_first_pairs_of_a_batch_are_defective_pictures_and_their_twins(pool):
