@@ -95,7 +95,7 @@ def test_a_type_that_stands_out_is_named_with_its_uncalibrated_confidence(explai
     pack = {"normal": ["{}"], "anomalous": ["perfect {}"], "defects": words, "severity": {"shade": "critical"}}
     (defect,) = explained(plate(), seen(plate(), BOX), prompts=pack).defects
     assert defect.type == "shade" and defect.confidence_source == "clip_softmax"
-    assert defect.alternatives[0].p == defect.confidence > defect.alternatives[1].p + 0.1
+    assert defect.alternatives[0].p == defect.confidence > 0.5
     assert (defect.severity, defect.severity_source) == ("critical", "pack")
 
 
