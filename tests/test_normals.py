@@ -1,6 +1,7 @@
 """What `fit` learns from: one normal picture alone, and normal beside anomalous ones."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,31 +77,22 @@ def test_a_rate_from_one_normal_is_refused(small_encoder, pictures):
         loaded("patch_memory", small_encoder).fit(pictures[:1], max_false_positive_rate=0.1)
 
 
-@pytest.mark.parametrize(
-    "category",
-    [
-        "aws_lookout/cookie",
-        *(
-            pytest.param(category, marks=pytest.mark.slow)
-            for category in (
-                "brain_mri/brain",
-                "crackforest/road",
-                "elpv/solar_cell_mono",
-                "elpv/solar_cell_poly",
-                "mtd/magnetic_tile",
-                "mvtec_ad/screw",
-            )
-        ),
-    ],
+SETS = (
+    "aws_lookout/cookie",
+    "brain_mri/brain",
+    "crackforest/road",
+    "elpv/solar_cell_mono",
+    "elpv/solar_cell_poly",
+    "mtd/magnetic_tile",
+    "mvtec_ad/screw",
 )
-def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(category, shared, tiny_encoder, record_property):
-    """Turned by quarters instead, the one normal gives a scale that more good pictures pass on most sets.
 
-    Three draws and twelve pictures: a share is uncertain by about .1, and the bounds leave room for that.
-    """
-    detector, drawn = vlad.load("patch_memory", encoder=tiny_encoder), np.random.RandomState(0)
-    good = sorted((shared / "data" / category / "train" / "good").iterdir())
-    fresh = sorted((shared / "data" / category / "test" / "good").iterdir())[:12]
+
+def _shares_above(encoder: vlad.Encoder, folder: Path) -> tuple[float, float]:
+    """Shares of twelve good pictures above the scale of one normal: by its halves, and turned by quarters instead."""
+    detector, drawn = vlad.load("patch_memory", encoder=encoder), np.random.RandomState(0)
+    good = sorted((folder / "train" / "good").iterdir())
+    fresh = sorted((folder / "test" / "good").iterdir())[:12]
     above, turned = [], []
     for number in drawn.permutation(len(good))[:3]:
         with pytest.warns(UserWarning):
@@ -108,11 +100,25 @@ def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(category, shar
         peaks = np.array([prediction.map.max() for prediction in detector.predict(fresh)])
         above.append(np.mean(peaks >= detector.predict(good[number]).region_level))
         with torch.no_grad():
-            pixels = tiny_encoder.pixels([vlad.images.read(good[number])])
+            pixels = encoder.pixels([vlad.images.read(good[number])])
             turns = detector.forward(torch.cat([pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)]))[1]
         turned.append(np.mean(peaks >= float(turns.max())))
-    record_property(category, f"halves {np.mean(above):.2f}, quarter turns {np.mean(turned):.2f}")
-    assert np.mean(above) <= 0.6 and np.mean(above) <= np.mean(turned) + 0.2
+    return float(np.mean(above)), float(np.mean(turned))
+
+
+def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(shared, tiny_encoder):
+    above, turned = _shares_above(tiny_encoder, shared / "data" / SETS[0])
+    assert above <= 0.5 and above <= turned + 0.1
+
+
+@pytest.mark.slow
+def test_above_the_scale_of_one_normal_lie_fewer_than_above_its_quarter_turns_over_all_sets(shared, tiny_encoder):
+    """Three draws leave a set's share uncertain by about .15, the mean over seven by less than half of that."""
+    shares = np.array([_shares_above(tiny_encoder, shared / "data" / category) for category in SETS])
+    print("\n".join(f"{one}: halves {a:.2f}, quarter turns {t:.2f}" for one, (a, t) in zip(SETS, shares, strict=True)))
+    above, turned = shares.mean(0)
+    assert above <= 0.4 and above < turned - 0.05
+    assert shares[:, 0].max() <= 0.7
 
 
 def test_a_normal_too_small_to_be_halved_is_learnt_all_the_same(small_encoder):
