@@ -241,6 +241,9 @@ def test_a_second_stage_goes_on_from_the_first_weights_and_learns_from_the_mean_
     assert torch.allclose(both, (each[0] + each[1]) / 2, atol=1e-5) and not torch.allclose(each[0], each[1], atol=0.1)
     loss = run.advance(pool, 2, 8)["teachers"]
     assert 0 < loss < 10
+    again = training.Run(seed=0, steps=2, peak=1e-3, checkpoint=tmp_path / "checkpoint.pt", after=folders)
+    again.advance(pool, 2, 8)
+    assert all(torch.equal(value, again.weights()[name]) for name, value in run.weights().items())
     assert all(torch.equal(value, first[name]) for name, value in run.teachers[0][0].state_dict().items())
 
 
