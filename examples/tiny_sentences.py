@@ -23,16 +23,9 @@ STATES = {  # words that say how a thing is, which no name may be
     for phrase in phrases
     for word in phrase.split()
 }
-LETTERS = re.compile("[a-z]+(</w>)?")
-PIECES = [
-    piece
-    for piece in tiny.Tokenizer(
-        CONFIG["tokenizer"]["merges"], CONFIG["model_cfg"]["text_cfg"]["context_length"]
-    ).encoder
-    if LETTERS.fullmatch(piece)
-]
-STARTS = [piece for piece in PIECES if not piece.endswith("</w>")]  # of words
-ENDS = [word for piece in PIECES if len(word := piece.removesuffix("</w>")) + 4 == len(piece) and len(word) > 2]
+TOKENIZER = tiny.Tokenizer(CONFIG["tokenizer"]["merges"], CONFIG["model_cfg"]["text_cfg"]["context_length"])
+STARTS = [piece for piece in TOKENIZER.encoder if re.fullmatch("[a-z]+", piece)]  # of words
+ENDS = [word.removesuffix("</w>") for word in TOKENIZER.encoder if re.fullmatch("[a-z]{3,}</w>", word)]
 ENDS = [word for word in ENDS if word not in STATES]  # of words, or words by themselves
 
 

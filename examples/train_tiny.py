@@ -449,11 +449,11 @@ def main() -> None:
         if run.step % 50 == 0:
             left = (time.monotonic() - started) / (run.step - first) * (run.steps - run.step) / 60
             log.info("step %d, %.0f min left: %s", run.step, left, " ".join(f"{k} {v:.3f}" for k, v in found.items()))
+        if run.step in arguments.keep:  # before the checkpoint, or a run killed between them would never come by again
+            tiny.save(arguments.out / str(run.step), CONFIG, run.weights())
         if run.step % 250 == 0 or run.step == run.steps:
             run.store()
             tiny.save(arguments.out, CONFIG, run.weights())
-        if run.step in arguments.keep:
-            tiny.save(arguments.out / str(run.step), CONFIG, run.weights())
 
 
 if __name__ == "__main__":
