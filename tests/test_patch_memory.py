@@ -70,6 +70,21 @@ def test_the_score_is_half_the_largest_distance_of_a_patch(small_encoder, normal
     assert detector.predict(picture).score == pytest.approx(float(closest.max()) / 2, abs=1e-5)
 
 
+def test_a_row_joins_the_patch_itself_and_what_is_around_it(small_encoder, normals, golden_weights):
+    """Two sizes side by side: the squared distance is the mean of what each size alone finds at the same place."""
+    detector = fitted(small_encoder, normals, layers=(12,))
+    assert detector.settings["neighbours"] == [1, 3] and detector.memory.rows.shape[1] == 2 * small_encoder.width
+    picture = golden_weights.image(40, 112)
+    with torch.no_grad():
+        pixels = [small_encoder.pixels([p]) for p in [picture, *normals]]
+        near, far = (
+            torch.stack([fitted(small_encoder, normals, layers=(12,), neighbours=size).tokens(p)[0] for p in pixels])
+            for size in (1, 3)
+        )
+    squared = (torch.cdist(near[0], near[1:].flatten(0, 1)) ** 2 + torch.cdist(far[0], far[1:].flatten(0, 1)) ** 2) / 2
+    assert detector.predict(picture).score == pytest.approx(float(squared.amin(1).max().sqrt()) / 2, abs=1e-5)
+
+
 def test_a_turned_normal_is_closer_with_rotations(small_encoder, normals):
     turned = np.ascontiguousarray(np.rot90(normals[0]))
     plain = fitted(small_encoder, normals, rotations=1).predict(turned).score
@@ -117,7 +132,9 @@ def test_the_mask_leaves_the_background_out(small_encoder, normals, golden_weigh
         ({"score": "mean"}, "expected one of max, reweighted, top"),
         ({"metric": "squared"}, "'cosine' or 'euclidean'"),
         ({"coreset": 0.0}, "above 0 and at most 1"),
-        ({"neighbours": 2}, "odd side"),
+        ({"neighbours": 2}, "odd sides"),
+        ({"neighbours": (1, 0)}, r"neighbours is \[1, 0\]"),
+        ({"neighbours": ()}, "odd sides"),
         ({"rotations": 0}, "rotations is 0"),
         ({"layers": (99,)}, "from 1 to 24"),
     ],

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import vlad
+from vlad.layer_memory import weighted_mean
 from vlad.methods.patch_text import image_score
 
 
@@ -47,8 +48,9 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
         )
     with torch.no_grad():
         unlike = both.memory.unlike(small_encoder.pixels([picture]))[0]
-    expected = np.sqrt(words.predict(picture).map * unlike.numpy())
+    expected = (words.predict(picture).map * unlike.numpy() ** 4) ** (1 / 5)
     np.testing.assert_allclose(both.predict(picture).map, expected, atol=1e-6)
+    assert both.predict(picture).score == pytest.approx(float(expected.max()), abs=1e-6)
     assert both.predict(golden_weights.image(4, 112)).score < 1e-4, "a normal it has seen"
     assert both.predict(picture).phrases == pytest.approx(words.predict(picture).phrases, abs=1e-6)
 
@@ -92,4 +94,4 @@ def test_with_a_memory_the_tower_is_walked_once_a_batch_and_gives_what_two_walks
         assert len(walked) == 1
         unlike = detector.memory.unlike(pixels)
         detector.memory.clear()
-        assert torch.equal(grid, (detector.forward(pixels)[1] * unlike).sqrt())
+        assert torch.equal(grid, weighted_mean(detector.forward(pixels)[1], unlike))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vlad.memory import Memory, layer_tokens
 
-NEIGHBOURS = 3  # side of the square that `LayerMemory` averages, which makes up for small shifts between pictures
+SIZES = (1, 3)  # of the squares that `LayerMemory` averages over: the patch itself, and what makes up for small shifts
+UNLIKE = 4  # times that `unlike` counts where the words count once: found on drawn parts by examples/tiny_kinds.py
 
 
 class LayerMemory(Memory):
@@ -20,17 +21,17 @@ class LayerMemory(Memory):
     """
 
     def __init__(self, encoder: Any, layers: tuple[int, ...]):
-        super().__init__(len(layers) * encoder.width, exact=encoder.dtype == torch.float32)
+        super().__init__(len(SIZES) * len(layers) * encoder.width, exact=encoder.dtype == torch.float32)
         self.encoder, self.layers = encoder, layers
 
     def remember(self, batches: Iterable[Tensor]) -> None:
         """Adds normal pictures, batches of pixels [B, 3, S, S]."""
         for pixels in batches:
-            self.add(layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS))
+            self.add(layer_tokens(self.encoder, pixels, self.layers, SIZES))
 
     def unlike(self, pixels: Tensor) -> Tensor:
         """[B, rows, columns] in [0, 1]: half the cosine distance of each patch to the closest one of the normals."""
-        tokens = layer_tokens(self.encoder, pixels, self.layers, NEIGHBOURS)
+        tokens = layer_tokens(self.encoder, pixels, self.layers, SIZES)
         return (self.distance(tokens) / 2).clamp_max(1).unflatten(1, self.encoder.grid(pixels))
 
     def one_walk(self) -> AbstractContextManager[None]:
@@ -38,9 +39,14 @@ class LayerMemory(Memory):
         return self.encoder.sharing() if len(self) else nullcontext()
 
     def fused(self, pixels: Tensor, grid: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities by the words, [B, rows, columns] and [B], each made its geometric mean with `unlike` and the
+        """Probabilities by the words, [B, rows, columns] and [B], each made its `weighted_mean` with `unlike` and the
         largest value of that; as they are while there are no normals."""
         if not len(self):
             return grid, whole
         unlike = self.unlike(pixels)
-        return (grid * unlike).sqrt(), (whole * unlike.amax((1, 2))).sqrt()
+        return weighted_mean(grid, unlike), weighted_mean(whole, unlike.amax((1, 2)))
+
+
+def weighted_mean(words: Tensor, unlike: Tensor) -> Tensor:
+    """The geometric mean of both, elementwise, in which `unlike` counts UNLIKE times."""
+    return (words * unlike**UNLIKE) ** (1 / (1 + UNLIKE))

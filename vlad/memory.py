@@ -15,15 +15,17 @@ PROJECTED = 128  # dimensions in which a coreset is chosen
 EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
 
 
-def layer_tokens(encoder: Any, pixels: Tensor, layers: tuple[int, ...], size: int) -> Tensor:
-    """[B, N, layers * C]: patch tokens averaged over size x size neighbours, each layer's of length 1, side by side.
+def layer_tokens(encoder: Any, pixels: Tensor, layers: tuple[int, ...], sizes: Sequence[int]) -> Tensor:
+    """[B, N, sizes * layers * C]: patch tokens averaged over size x size neighbours, for every size and layer, side by
+    side, each of length 1.
 
-    The cosine distance of two such rows is the mean of the layers' cosine distances. Source: PatchCore
-    (arXiv:2106.08265) carried over to a tower whose layers share one grid.
+    The cosine distance of two such rows is the mean of their parts' cosine distances. Source: PatchCore
+    (arXiv:2106.08265) carried over to a tower whose layers share one grid; several sizes as in MuSc's LNAMD
+    (arXiv:2401.16753), but joined before the search, so that all parts are of one place.
     """
     found = encoder(pixels, layers=layers)
-    means = [neighbourhood_mean(tokens.float(), found.grid, size) for tokens in found.patches]
-    return torch.cat([F.normalize(tokens, dim=-1) for tokens in means], -1)
+    parts = [neighbourhood_mean(tokens.float(), found.grid, size) for size in sizes for tokens in found.patches]
+    return torch.cat([F.normalize(tokens, dim=-1) for tokens in parts], -1)
 
 
 def neighbourhood_mean(tokens: Tensor, grid: tuple[int, int], size: int) -> Tensor:

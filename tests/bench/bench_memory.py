@@ -50,7 +50,7 @@ def tokens(count: int) -> tuple[Tensor, float]:
     pictures, parts, spent = drawn(-(-count // 196), 224), [], 0.0
     while batch := [picture for picture, _ in zip(pictures, range(16), strict=False)]:
         start = time.perf_counter()
-        parts.append(layer_tokens(encoder, encoder.pixels(batch), middle_layers(encoder.depth), 3))
+        parts.append(layer_tokens(encoder, encoder.pixels(batch), middle_layers(encoder.depth), (1, 3)))
         spent += time.perf_counter() - start
     rows = torch.cat(parts)
     return F.normalize(rows, dim=-1).flatten(0, 1), spent / len(rows)

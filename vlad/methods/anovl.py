@@ -15,8 +15,8 @@ Official code: hq-deng/AnoVL. Needs: text. Normal pictures if there are any, no 
    verdicts be sure, and that noise on them be seen as abnormal. It and its noise are drawn anew from `seed` for each
    picture, so that no score depends on the pictures before.
 
-After `fit` (ours, as `patch_text` does it): the geometric mean of the patches' probability, at temperature 0.07, and of
-how unlike the patches of the normals they are.
+After `fit` (ours, weighted as in `patch_text`): the geometric mean of the patches' probability, at temperature 0.07,
+and of how unlike the patches of the normals they are.
 
 Prompts: "anovl" is for objects, "anovl-texture" has the paper's words for textures (carpet, leather, grid, tile, wood).
 An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path: on two sets of real

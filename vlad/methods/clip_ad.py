@@ -16,8 +16,8 @@ Normal pictures if there are any, one picture at a time.
 The representative vector is the mean of the unit sentence embeddings, or that of their largest cluster, "dbscan", the
 paper's; where a cluster cannot be found it is the mean.
 
-After `fit` (ours, as `patch_text` does it): the geometric mean of the words' probability (`surgery_probability` of the
-mean quarter, with SDP+ averaged with the linear layers') and of how unlike the patches of the normals a patch is.
+After `fit` (ours, weighted as in `patch_text`): the geometric mean of the words' probability (`surgery_probability` of
+the mean quarter, with SDP+ averaged with the linear layers') and of how unlike the patches of the normals a patch is.
 
 Known differences: the official score is the sum of the class token's probability and of the map's maximum, each
 rescaled by the smallest and largest of the test set, so that it depends on the other pictures; `score="set"` does that

@@ -11,7 +11,7 @@ code: xmed-lab/CLIP_Surgery. Needs: text. Normal pictures if there are any, no t
 
 `text_maps` says where in a picture any texts are, as the paper has it.
 
-After `fit` (ours, as `patch_text` does it): the map becomes the geometric mean of its probability
+After `fit` (ours, weighted as in `patch_text`): the map becomes the geometric mean of its probability
 (`surgery_probability`) and of how unlike the patches of the normals a patch is, in [0, 1].
 
 An encoder whose ordinary tokens align with text (`tiny`) uses those in the place of the value path: on two sets of real

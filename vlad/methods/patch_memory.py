@@ -3,15 +3,16 @@
 Papers: PatchCore (arXiv:2106.08265, code amazon-science/patchcore-inspection) and AnomalyDINO (arXiv:2405.14529, code
 dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture at a time; any encoder, also `dino:...`.
 
-1. A patch's row: its tokens in some layers, averaged over its neighbours, each layer's of length 1, side by side.
+1. A patch's row: its tokens in some layers, averaged over squares of its neighbours, each of length 1, side by side.
 2. `fit` keeps the rows of all normals (and of their rotations), or a greedy coreset of them.
 3. The grid is half the distance to the closest row (the mean over the k closest), in [0, 1]; the map is the grid at the
    encoder's input size, bilinear (align_corners=False), smoothed with a gaussian.
 4. The score is the grid's maximum, that maximum re-weighted by how lonely the row it is closest to is, or the mean of
    its largest hundredth.
 
-`preset` sets all of it at once: "few" (ours, two middle layers, every row kept), "patchcore" (a coreset of a tenth,
-re-weighted maximum) or "anomaly_dino" (last layer after its norm, cosine distances, eight rotations).
+`preset` sets all of it at once: "few" (ours, two middle layers, patches alone and over 3 x 3, every row kept),
+"patchcore" (a coreset of a tenth, re-weighted maximum) or "anomaly_dino" (last layer after its norm, cosine distances,
+eight rotations).
 
 Known differences: distances are halved, and not squared as PatchCore's code has them; a transformer's layers share one
 grid, so nothing is resized (`patchcore_embedding` is the official way for layers that do not); pictures are squeezed
@@ -35,9 +36,9 @@ from vlad.nearest import reweighted
 from vlad.views import moved
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "few": dict(neighbours=3, metric="euclidean", score="max", coreset=1.0, rotations=1),
-    "patchcore": dict(neighbours=3, metric="euclidean", score="reweighted", coreset=0.1, rotations=1),
-    "anomaly_dino": dict(neighbours=1, metric="cosine", score="top", coreset=1.0, rotations=8),
+    "few": dict(neighbours=(1, 3), metric="euclidean", score="max", coreset=1.0, rotations=1),
+    "patchcore": dict(neighbours=(3,), metric="euclidean", score="reweighted", coreset=0.1, rotations=1),
+    "anomaly_dino": dict(neighbours=(1,), metric="cosine", score="top", coreset=1.0, rotations=8),
 }
 SCORES = ("max", "reweighted", "top")
 DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
@@ -101,9 +102,10 @@ class PatchMemory(Detector):
     """See the module. Keywords left out are those of the preset.
 
     `layers` are the encoder's blocks, from 1 (None: the middle ones, for "anomaly_dino" the last); `neighbours` is the
-    side of the averaged square; `k` the rows a distance is averaged over; `coreset` the share of the rows kept;
-    `rotations` the turns of each normal that are remembered; `mask` leaves the background out; `sigma` smooths the map,
-    in pixels of the encoder's input; `search="faiss"` searches large memories approximately (extra `faiss`).
+    odd side of the square that is averaged, or several sides that join in a row; `k` the rows a distance is averaged
+    over; `coreset` the share of the rows kept; `rotations` the turns of each normal that are remembered; `mask` leaves
+    the background out; `sigma` smooths the map, in pixels of the encoder's input; `search="faiss"` searches large
+    memories approximately (extra `faiss`).
     """
 
     needs_text: ClassVar[bool] = False
@@ -116,7 +118,7 @@ class PatchMemory(Detector):
         resolution: int | None = None,
         preset: str = "few",
         layers: Sequence[int] | None = None,
-        neighbours: int | None = None,
+        neighbours: int | Sequence[int] | None = None,
         metric: str | None = None,
         k: int = 1,
         score: str | None = None,
@@ -129,6 +131,8 @@ class PatchMemory(Detector):
         super().__init__(encoder, resolution=resolution)
         if preset not in PRESETS:
             raise ValueError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        if isinstance(neighbours, int):
+            neighbours = (neighbours,)
         given: dict[str, Any] = dict(
             neighbours=neighbours, metric=metric, score=score, coreset=coreset, rotations=rotations
         )
@@ -136,12 +140,12 @@ class PatchMemory(Detector):
         if layers is None and preset == "anomaly_dino":
             layers = (encoder.depth,)
         chosen |= dict(layers=list(checked_layers(layers, encoder.depth)), k=k, mask=bool(mask), sigma=float(sigma))
-        chosen["search"] = search
+        chosen |= dict(search=search, neighbours=list(chosen["neighbours"]))
         _check(chosen)
         self.settings = chosen
         self.options.update(preset=preset, **chosen)
         how: dict[str, Any] = dict(share=chosen["coreset"], metric=chosen["metric"], search=search)
-        width = len(chosen["layers"]) * encoder.width
+        width = len(chosen["layers"]) * len(chosen["neighbours"]) * encoder.width
         self.memory = Memory(width, exact=encoder.dtype == torch.float32, **how)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -184,10 +188,9 @@ def _check(chosen: Mapping[str, Any]) -> None:
         raise ValueError(f"score is {chosen['score']!r}; expected one of {', '.join(SCORES)}")
     if chosen["metric"] not in ("cosine", "euclidean"):
         raise ValueError(f"metric is {chosen['metric']!r}; expected 'cosine' or 'euclidean'")
-    for key, low in (("neighbours", 1), ("k", 1), ("rotations", 1), ("sigma", 0)):
+    for key, low in (("k", 1), ("rotations", 1), ("sigma", 0)):
         if chosen[key] < low:
             raise ValueError(f"{key} is {chosen[key]}; expected {low} or more")
-    if chosen["neighbours"] % 2 == 0:
-        raise ValueError(
-            f"neighbours is {chosen['neighbours']}; expected an odd side, so that a patch is in the middle"
-        )
+    sides = chosen["neighbours"]
+    if not sides or not all(isinstance(side, int) and side >= 1 and side % 2 for side in sides):
+        raise ValueError(f"neighbours is {sides}; expected odd sides such as 3 or (1, 3), with the patch in the middle")

@@ -12,9 +12,10 @@ Needs: text. Normal pictures if there are any, no training, one picture at a tim
 softmax, 0 asks for the anomalous words alone, and more than 1 for places that the normal words do not fit either (the
 difference of a positive and a negative prompt's map in CLAP, arXiv:2411.07546).
 
-After `fit` (ours): tokens of two middle layers, averaged over 3 x 3 places, are compared with those of the normals;
-half the cosine distance to the closest is how unlike them a patch is; the map becomes the geometric mean of that and
-the probability.
+After `fit` (ours): tokens of two middle layers, alone and averaged over 3 x 3 places, are compared with those of the
+normals; half the cosine distance to the closest is how unlike them a patch is; the map becomes the geometric mean of
+that, counted four times, and the probability. The score is then the map's maximum: normal places are no longer faintly
+warm, and a mean of them would only add noise.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,8 +38,8 @@ def image_score(grid: Tensor, how: str) -> Tensor:
 
 
 class PatchText(Detector):
-    """See the module. `score` is one of "sqrt", "max", "mean", "global"; `layers` are compared with normals; `negative`
-    weighs the normal words.
+    """See the module. `score` is one of "sqrt", "max", "mean", "global" (None: "sqrt", with normals "max"); `layers`
+    are compared with normals; `negative` weighs the normal words.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class PatchText(Detector):
         encoder: Encoder,
         *,
         resolution: int | None = None,
-        score: str = "sqrt",
+        score: str | None = None,
         layers: Sequence[int] | None = None,
         negative: float = 1.0,
     ):
         super().__init__(encoder, resolution=resolution)
-        if score not in SCORES:
+        if score not in (None, *SCORES):
             raise ValueError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
         self.how = self.options["score"] = score
         self.layers = checked_layers(layers, encoder.depth)
@@ -66,7 +67,8 @@ class PatchText(Detector):
             image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
             grid = self._probability(patches).unflatten(1, self.encoder.grid(pixels))
             grid, whole = self.memory.fused(pixels, grid, self._probability(image))
-        return whole if self.how == "global" else image_score(grid, self.how), grid, image
+        how = self.how or ("max" if len(self.memory) else "sqrt")
+        return whole if how == "global" else image_score(grid, how), grid, image
 
     def _probability(self, embeddings: Tensor) -> Tensor:
         return anomaly_probability(embeddings, self.prototypes, negative=self.negative)
