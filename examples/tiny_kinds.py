@@ -109,7 +109,6 @@ def settings() -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Method, times that unlikeness counts, options."""
     for sides in ((1,), (3,), (5,), (1, 3), (1, 3, 5)):
         yield "patch_memory", 1, {"neighbours": sides}
-    yield "patch_memory", 1, {"score": "top"}
     for score in ("max", "sqrt"):
         for unlike in (1, 2, 4, 8):
             yield "patch_text", unlike, {"name": "object", "score": score}

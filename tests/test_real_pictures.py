@@ -19,9 +19,14 @@ SETS = ("aws_lookout", "brain_mri", "crackforest", "elpv", "mtd", "mvtec_ad")
 
 
 @pytest.fixture(scope="module")
-def measured(shared, tiny_encoder):
+def samples(shared):
+    return [sample for name in SETS for sample in datasets.load(f"folder:{shared / 'data' / name}")]
+
+
+@pytest.fixture(scope="module")
+def measured(samples, tiny_encoder):
     """Per category: image AUROC, and pixel AUROC where there are masks, of the default method."""
-    samples = [s for name in SETS for s in datasets.load(f"folder:{shared / 'data' / name}") if s.split == "test"]
+    samples = [s for s in samples if s.split == "test"]
     detector = vlad.load(encoder=tiny_encoder)
     image, pixel = {}, {}
     for category in sorted({s.category for s in samples}):
@@ -40,6 +45,16 @@ def test_tiny_finds_real_defects_it_was_never_trained_on(measured):
     assert len(image) == 7 and len(pixel) == 4
     assert np.mean(list(image.values())) >= 0.82
     assert np.mean(list(pixel.values())) >= 0.90
+
+
+def test_eight_normals_make_both_the_memory_and_the_default_method_better(samples, tiny_encoder):
+    detectors = {name: vlad.load(name, encoder=tiny_encoder) for name in ("patch_memory", "patch_text")}
+    rows = vlad.evaluate(detectors, samples, shots=8, seeds=5, metric_size=112, bootstrap=0).rows
+    found = {name: [r.value for r in rows if (r.detector, r.metric) == (name, "image_auroc")] for name in detectors}
+    print(f"\nimage AUROC after 8 normals {found}")
+    assert all(len(values) == 7 for values in found.values())
+    assert np.mean(found["patch_memory"]) >= 0.86
+    assert np.mean(found["patch_text"]) >= 0.87
 
 
 def test_vlad_score_goes_through_all_pictures_and_names_the_broken_ones(shared, tmp_path):

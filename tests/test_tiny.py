@@ -176,6 +176,37 @@ def test_marked_patches_are_nearest_to_their_own_kind_of_defect_far_above_chance
     assert right / count > 0.55, f"{right} of {count}, chance is a quarter"
 
 
+# --- drawn parts of one kind ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import tiny_kinds
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return tiny_kinds
+
+
+def test_parts_of_a_kind_share_numbers_and_have_their_own_grain(kinds):
+    first, second, loose = kinds.Kind([3], 0, 0.0), kinds.Kind([3], 1, 0.0), kinds.Kind([3], 1, 0.05)
+    for _ in range(3):
+        shared = [
+            (rng.uniform(2, 4), rng.integers(9), tuple(rng.normal(size=3)), rng.random()) for rng in (first, second)
+        ]
+        assert shared[0] == shared[1]
+        assert not np.allclose(first.standard_normal((8, 8)), second.standard_normal((8, 8)))
+    assert 0 < abs(loose.uniform(2, 4) - kinds.Kind([3], 0, 0.0).uniform(2, 4)) < 0.5
+
+
+def test_a_few_normals_of_a_drawn_kind_rank_its_defective_parts(kinds, tiny_encoder):
+    drawn = [kinds.draw_kind(tiny_encoder, [number], held_out=True) for number in range(3)]
+    assert torch.equal(drawn[0].ranked, kinds.draw_kind(tiny_encoder, [0], held_out=True).ranked)
+    for method, options in (("patch_memory", {}), ("patch_text", {"name": "object"})):
+        assert np.mean([kinds.measure(tiny_encoder, parts, 5, method, 4, options) for parts in drawn]) > 75
+
+
 # --- the training script --------------------------------------------------------------------------------------------
 
 

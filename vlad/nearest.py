@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 BUDGET = 64 * 2**20  # bytes of one working block of a search
 METRICS = ("cosine", "euclidean", "squared")
-# With `tiny` the exact search over so many rows takes three times as long as the encoder, at a fourth of them less than
-# it; the cells of an approximate one pay for themselves after some 26 pictures. See tests/bench/bench_memory.py.
-FAISS_ROWS = 50_000
+# With `tiny` the exact search over so many rows takes 2.6 times as long as the encoder, at a fourth of them less
+# than it; the cells of an approximate one pay for themselves after some 6 pictures. See tests/bench/bench_memory.py.
+FAISS_ROWS = 25_000
 
 
 def nearest(
