@@ -88,13 +88,13 @@ SETS = (
 )
 
 
-def _shares_above(encoder: vlad.Encoder, folder: Path) -> tuple[float, float]:
+def _shares_above(encoder: vlad.Encoder, folder: Path, draws: int) -> tuple[float, float]:
     """Shares of twelve good pictures above the scale of one normal: by its halves, and turned by quarters instead."""
     detector, drawn = vlad.load("patch_memory", encoder=encoder), np.random.RandomState(0)
     good = sorted((folder / "train" / "good").iterdir())
     fresh = sorted((folder / "test" / "good").iterdir())[:12]
     above, turned = [], []
-    for number in drawn.permutation(len(good))[:3]:
+    for number in drawn.permutation(len(good))[:draws]:
         with pytest.warns(UserWarning):
             detector.fit(good[number])
         peaks = np.array([prediction.map.max() for prediction in detector.predict(fresh)])
@@ -107,18 +107,18 @@ def _shares_above(encoder: vlad.Encoder, folder: Path) -> tuple[float, float]:
 
 
 def test_above_the_scale_of_one_real_normal_lie_few_good_pictures(shared, tiny_encoder):
-    above, turned = _shares_above(tiny_encoder, shared / "data" / SETS[0])
+    above, turned = _shares_above(tiny_encoder, shared / "data" / SETS[0], 3)
     assert above <= 0.5 and above <= turned + 0.1
 
 
 @pytest.mark.slow
 def test_above_the_scale_of_one_normal_lie_fewer_than_above_its_quarter_turns_over_all_sets(shared, tiny_encoder):
-    """Three draws leave a set's share uncertain by about .15, the mean over seven by less than half of that."""
-    shares = np.array([_shares_above(tiny_encoder, shared / "data" / category) for category in SETS])
+    """Three draws left a set's share uncertain by about .3 (road .75, over twelve .40); twelve halve that."""
+    shares = np.array([_shares_above(tiny_encoder, shared / "data" / category, 12) for category in SETS])
     print("\n".join(f"{one}: halves {a:.2f}, quarter turns {t:.2f}" for one, (a, t) in zip(SETS, shares, strict=True)))
     above, turned = shares.mean(0)
-    assert above <= 0.4 and above < turned - 0.05
-    assert shares[:, 0].max() <= 0.7
+    assert above <= 0.35 and above < turned - 0.05
+    assert shares[:, 0].max() <= 0.6
 
 
 def test_a_normal_too_small_to_be_halved_is_learnt_all_the_same(small_encoder):
