@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 import vlad
 from vlad.layer_memory import weighted_mean
+from vlad.memory import layer_tokens
 from vlad.methods.patch_text import image_score
 
 
@@ -48,6 +49,10 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
         )
     with torch.no_grad():
         unlike = both.memory.unlike(small_encoder.pixels([picture]))[0]
+        seen = [small_encoder.pixels([p]) for p in (picture, *(golden_weights.image(seed, 112) for seed in (4, 5)))]
+        one, *others = (layer_tokens(small_encoder, pixels, (12, 18), (1, 3))[0] for pixels in seen)
+    cosines = F.normalize(one, dim=-1) @ F.normalize(torch.cat(others), dim=-1).T
+    np.testing.assert_allclose(unlike.flatten(), (1 - cosines.amax(1)) / 2, atol=1e-5)
     expected = (words.predict(picture).map * unlike.numpy() ** 4) ** (1 / 5)
     np.testing.assert_allclose(both.predict(picture).map, expected, atol=1e-6)
     assert both.predict(picture).score == pytest.approx(float(expected.max()), abs=1e-6)
