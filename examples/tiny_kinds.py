@@ -19,12 +19,12 @@ from tiny_pool import HELD_OUT
 from torch import Tensor
 
 import vlad
-from vlad import layer_memory
+from vlad.encoders.views import moved
+from vlad.memory import layers as layer_memory
 from vlad.metrics import auroc
 from vlad.synthetic import camera
 from vlad.synthetic.defects import spoil
 from vlad.synthetic.scenes import draw_scene
-from vlad.views import moved
 
 NORMALS, GOOD, BAD = 8, 12, 12
 LABEL = np.repeat([0, 1], [GOOD, BAD])

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlad import tiny
-from vlad.dtypes import fastest_safe_dtype
-from vlad.resources import resource
+from vlad.encoders import tiny
+from vlad.encoders.dtypes import fastest_safe_dtype
+from vlad.files import resource
 from vlad.synthetic import Synthetic, caption, sample
 from vlad.synthetic.photos import another_shot
 from vlad.synthetic.textures import TEXTURES

@@ -6,8 +6,8 @@ import tomllib
 
 import numpy as np
 
-from vlad import tiny
-from vlad.resources import resource
+from vlad.encoders import tiny
+from vlad.files import resource
 from vlad.synthetic.defects import WORDS
 
 CONFIG = json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text(encoding="utf-8"))

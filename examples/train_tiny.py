@@ -34,8 +34,8 @@ from tiny_pool import Pool, standardise
 from tiny_sentences import CONFIG, SENTENCES, kind_sentences, named, state_phrases
 from torch import Tensor, nn
 
-from vlad import tiny
-from vlad.dtypes import fastest_safe_dtype
+from vlad.encoders import tiny
+from vlad.encoders.dtypes import fastest_safe_dtype
 from vlad.memory import middle_layers, neighbourhood_mean
 from vlad.synthetic.defects import WORDS
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import vlad
-import vlad.normals
-from vlad.learned import LearnedDetector
+import vlad.fitting
+from vlad.learning.scorer import LearnedDetector
 from vlad.methods import METHODS, method_class
 
 LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedDetector)]
@@ -316,7 +316,7 @@ def test_one_normal_is_enough_to_learn_from_but_not_to_calibrate(fitted, many, p
 def test_normals_that_do_not_fit_into_memory_are_read_twice_to_the_same_end(small_encoder, many, monkeypatch):
     once = vlad.load("patch_text", "bolt", encoder=small_encoder).fit(many)
     for name in ("KEPT_BYTES", "SHARED", "BATCH"):
-        monkeypatch.setattr(vlad.normals, name, 2 if name == "BATCH" else 0)
+        monkeypatch.setattr(vlad.fitting, name, 2 if name == "BATCH" else 0)
     twice = vlad.load("patch_text", "bolt", encoder=small_encoder).fit(image for image in many)
     assert twice.calibration.scores == pytest.approx(once.calibration.scores, abs=1e-6)
     assert twice.references == once.references

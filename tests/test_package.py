@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vlad
-from vlad.resources import cache_dir, resource
+from vlad.files import cache_dir, resource
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlad.drawing import draw_overlay
 from vlad.images import ImageError
+from vlad.images.drawing import draw_overlay
 from vlad.prediction import DRAWN_BOXES, Prediction, Region
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vlad
 from vlad import datasets, metrics
-from vlad.samples import read_mask
+from vlad.datasets.samples import read_mask
 
 pytestmark = pytest.mark.slow
 

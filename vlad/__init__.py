@@ -6,45 +6,44 @@ Names are loaded when they are first used, so that `import vlad` needs neither t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vlad.version import __version__
+
 if TYPE_CHECKING:
     from vlad import metrics as metrics
     from vlad.datasets import datasets as datasets
+    from vlad.datasets.samples import Sample as Sample
     from vlad.detector import Detector as Detector
-    from vlad.encoder import Encoder as Encoder
+    from vlad.encoders.clip import Encoder as Encoder
+    from vlad.encoders.weights import WeightsError as WeightsError
+    from vlad.encoders.weights import encoders as encoders
     from vlad.evaluate import evaluate as evaluate
     from vlad.explain import explain as explain
     from vlad.explain.explanation import Explanation as Explanation
     from vlad.images import ImageError as ImageError
+    from vlad.learning.train import train as train
     from vlad.loading import load as load
     from vlad.methods import methods as methods
     from vlad.prediction import Prediction as Prediction
     from vlad.prediction import Region as Region
     from vlad.prompts import PromptPack as PromptPack
     from vlad.report import Report as Report
-    from vlad.samples import Sample as Sample
-    from vlad.training import train as train
-    from vlad.weights import WeightsError as WeightsError
-    from vlad.weights import encoders as encoders
-
-__version__ = "0.1.0"
 
 # Public names that are files too; those that are calls as well are callable modules: an import never hides the call.
-_MODULES = ("datasets", "evaluate", "explain", "methods", "metrics")
+_MODULES = ("datasets", "encoders", "evaluate", "explain", "methods", "metrics")
 
 _HOME = {
     "Detector": "detector",
-    "Encoder": "encoder",
+    "Encoder": "encoders.clip",
     "Explanation": "explain.explanation",
     "ImageError": "images",
     "Prediction": "prediction",
     "PromptPack": "prompts",
     "Region": "prediction",
     "Report": "report",
-    "Sample": "samples",
-    "WeightsError": "weights",
-    "encoders": "weights",
+    "Sample": "datasets.samples",
+    "WeightsError": "encoders.weights",
     "load": "loading",
-    "train": "training",
+    "train": "learning.train",
 }
 
 __all__ = ["__version__", *sorted((*_HOME, *_MODULES))]

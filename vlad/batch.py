@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlad
 from vlad.images import Found, ImageError, list_images
 from vlad.prediction import Prediction
+from vlad.version import __version__
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -133,7 +133,7 @@ def settings_of(detector: Detector, threshold: float | None = None) -> dict[str,
     """What a detector's numbers depend on, as plain values: method, weights, words, options, thresholds, version."""
     pack, encoder = detector.pack, detector.encoder
     return {
-        "vlad": vlad.__version__,
+        "vlad": __version__,
         "method": detector.method,
         "name": detector.name,
         "prompts": None if pack is None else pack.to_dict(),

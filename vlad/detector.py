@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad import __version__, detector_file
-from vlad.encoder import Encoder
+from vlad import detector_file
+from vlad.encoders.clip import Encoder
+from vlad.fitting import learn
 from vlad.images import ImageError, read
 from vlad.memory import Memory
-from vlad.normals import learn
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name, phrase_prototypes, prototypes
 from vlad.thresholds import Calibration, p_value
+from vlad.version import __version__
 
 logger = logging.getLogger(__name__)
 

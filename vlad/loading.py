@@ -9,8 +9,8 @@ from typing import Any
 
 from vlad import detector_file
 from vlad.detector import Detector
-from vlad.encoder import Encoder
-from vlad.learned import LearnedDetector, with_adapter
+from vlad.encoders.clip import Encoder
+from vlad.learning.scorer import LearnedDetector, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.prompts import PromptPack
 
@@ -77,7 +77,7 @@ def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
 
 def _encoder(given: str | Encoder, device: str | None, dtype: Any) -> Encoder:
     if isinstance(given, str) and given.startswith("dino:"):
-        from vlad import dino
+        from vlad.encoders import dino
 
         return dino.load(given, device, dtype)
     if isinstance(given, str):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlad.drawing import draw_overlay
 from vlad.images import read
+from vlad.images.drawing import draw_overlay
 
 LOCATIONS = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
 DRAWN_BOXES = 10  # the strongest regions; more boxes hide what they mark

@@ -21,7 +21,7 @@ from torch import Tensor
 import vlad
 from vlad import detector_file, synthetic
 from vlad.memory import layer_tokens, middle_layers
-from vlad.nearest import Cells, faiss_module, nearest, recall
+from vlad.memory.nearest import Cells, faiss_module, nearest, recall
 
 
 def drawn(count: int, size: int) -> Iterator[np.ndarray]:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlad import mutual, synthetic
+from vlad import synthetic
+from vlad.memory import mutual
 
 MIB = 2**20
 PAGE = resource.getpagesize()

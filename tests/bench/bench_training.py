@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from vlad.encoder import Encoder
-from vlad.training import train
+from vlad.encoders.clip import Encoder
+from vlad.learning.train import train
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-import vlad
 from vlad.cli import eval_explain, evaluate, explain, fit, lists, prompts, score, train
 from vlad.cli.shared import PLAIN
+from vlad.version import __version__
 
 app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
 app.command("score")(score.score)
@@ -36,7 +36,7 @@ def main() -> None:
 
 def _version(on: bool) -> None:
     if on:
-        print(f"vlad {vlad.__version__}")
+        print(f"vlad {__version__}")
         raise typer.Exit
 
 

@@ -12,8 +12,8 @@ import typer
 from vlad.cli.shared import guarded
 
 if TYPE_CHECKING:
+    from vlad.evaluate.suites import Suite
     from vlad.report import Report
-    from vlad.suites import Suite
 
 Data = Annotated[list[str] | None, typer.Option(metavar="NAME:ROOT", help="A data set; `vlad list datasets`.")]
 Method = Annotated[list[str] | None, typer.Option(help="`vlad list methods`, or a saved detector; may be repeated.")]
@@ -53,7 +53,7 @@ def eval_(
         how: dict[str, Any] = {"shots": shots, "seeds": seeds, "metric_size": _size(metric_size)}
         how = {**plan.how, **{key: value for key, value in how.items() if value is not None}}
         if corrupt and not how.get("corrupt"):
-            from vlad.corrupt import CORRUPTIONS
+            from vlad.datasets.corrupt import CORRUPTIONS
 
             how["corrupt"] = list(CORRUPTIONS)
         how |= {"force": force, "bootstrap": bootstrap, "batch_size": batch_size, "progress": _progress()}
@@ -98,7 +98,7 @@ def run(suite: "Suite", data: list[str], how: dict[str, Any], loaded: dict[str, 
 
 def _suite(name: str | None, methods: list[str] | None, data: list[str] | None, flags: dict[str, Any]) -> "Suite":
     """The suite asked for, or one made of the flags: every method with every encoder and prompt pack."""
-    from vlad.suites import Suite, load
+    from vlad.evaluate.suites import Suite, load
 
     if name is not None:
         given = [f"--{key}" for key, value in {"method": methods, **flags}.items() if value]
@@ -125,7 +125,7 @@ def _suite(name: str | None, methods: list[str] | None, data: list[str] | None, 
 def _specs(suite: "Suite", data: list[str]) -> list[tuple[str, str]]:
     """(data set, NAME:ROOT) of those that the suite wants and that are given or installed."""
     from vlad.datasets import INSTALLABLE
-    from vlad.toml_files import closest
+    from vlad.forms import closest
 
     given = {_name(spec): spec for spec in data}
     if len(given) < len(data):  # several roots of one reader
@@ -158,7 +158,7 @@ def _read(spec: str) -> list[Any]:
 
 def _built(detectors: list[dict[str, Any]], loaded: dict[str, Any], encoders: dict[Any, Any]) -> dict[str, Any]:
     """Label -> Detector; detectors of one encoder name share the encoder."""
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
     from vlad.loading import load
     from vlad.methods import METHODS
 

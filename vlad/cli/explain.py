@@ -64,7 +64,7 @@ def explain(
     def work() -> int:
         import vlad.explain as tiers
         from vlad.explain.rules import read_rules
-        from vlad.toml_files import write_whole
+        from vlad.files import write_whole
 
         if as_json and markdown:
             raise ValueError("--json and --markdown both print on standard output; give one of them")

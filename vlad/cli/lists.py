@@ -31,12 +31,13 @@ def list_(kind: Annotated[str, typer.Argument(metavar="|".join(KINDS))], as_json
 
 
 def _names(kind: str) -> list[str]:
-    from vlad import prompts, resources
+    from vlad import files as resources
+    from vlad import prompts
 
     if kind == "prompts":
         return prompts.shipped()
     if kind == "recipes":
-        from vlad import recipes
+        from vlad.learning import recipes
 
         return recipes.recipes()
     if kind == "suites":

@@ -13,8 +13,8 @@ from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
 if TYPE_CHECKING:
     from vlad.explain.reasoner import Reasoner
-    from vlad.packs.check import PackCheck
-    from vlad.packs.comparison import Words
+    from vlad.prompts.check import PackCheck
+    from vlad.prompts.comparison import Words
 
 Pictures = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Searched whole.")]
 Model = Annotated[str, typer.Option("--reasoner", metavar="hf:FOLDER|openai:MODEL@URL", help="Whom to ask.")]
@@ -70,7 +70,7 @@ def make(
     """
 
     def work() -> int:
-        from vlad.packs.writing import make_pack
+        from vlad.prompts.writing import make_pack
 
         if out.suffix != ".toml":
             raise ValueError(f"--out is {out}; a prompt pack is a file that ends in .toml")
@@ -109,8 +109,8 @@ def rules(
 
     def work() -> int:
         from vlad.explain.induction import propose_rules
+        from vlad.files import write_whole
         from vlad.images import list_images
-        from vlad.toml_files import write_whole
 
         if name is None:
             raise ValueError('the model must know what it sees; say it with --name "metal nut"')
@@ -151,8 +151,8 @@ def check(
         if anomalous is not None and normals is None:
             raise ValueError("anomalous pictures are compared with good ones; give those with --normals")
         good, bad = ([one.path for one in list_images([folder])] if folder else [] for folder in (normals, anomalous))
-        from vlad.packs.check import check_pack
-        from vlad.packs.comparison import LEAST_NORMALS, compare_words
+        from vlad.prompts.check import check_pack
+        from vlad.prompts.comparison import LEAST_NORMALS, compare_words
 
         model = vlad.Encoder.load(encoder or "tiny")
         checked = check_pack(words, name, model, good)

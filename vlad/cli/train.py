@@ -31,13 +31,13 @@ def train(
     """
 
     def work() -> int:
-        from vlad.training import train as learn
+        from vlad.learning.train import train as learn
 
         started = time.monotonic()
         detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=_progress())
         if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one reports
             return 0
-        from vlad.adapter_file import read
+        from vlad.learning.adapter_file import read
 
         losses = read(out).facts["recipe"]["losses"]
         facts = {"adapter": str(out), "trained_on": list(detector.trained_on), "losses": losses}

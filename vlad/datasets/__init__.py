@@ -57,9 +57,9 @@ from vlad.datasets.medical import (
     kvasir,
     tn3k,
 )
+from vlad.datasets.samples import Sample
+from vlad.forms import closest
 from vlad.images import MASK_FOLDER
-from vlad.samples import Sample
-from vlad.toml_files import closest
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from vlad.datasets.layouts import (
     read_json,
     wrong_root,
 )
-from vlad.samples import Sample, mask_levels
+from vlad.datasets.samples import Sample, mask_levels
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlad.datasets.samples import Sample
 from vlad.images import MASK_FOLDER, SUFFIXES
-from vlad.samples import Sample
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from vlad.datasets.layouts import (
     pictures,
     wrong_root,
 )
-from vlad.samples import Sample
+from vlad.datasets.samples import Sample
 
 _POLYP_FOLDERS = (("images", "masks"), ("Original", "Ground Truth"), ("PNG/Original", "PNG/Ground Truth"))
 _ISIC_TRUTH = "ISBI2016_ISIC_Part1_Test_GroundTruth"

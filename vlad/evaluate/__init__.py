@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlad import resampling
-from vlad.corrupt import SEVERITIES
+from vlad.datasets.corrupt import SEVERITIES
+from vlad.datasets.samples import Sample
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
 from vlad.evaluate.parts import Part, Parts
 from vlad.evaluate.settings import peak_memory, settings_of_run
 from vlad.evaluate.walk import Clock, Condition, Look, Runner, walk
+from vlad.metrics import resampling
 from vlad.report import Report, Row
 from vlad.report.pictures import thumbnails
-from vlad.samples import Sample
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -75,7 +75,7 @@ def evaluate(
         metric_size: "native": maps are brought to each picture's own size; or the side of a square for both maps and
             masks, as papers do (518, 256).
         force: also evaluate detectors on the data set that they were trained on; the report is stamped.
-        corrupt: names of `vlad.corrupt.CORRUPTIONS`; adds the metrics on pictures changed so, per severity.
+        corrupt: names of `vlad.datasets.corrupt.CORRUPTIONS`; adds the metrics on pictures changed so, per severity.
         names: category -> words for prompts, instead of the data set's own.
         bootstrap: draws for the intervals; 0 for none.
         mask_resize: with a square metric_size "bilinear" (antialiased, over 0.5) or "nearest".

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlad.corrupt import check
+from vlad.datasets.corrupt import check
+from vlad.datasets.samples import Sample
 from vlad.evaluate.walk import Condition, Look
-from vlad.samples import Sample
 
 if TYPE_CHECKING:
     from vlad.detector import Detector

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlad import metrics, resampling
+from vlad import metrics
+from vlad.datasets.samples import Sample, read_defects
 from vlad.evaluate.walk import Seen, resized
+from vlad.metrics import resampling
 from vlad.metrics import stream as metrics_stream
 from vlad.metrics.inputs import Measured
 from vlad.metrics.stream import Bounded, Histogram
-from vlad.samples import Sample, read_defects
 
 LIMITS = {"aupro": 0.3, "aupro_0.05": 0.05}
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")

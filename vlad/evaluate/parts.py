@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from vlad.evaluate.inputs import Place
+from vlad.files import write_whole
 from vlad.report import Report, Row
-from vlad.toml_files import write_whole
 
 logger = logging.getLogger(__name__)
 

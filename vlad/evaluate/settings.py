@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import vlad
 from vlad.evaluate.walk import key_of
+from vlad.version import __version__
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -27,7 +28,7 @@ def settings_of_run(
     corrupt = list(dict.fromkeys(condition.kind for condition in plan.conditions[1:]))
     severities = sorted({condition.severity for condition in plan.conditions[1:]})
     return {
-        "vlad": vlad.__version__,
+        "vlad": __version__,
         "commit": commit(),
         "shots": plan.shots,
         "seeds": list(plan.seeds) if plan.shots else [],

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlad.corrupt import corrupt
+from vlad.datasets.corrupt import corrupt
+from vlad.datasets.samples import Sample, read_mask
 from vlad.images import read
-from vlad.samples import Sample, read_mask
 
 if TYPE_CHECKING:
     from vlad.detector import Detector

@@ -32,7 +32,7 @@ from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
     from vlad.explain.clip import Naming
     from vlad.explain.defects import Found
     from vlad.explain.interview import Interview
@@ -207,7 +207,7 @@ def _interview(model: Reasoner, case: Case, passes: int | None, strict: bool) ->
 
 @cache
 def _tiny() -> Encoder:
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
 
     return Encoder.load("tiny")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vlad.explain.case import Rule, RuleKind
+from vlad.forms import closest
 from vlad.prediction import LOCATIONS
-from vlad.toml_files import closest
 
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 PLACES = tuple(place for row in LOCATIONS for place in row)

@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoder import Encoder
-from vlad.learned import Batch, LearnedDetector, refuse_other_methods
-from vlad.losses import focal, segmentation
+from vlad.encoders.clip import Encoder
+from vlad.learning.losses import focal, segmentation
+from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
 from vlad.maps import gaussian
 from vlad.memory import quarters
 from vlad.prompts import PromptPack

@@ -4,7 +4,7 @@ Paper: "AdaptCLIP: Adapting CLIP for Universal Visual Anomaly Detection" (arXiv:
 (gaobb/AdaptCLIP) is under the GPL; this is written from a description of its arithmetic alone. Needs: learned weights
 (the authors' files, or `vlad train`). No words; normal pictures if there are any; one picture at a time.
 
-1. The frozen tower gives tokens after each quarter of its blocks, by a value stream (`vlad.prompt_learning`).
+1. The frozen tower gives tokens after each quarter of its blocks, by a value stream (`vlad.learning.prompt_learner`).
 2. Picture adapter: the class token and the last layer's tokens pass a residual bottleneck each, and are compared with
    fixed sentences about a normal and a damaged "object". Word adapter: the unchanged tokens are compared with two
    learned sentences. The map is the mean of both maps, smoothed by a gaussian of 4 px; the score the mean of both class
@@ -30,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoder import Encoder
-from vlad.learned import Batch, LearnedDetector, official_parts
-from vlad.losses import segmentation, whole_picture
+from vlad.encoders.clip import Encoder
+from vlad.learning.losses import segmentation, whole_picture
+from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
+from vlad.learning.scorer import Batch, LearnedDetector, official_parts
 from vlad.maps import harmonic_mean, smooth_map, state_logits, to_size
 from vlad.memory import Memory, quarters
-from vlad.prompt_learning import PromptLearner, official_prompts, state_maps, value_stream
 from vlad.prompts import PromptPack, prototypes
 
 ENDINGS = (".", ".")

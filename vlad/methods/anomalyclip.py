@@ -6,7 +6,7 @@ picture at a time.
 
 1. The sentences are twelve learned vectors, then "object." or "damaged object."; before text blocks 2 to 9 the first
    four of their tokens are replaced by learned ones.
-2. Patch embeddings come from a value stream beside the frozen vision tower (`vlad.prompt_learning.value_stream`).
+2. Patch embeddings come from a value stream beside the frozen vision tower (`value_stream`).
 3. A softmax over the cosine similarities with both sentences, at temperature 0.07, gives the picture's probability of
    being damaged from the class token, the score, and each patch's: bilinear to the picture's square and smoothed by a
    gaussian of 4 px, the map.
@@ -24,12 +24,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlad.encoder import Encoder
-from vlad.learned import Batch, LearnedDetector, official_parts
-from vlad.losses import segmentation, whole_picture
+from vlad.encoders.clip import Encoder
+from vlad.learning.losses import segmentation, whole_picture
+from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
+from vlad.learning.scorer import Batch, LearnedDetector, official_parts
 from vlad.maps import anomaly_probability, smooth_map, state_logits
 from vlad.memory import checked_layers
-from vlad.prompt_learning import PromptLearner, official_prompts, state_maps, value_stream
 
 ENDINGS = (" object.", " damaged object.")
 PIXELS = 4  # weight of the pixels' losses; in the code it makes up for the three layers that fell away

@@ -36,12 +36,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
-from vlad.layer_memory import LayerMemory
+from vlad.encoders.clip import Encoder
+from vlad.encoders.views import moved
 from vlad.maps import CERTAIN, TEMPERATURE, anomaly_probability, state_logits, to_size
 from vlad.memory import middle_layers
+from vlad.memory.layers import LayerMemory
 from vlad.prompts import PromptPack, state_rows
-from vlad.views import moved
 
 VIEWS = (1, 22)
 STEPS, LEARNING_RATE, NOISE = 5, 1e-3, 0.055  # of the adaptation

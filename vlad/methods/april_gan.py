@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlad.encoder import Encoder, Features
-from vlad.learned import Batch, LearnedDetector, official_parts
+from vlad.encoders.clip import Encoder, Features
+from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import anomaly_probability, rescaled, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.prompts import PromptPack, prototypes
-from vlad.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 
 SCORES = ("bounds", "class", "set")
 

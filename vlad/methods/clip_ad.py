@@ -37,9 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.encoder import Encoder
-from vlad.layer_memory import LayerMemory
-from vlad.learned import Batch, LearnedDetector, official_parts
+from vlad.encoders.clip import Encoder
+from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import (
     CERTAIN,
     CLIP_TEMPERATURE,
@@ -51,8 +51,8 @@ from vlad.maps import (
     to_size,
 )
 from vlad.memory import middle_layers, quarters
+from vlad.memory.layers import LayerMemory
 from vlad.prompts import PromptPack, state_rows
-from vlad.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "representative": ("dbscan", "mean"),

@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoder import VALUE_PATH_BLOCKS, Encoder
+from vlad.encoders.clip import VALUE_PATH_BLOCKS, Encoder
 from vlad.images import read
-from vlad.layer_memory import LayerMemory
 from vlad.maps import CERTAIN, anomaly_probability, feature_surgery, surgery_probability, to_size
 from vlad.memory import middle_layers
+from vlad.memory.layers import LayerMemory
 from vlad.prompts import PromptPack, embed, prototypes
 
 SHARPNESS = 2.0  # of the class token's softmax over the texts

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
+from vlad.encoders.clip import Encoder
 from vlad.memory import Memory
-from vlad.nearest import nearest
+from vlad.memory.nearest import nearest
 from vlad.prompts import embed
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ closest one counts; the official code gives NaN. Unlike pictures (negative cosin
 at random from a seed; the official ones know the defects. An encoder of another depth is tapped at its quarters.
 
 Cost: one matrix product per unordered pair of pictures, layer and r. Beside blocks it keeps the tokens of all pictures,
-in a file past TOKEN_BYTES, and one table of distances (see vlad.mutual); sets whose table would not fit
+in a file past TOKEN_BYTES, and one table of distances (see vlad.memory.mutual); sets whose table would not fit
 TABLE_FILE_BYTES are split at random into as few equal parts as it takes.
 
 `fit(pictures)` keeps a set to compare with: from then on each picture is scored against it, alone and without step 3,
@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
+from vlad.encoders.clip import Encoder
 from vlad.maps import to_size
 from vlad.memory import Memory, neighbourhood_mean, quarters
-from vlad.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
-from vlad.spill import Records
+from vlad.memory.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
+from vlad.memory.spill import Records
 
 logger = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
+from vlad.encoders.clip import Encoder
+from vlad.encoders.views import moved
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
-from vlad.nearest import reweighted
-from vlad.views import moved
+from vlad.memory.nearest import reweighted
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "few": dict(neighbours=(1, 3), metric="euclidean", score="max", coreset=1.0, rotations=1),

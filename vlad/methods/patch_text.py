@@ -23,10 +23,10 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
-from vlad.layer_memory import LayerMemory
+from vlad.encoders.clip import Encoder
 from vlad.maps import anomaly_probability
 from vlad.memory import checked_layers
+from vlad.memory.layers import LayerMemory
 
 SCORES = ("sqrt", "max", "mean", "global")
 

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoder import Encoder
-from vlad.learned import Batch, LearnedDetector, refuse_other_methods
-from vlad.losses import dice, focal
+from vlad.encoders.clip import Encoder
+from vlad.learning.losses import dice, focal
+from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
 from vlad.maps import gaussian, to_size, top_mean
 from vlad.memory import checked_layers, quarters
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoder import Encoder
+from vlad.encoders.clip import Encoder
 from vlad.maps import anomaly_probability, harmonic_mean, to_size
 from vlad.memory import Memory
 

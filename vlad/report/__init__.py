@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlad import resampling
+from vlad.files import write_whole
+from vlad.forms import closest
+from vlad.metrics import resampling
 from vlad.report.text import TABLE
-from vlad.toml_files import closest, write_whole
 
 CLEAN, MEAN, ALL = "clean", "mean", "all"
 

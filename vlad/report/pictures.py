@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vlad.drawing import draw_overlay
+from vlad.images.drawing import draw_overlay
 
 if TYPE_CHECKING:
     from vlad.evaluate.measure import Shown

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from html import escape
 
-from vlad.published import METRICS, published, why_not
 from vlad.report import Report
 from vlad.report import charts as charts
 from vlad.report import html as html
+from vlad.report.published import METRICS, published, why_not
 from vlad.report.summary import drops
 from vlad.report.text import LOWER_IS_BETTER, percent
 

@@ -19,12 +19,13 @@ from vlad.explain.evaluation.scores import calibration
 from vlad.explain.evaluation.tables import Evaluation, Table
 from vlad.explain.evaluation.telling import Talk, by_conversation, by_explanation
 from vlad.explain.reasoner import Reasoner, make_reasoner
+from vlad.files import write_whole
 from vlad.prompts import PromptPack
-from vlad.toml_files import write_whole
+from vlad.version import __version__
 
 if TYPE_CHECKING:
-    from vlad.encoder import Encoder
-    from vlad.samples import Sample
+    from vlad.datasets.samples import Sample
+    from vlad.encoders.clip import Encoder
 
 REPORT, JUDGE = "report.json", "judge"
 
@@ -50,7 +51,7 @@ class Tier:
     def settings(self) -> dict[str, Any]:
         """What its answers depend on."""
         words = {"encoder": self.encoder.name, "digest": self.encoder.digest, "prompts": self.pack.to_dict()}
-        return {"vlad": vlad.__version__, "reasoner": "clip" if self.model is None else self.model.name, **words}
+        return {"vlad": __version__, "reasoner": "clip" if self.model is None else self.model.name, **words}
 
 
 @dataclass(frozen=True, eq=False)

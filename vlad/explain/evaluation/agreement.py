@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlad.datasets.samples import Sample, read_mask
 from vlad.explain.evaluation.answering import usage_line
 from vlad.explain.evaluation.records import Line
 from vlad.explain.evaluation.scores import box_iou, cell, inside, mask_box, mask_center
 from vlad.explain.evaluation.tables import Table
 from vlad.explain.votes import mean
 from vlad.prompts import PromptPack
-from vlad.samples import Sample, read_mask
 
 if TYPE_CHECKING:
     from vlad.explain.explanation import Explanation

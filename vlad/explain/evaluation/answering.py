@@ -17,7 +17,7 @@ from vlad.prompts import PromptPack, check_name, prototypes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
 
 MAX_SECONDS = 300.0  # for one question
 LONGEST_SIDE = 1024  # px of a picture as it is sent, as in VisA-D&R

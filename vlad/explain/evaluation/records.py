@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlad.toml_files import write_whole
+from vlad.files import write_whole
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 

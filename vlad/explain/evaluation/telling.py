@@ -12,7 +12,7 @@ from vlad.explain.reasoner import Ask, Reasoner, Text, Usage
 from vlad.prompts import PromptPack
 
 if TYPE_CHECKING:
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
 
 Talk = Callable[[np.ndarray, str, Sequence[str]], tuple[list[str | None], Usage, str | None]]
 

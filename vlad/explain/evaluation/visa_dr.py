@@ -25,7 +25,7 @@ from vlad.images import read
 from vlad.prompts import category_name
 
 if TYPE_CHECKING:
-    from vlad.encoder import Encoder
+    from vlad.encoders.clip import Encoder
 
 YES, NO = "yes", "no"
 LEFT_OUT = ("pcb2", "pcb4")  # of reasoning

@@ -1,0 +1,56 @@
+"""Recipes as files: what is checked when they are read."""
+
+import pytest
+
+from vlad.learning import recipes
+from vlad.learning.scorer import LearnedDetector
+from vlad.methods import method_class
+
+GOOD = 'method = "anomalyclip"\ndata = ["mtd"]\n[optimizer]\nlearning_rate = 1e-3\n'
+
+
+def test_every_shipped_recipe_is_of_a_method_that_learns_and_has_its_paper_in_the_title():
+    assert {"anomalyclip", "adaptclip", "adaclip"} <= set(recipes.recipes())
+    for name in recipes.recipes():
+        recipe = recipes.load(name)
+        assert issubclass(method_class(recipe.method), LearnedDetector) and "arXiv" in recipe.title and recipe.data
+
+
+def test_a_file_of_ones_own_is_read_and_an_equal_dict_means_the_same(tmp_path):
+    (tmp_path / "mine.toml").write_text(GOOD)
+    table = {"method": "anomalyclip", "data": ["mtd"], "optimizer": {"learning_rate": 1e-3}}
+    assert recipes.load(tmp_path / "mine.toml") == recipes.load(table)
+    assert recipes.load(recipes.load(table).to_dict()) == recipes.load(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("data", "daten"), "mine.toml: daten: unknown key; known: .*did you mean 'data'"),
+        (
+            GOOD.replace("anomalyclip", "anomalclip"),
+            "method: unknown 'anomalclip'.*did you mean 'anomalyclip'",
+        ),
+        (GOOD + "rate = 1\n", "mine.toml: optimizer.rate: unknown key"),
+        (GOOD.replace("1e-3", "0"), "optimizer.learning_rate: expected a number above 0, got 0"),
+        (GOOD + 'name = "sgd"\n', "optimizer.name: unknown 'sgd'; known: adam, adamw"),
+        (GOOD + "betas = [0.9]\n", "optimizer.betas: expected two numbers"),
+        (GOOD + 'schedule = "step"\n', "optimizer.schedule: unknown 'step'"),
+        ("epochs = 0\n" + GOOD, "epochs: expected 1 or more, got 0"),
+        ('epochs = "many"\n' + GOOD, "epochs: expected a whole number, got 'many'"),
+        ("validation = 1.0\n" + GOOD, "validation: expected a share from 0 to below 1"),
+        ("method = 3\n", "method: expected text, got 3"),
+        ("= 1\n", "mine.toml: not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_file_key_and_what_was_expected(tmp_path, text, said):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        recipes.load(tmp_path / "mine.toml")
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
+        recipes.load(tmp_path / "absent.toml")
+    with pytest.raises(ValueError, match=r"unknown recipe 'anomalyclipp'; known: .*did you mean 'anomalyclip'"):
+        recipes.load("anomalyclipp")

@@ -1,0 +1,344 @@
+"""From an encoder's name to an open_clip model with its weights.
+
+Names (see `encoders`): "tiny", "<model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
+"<model>/random:<seed>".
+Nothing here knows what a model is used for; `vlad.encoders.clip` does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+FILES = (".safetensors", ".bin", ".pt", ".pth")  # what a checkpoint is called
+HUB_PATIENCE = 5.0  # seconds to wait for the hub before saying that it cannot be reached
+
+
+class WeightsError(RuntimeError):
+    """Weights that are neither on this machine nor to be fetched; the message says how to put them in place."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A loaded model and what must be known to feed it.
+
+    Attributes:
+        model: open_clip CLIP or CustomTextCLIP, float32, on the CPU.
+        tokenizer: sentences -> int64 [T, context length].
+        mean, std: of the three colour channels, after scaling to [0, 1].
+        per_picture: brightness and contrast are normalised picture by picture first (`tiny`).
+        dense: "ordinary" where patch tokens of the last block align with text, "value" where only the value path does.
+        digest: hex name of the weights; equal weights give equal digests whatever file they came from.
+    """
+
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    digest: str
+    per_picture: bool = False
+    dense: str = "value"
+
+
+def load_tower(name: str, activation: str | None = None) -> Tower:
+    """The model that `name` stands for.
+
+    Args:
+        name: see the module's docstring.
+        activation: "gelu" or "quickgelu" in place of what the model's configuration says.
+
+    Raises:
+        ValueError: no such model, tag or form of name.
+        FileNotFoundError: a local file or folder is missing.
+        WeightsError: the weights are not here and cannot be fetched.
+    """
+    if activation not in (None, "gelu", "quickgelu"):
+        raise ValueError(f"activation is {activation!r}; expected 'gelu', 'quickgelu' or None (the model's own)")
+    if name == "tiny":
+        if activation:
+            raise ValueError("tiny was trained with one activation; leave activation out")
+        return _tiny()
+    if name.startswith("local-dir:"):
+        return _from_folder(Path(name.removeprefix("local-dir:")).expanduser(), activation)
+    if name.startswith("hf-hub:"):
+        return _from_hub(name.removeprefix("hf-hub:"), activation)
+    if name.endswith(FILES) and ":" not in name:
+        raise ValueError(f"encoder {name!r} is a file alone; put its open_clip model in front: 'ViT-B-32:{name}'")
+    model, separator, file = name.partition(":")
+    if separator and "/random" not in model:
+        return _from_file(model, Path(file).expanduser(), activation)
+    model, _, tag = name.partition("/")
+    if tag.startswith("random:") or tag == "random":
+        return _random(model, tag, activation)
+    return _from_tag(model, tag, activation)
+
+
+def encoders() -> list[str]:
+    """Names for `encoder=`: "tiny", then every open_clip "<model>/<tag>" whose vision tower VLAD can walk."""
+    pairs = open_clip.list_pretrained()
+    usable = {m for m, _ in pairs if not _unusable(open_clip.get_model_config(m) or {})}
+    return ["tiny", *(f"{model}/{tag}" for model, tag in pairs if model in usable)]
+
+
+def _tiny() -> Tower:
+    from vlad.encoders import tiny
+
+    model, tokenizer, config = tiny.load()
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Tower(model, tokenizer, mean, std, _digest(model, config), config["per_picture"], "ordinary")
+
+
+def _from_tag(model: str, tag: str, activation: str | None) -> Tower:
+    config = _known_config(model)
+    pretrained = open_clip.pretrained.get_pretrained_cfg(model, tag)
+    if not pretrained:
+        given = f"{model}/{tag}" if tag else model
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(
+            f"encoder {given!r} names no weights that open_clip knows for {model}; "
+            f"known tags: {', '.join(tags) or 'none'} (or {model}/random:0 for untrained ones)"
+        )
+    own = "mean" in pretrained and tuple(pretrained["mean"]) != open_clip.OPENAI_DATASET_MEAN
+    instead = 'encoder="local-dir:FOLDER" (with its open_clip_config.json)' if own else f'encoder="{model}:FILE"'
+    file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model} are", instead)
+    if activation is None and bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        named = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
+        warnings.warn(
+            f"{model}/{tag} was trained with {named}, and the model {model} has the other activation; "
+            f"{model}-quickgelu/{tag} or activation= selects it",
+            stacklevel=4,
+        )
+    return _filled(config, file, activation, pretrained.get("mean"), pretrained.get("std"), _tokenizer(model, config))
+
+
+def _from_file(model: str, file: Path, activation: str | None) -> Tower:
+    config = _known_config(model)
+    if not file.is_file():
+        raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}")
+    return _filled(config, file, activation, None, None, _tokenizer(model, config))
+
+
+def _from_folder(folder: Path, activation: str | None) -> Tower:
+    described = folder / "open_clip_config.json"
+    if not described.is_file():
+        raise FileNotFoundError(
+            f"encoder 'local-dir:{folder}': {described} is missing; the folder must hold it and the weights beside it"
+        )
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if not weights:
+        raise FileNotFoundError(
+            f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside {described.name}"
+        )
+    preferred = [w for w in weights if w.name.startswith("open_clip")]
+    return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation)
+
+
+def _from_hub(repo: str, activation: str | None) -> Tower:
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"encoder 'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
+    what = f"open_clip_config.json and the weights of {repo} are"
+    instead = 'encoder="local-dir:FOLDER", the folder that holds both'
+    config = _fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
+    weights = _fetch({"hf_hub": f"{repo}/"}, what, instead)
+    return _described(config, weights, f"hf-hub:{repo}", activation)
+
+
+def _described(file: Path, weights: Path, name: str, activation: str | None) -> Tower:
+    """The tower of an `open_clip_config.json` and the weights beside it."""
+    try:
+        described = json.loads(file.read_text("utf-8"))
+        config, preprocess = described["model_cfg"], described.get("preprocess_cfg", {})
+        config["embed_dim"], config["vision_cfg"]["width"], config["text_cfg"]["width"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"encoder {name!r}: {file} is no open_clip configuration of a CLIP ({reason})") from error
+    return _filled(config, weights, activation, preprocess.get("mean"), preprocess.get("std"), _tokenizer(name, config))
+
+
+def _tokenizer(name: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer for the model; some come from the hub and must be there or be reachable."""
+    text = config.get("text_cfg", {})
+    if repo := text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+        require_repository(repo, f"{name} needs the tokenizer {repo}")
+        return open_clip.get_tokenizer(name)
+    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+
+
+def _random(model: str, tag: str, activation: str | None) -> Tower:
+    seed = tag.partition(":")[2]
+    if not seed.isdigit():
+        raise ValueError(
+            f"encoder '{model}/{tag}': expected '{model}/random:<seed>' with a whole number, such as random:0"
+        )
+    config = _with_activation(_known_config(model), activation)
+    built = _build(config)
+    warnings.warn(f"{model}/random:{seed} has untrained weights: its scores mean nothing", stacklevel=4)
+    _fill_randomly(built, int(seed))
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    # torch owns the generator's stream, open_clip the model's shape
+    key = f"{json.dumps(config, sort_keys=True)}/random:{seed}/{open_clip.__version__}/{torch.__version__}"
+    return Tower(built, _tokenizer(model, config), mean, std, hashlib.sha256(key.encode()).hexdigest())
+
+
+def _known_config(model: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.5)
+        raise ValueError(
+            f"unknown encoder {model!r}{'; close: ' + ', '.join(close) if close else ''}; give 'tiny', "
+            "'<open_clip model>/<tag>', '<model>:<file>', 'local-dir:<folder>' or 'hf-hub:<repo>' (vlad list encoders)"
+        )
+    if reason := _unusable(config):
+        raise ValueError(f"encoder {model!r} cannot be used: {reason}; take one of `vlad list encoders`")
+    return config
+
+
+def _unusable(config: dict[str, Any]) -> str:
+    """Why VLAD cannot walk this tower block by block; empty when it can."""
+    vision = config.get("vision_cfg", {})
+    if "timm_model_name" in vision:
+        return "its vision tower is a timm model, not an open_clip transformer"
+    if isinstance(vision.get("layers"), (list, tuple)):
+        return "its vision tower is a ResNet"
+    if vision.get("attentional_pool") or vision.get("pool_type", "tok") != "tok" or vision.get("block_type"):
+        return "its vision tower pools without a class token"
+    return ""
+
+
+def _filled(
+    config: dict[str, Any],
+    file: Path,
+    activation: str | None,
+    mean: Any,
+    std: Any,
+    tokenizer: Callable[[list[str]], Tensor],
+) -> Tower:
+    if reason := _unusable(config):
+        raise ValueError(f"{file} cannot be used: {reason}")
+    config = _with_activation(config, activation)
+    model = _build(config)
+    try:
+        open_clip.load_checkpoint(model, str(file), strict=True)
+    except (RuntimeError, AssertionError) as error:  # open_clip lists every tensor; the first lines name the mistake
+        raise ValueError(f"the weights in {file} do not fit the model's configuration: {str(error)[:400]}") from error
+    except Exception as error:  # each format has errors of its own; some advise what is unsafe
+        raise ValueError(f"{file} is damaged or holds no weights ({type(error).__name__}); fetch it again") from error
+    mean, std = tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
+    return Tower(model, tokenizer, mean, std, _digest(model, {**config, "mean": mean, "std": std}))
+
+
+def _with_activation(config: dict[str, Any], activation: str | None) -> dict[str, Any]:
+    return {**config, "quick_gelu": activation == "quickgelu"} if activation else config
+
+
+def _build(config: Mapping[str, Any]) -> nn.Module:
+    """The model with room for its weights but nothing in it: initialising 200 M numbers first would take seconds."""
+    config = dict(config)
+    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = open_clip.CoCa
+    if repo := config.get("text_cfg", {}).get("hf_model_name"):
+        require_repository(repo, f"the model needs the text tower {repo}")
+        config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
+        return kind(**config).eval().requires_grad_(False)
+    with torch.device("meta"):
+        model = kind(**config)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for mask_name, mask in list(model.named_buffers()):  # the causal mask is the one buffer that no file holds
+        if mask_name.endswith("attn_mask"):
+            mask.fill_(float("-inf")).triu_(1)
+    return model
+
+
+def _fill_randomly(model: nn.Module, seed: int) -> None:
+    """Uniform weights of the variance 1 / fan-in, so that activations stay near unit size through any depth.
+
+    Every tensor repeats one pool of random numbers from a place of its own, since drawing 200 M takes a second more;
+    the pool's prime length keeps the rows of a matrix different.
+    """
+    pool = torch.empty(1048573).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            flat, own = parameter.view(-1), pool.roll(zlib.crc32(name.encode()) % len(pool))
+            own *= (3 / parameter[0].numel()) ** 0.5
+            for start in range(0, len(flat), len(own)):
+                flat[start : start + len(own)] = own[: len(flat) - start]
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def _digest(model: nn.Module, config: Mapping[str, Any]) -> str:
+    """sha256 over the configuration and every tensor's name, shape and bytes: 0.6 s for a model of 200 M numbers.
+
+    The configuration belongs to it: the same tensors under another activation or colour mean are another encoder.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
+    """The weight file from the local cache, else from its hub, else WeightsError without minutes of retries."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    names = [*(f"{n[:-4]}.safetensors" for n in names if n.endswith((".bin", ".pth"))), *names]
+    for candidate in names if repo else []:
+        if isinstance(cached := try_to_load_from_cache(repo, candidate), str):
+            return Path(cached)
+    source = f"{constants.ENDPOINT}/{repo}" if repo else pretrained["url"]
+    if not repo and (old := Path("~/.cache/clip", Path(source).name).expanduser()).is_file():
+        return old
+    try:
+        _reach(source)
+        return Path(open_clip.download_pretrained(pretrained))
+    except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
+        raise WeightsError(
+            f"{what} not on this machine and could not be fetched ({str(error).splitlines()[0][:150]}): "
+            f"download {' or '.join(dict.fromkeys(names)) if repo else Path(source).name} from {source} "
+            f"on a machine with a network and pass {instead}"
+        ) from error
+
+
+def require_repository(repo: str, what: str) -> None:
+    """WeightsError unless something of the repository is in the local cache or the hub answers."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in ("config.json", "tokenizer_config.json")):
+        return
+    try:
+        _reach(f"{constants.ENDPOINT}/{repo}")
+    except OSError as error:
+        raise WeightsError(
+            f"{what}, which is not on this machine and could not be fetched ({error}): run 'hf download {repo}' where "
+            "there is a network, and copy the Hugging Face cache here"
+        ) from error
+
+
+def _reach(url: str) -> None:
+    """One short question whether the host answers at all; the hub's own client would retry for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    with contextlib.suppress(
+        urllib.error.HTTPError
+    ):  # it answered; what it says of the file is the download's business
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PATIENCE).close()

@@ -1,0 +1,187 @@
+"""What `Detector.fit` does: normal pictures into a memory, each once, and a calibration from their own scores."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlad.images import list_images, read
+from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.encoders.clip import Encoder
+
+logger = logging.getLogger(__name__)
+
+BATCH = 8  # pictures per pass; changes no result
+SHARED = 64  # normals whose tokens are kept between the two passes of `learn`; more are encoded twice
+KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures are read again
+
+
+@torch.no_grad()
+def learn(
+    detector: "Detector", images: Any, rate: float | None, anomalous: Any = None
+) -> tuple[Calibration, Calibration | None]:
+    """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
+
+    Whatever goes wrong, a picture that cannot be read or Ctrl-C, the memories are then what they were before.
+    """
+    if anomalous is not None and rate is not None:
+        raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
+    normals, memories = Normals(images, detector.encoder, detector.resolution), list(detector._memories().values())
+    earlier = [(memory.rows, memory.owners, memory.ids) for memory in memories]
+    try:
+        with ExitStack() as stack:
+            if len(normals.images) <= SHARED:
+                stack.enter_context(detector.encoder.sharing())
+            _fill(detector, normals)
+            scores, peaks = _leave_one_out(detector, normals) if len(normals.ids) > 1 else ([], [])
+        made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
+        if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
+            made = from_halves(*_between_halves(detector, picture))
+            _fill(detector, normals)
+        for memory in memories:
+            memory.ids = list(normals.ids)
+            memory.condense()
+        if anomalous is not None:
+            made = _against(detector, anomalous, scores), made[1]
+    except BaseException:
+        for memory, (rows, owners, ids) in zip(memories, earlier, strict=True):
+            memory.rows, memory.owners, memory.ids = rows, owners, ids
+        raise
+    if normals.repeated:
+        logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
+    logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
+    return made
+
+
+def _fill(detector: "Detector", batches: Iterable[Tensor]) -> None:
+    for memory in detector._memories().values():
+        memory.clear()
+    detector._remember(iter(batches))
+
+
+def _leave_one_out(detector: "Detector", batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Scores of the pictures in memory, and largest values of their maps, none of them compared with itself."""
+    scores: list[float] = []
+    peaks: list[float] = []
+    for pixels in batches:
+        with ExitStack() as stack:
+            for memory in detector._memories().values():
+                stack.enter_context(memory.leaving_out(torch.arange(len(scores), len(scores) + len(pixels))))
+            score, maps, _ = detector.forward(pixels)
+        scores += score.tolist()
+        peaks += [] if maps is None else maps.amax((1, 2)).tolist()
+    return scores, peaks
+
+
+def _between_halves(detector: "Detector", picture: np.ndarray) -> tuple[list[float], list[float]]:
+    """Scores and largest map values of the four halves of one picture [H, W, 3], each against the other half.
+
+    The memories are then of halves. A half fills the whole square, so its patches show less of the thing.
+    """
+    scores: list[float] = []
+    peaks: list[float] = []
+    for axis in (0, 1):
+        both = detector.encoder.pixels(np.array_split(picture, 2, axis), detector.resolution)  # [2, 3, S, S]
+        _fill(detector, [both])
+        of_axis = _leave_one_out(detector, [both])
+        scores, peaks = scores + of_axis[0], peaks + of_axis[1]
+    return scores, peaks
+
+
+def _against(detector: "Detector", anomalous: Any, normal_scores: list[float]) -> Calibration:
+    """The threshold of the best F1 between the normals' scores and those of the anomalous pictures."""
+    if not normal_scores:
+        raise ValueError(
+            "a threshold from anomalous pictures needs 2 normal ones or more, each scored against the others"
+        )
+    odd = Normals(anomalous, detector.encoder, detector.resolution, "anomalous")
+    scores = [score for pixels in odd for score in detector.forward(pixels)[0].tolist()]
+    return from_labelled([*normal_scores, *scores], [0] * len(normal_scores) + [1] * len(scores))
+
+
+class Normals:
+    """Iterating gives batches [B, 3, S, S]; a picture that was given twice appears once.
+
+    Attributes:
+        ids: one text per distinct picture, known once an iteration is through: the file's name, its path as given where
+            two files share a name, or the position of a picture without a file.
+        repeated: the ids left out because their picture is there already.
+    """
+
+    def __init__(self, images: Any, encoder: "Encoder", resolution: int, kind: str = "normal"):
+        """Raises ValueError where there is not one picture, FileNotFoundError for a folder without any."""
+        self.images = as_list(images)
+        if not self.images:
+            raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
+        self.names = _names(self.images)
+        self.encoder, self.resolution = encoder, resolution
+        self.ids: list[str] = []
+        self.repeated: list[str] = []
+        self._kept: list[Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Tensor] = []
+        for pixels in self._batches():
+            yield pixels
+            if sum(batch.numel() * 4 for batch in kept) < KEPT_BYTES:
+                kept.append(pixels)
+        if sum(len(batch) for batch in kept) == len(self.ids):
+            self._kept = kept
+
+    def _batches(self) -> Iterator[Tensor]:
+        seen: dict[str, str] = {}
+        self.repeated = []
+        batch = []
+        for image, name in zip(self.images, self.names, strict=True):
+            picture = read(image)
+            digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
+            if digest in seen:
+                self.repeated.append(name)
+                continue
+            seen[digest] = name
+            batch.append(picture)
+            if len(batch) == BATCH:
+                yield self._pixels(batch)
+                batch = []
+        self.ids = list(seen.values())
+        if batch:
+            yield self._pixels(batch)
+
+    def _pixels(self, pictures: list[Any]) -> Tensor:
+        with torch.no_grad():
+            return self.encoder.pixels(pictures, self.resolution)
+
+
+def as_list(images: Any) -> list[Any]:
+    """Pictures as `Detector.predict` takes them; a folder stands for the pictures below it."""
+    if isinstance(images, str | os.PathLike):
+        path = Path(images)
+        return [found.path for found in list_images([path])] if path.is_dir() else [images]
+    if isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3:
+        return list(images)
+    return [images]
+
+
+def _names(images: list[Any]) -> list[str]:
+    """An id per picture, all different."""
+    paths = [os.fspath(image) if isinstance(image, str | os.PathLike) else None for image in images]
+    files = Counter(Path(path).name for path in paths if path is not None)
+    names = []
+    for position, path in enumerate(paths):
+        name = str(position) if path is None else Path(path).name if files[Path(path).name] == 1 else path
+        names.append(name if name not in names else f"{name} ({position})")
+    return names

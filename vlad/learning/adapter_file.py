@@ -1,0 +1,104 @@
+"""The file of an adapter: what a method has learned, without the encoder it was learned on.
+
+Ours is one .safetensors with the learned tensors and, as JSON in its header, what they need. The authors' own files
+(.pth, .pt) are read as plain tensors, never as pickled code; what is in them each method knows itself.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlad.files import write_whole
+from vlad.version import __version__
+
+OFFICIAL = (".pth", ".pt")
+KEYS: dict[str, tuple[type, ...]] = {
+    "vlad": (str,),
+    "method": (str,),
+    "encoder": (str,),
+    "encoder_digest": (str,),
+    "options": (dict,),
+    "trained_on": (list,),
+    "recipe": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter's file of our own holds.
+
+    Attributes:
+        facts: method, encoder and encoder_digest, options (keywords of the method), trained_on (names of data sets),
+            recipe (how it was learned).
+        tensors: the method's learned tensors by their names in it.
+    """
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes beside and renames: the old file or the new one, never half of one.
+
+    Raises:
+        ValueError: the name does not end in .safetensors.
+    """
+    from safetensors.torch import save
+
+    if path.suffix != ".safetensors":
+        raise ValueError(f"an adapter is saved as .safetensors; got {path.name!r}")
+    header = json.dumps({"vlad": __version__, **facts}, allow_nan=False)
+    write_whole(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlad_adapter": header}))
+
+
+def read(path: Path) -> Adapter:
+    """A file that `write` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: no .safetensors file, or no adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _refuse_missing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("vlad_adapter", "null"))
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is no adapter: `vlad train` did not write it")
+    for key, kinds in KEYS.items():
+        if not isinstance(facts.get(key), kinds):
+            raise ValueError(f"{path} is no adapter that can be used: {key!r} is missing in its header or wrong")
+    return Adapter(facts, tensors)
+
+
+def read_official(path: Path) -> Mapping[str, Any]:
+    """The content of a .pth file of a paper's authors: tensors in nested dicts, loaded without running code.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a checkpoint, or one that holds more than tensors and plain values.
+    """
+    _refuse_missing(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is no checkpoint of plain tensors ({reason}); fetch it again") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a table of tensors")
+    return content
+
+
+def _refuse_missing(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no adapter file {path}")

@@ -1,0 +1,189 @@
+"""What an adapter learns from: annotated pictures of data sets, drawn pictures, or good photos with painted defects."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlad.datasets import load
+from vlad.datasets.layouts import NORMAL_FOLDERS
+from vlad.datasets.samples import Sample, read_mask
+from vlad.images import list_images, read
+from vlad.synthetic import sample as draw
+from vlad.synthetic.photos import another_shot, paint
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC = "synthetic"
+DRAWN_SIDE = 224  # pixels of a synthetic picture
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One picture as training sees it.
+
+    Attributes:
+        picture: uint8 [H, W, 3].
+        mask: bool [H, W], True where it is anomalous.
+        name: what it shows, in words.
+    """
+
+    picture: np.ndarray
+    mask: np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One annotated picture, read when it is needed.
+
+    Attributes:
+        key: differs where the picture or its mask differ.
+        label: 1 anomalous.
+        category: normals of the same category are its references.
+        read: gives it.
+    """
+
+    key: str
+    label: int
+    category: str
+    read: Callable[[], Annotated]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Attributes: items to learn from; normals to compare them with; sources, the names of the data sets."""
+
+    items: tuple[Item, ...]
+    normals: tuple[Item, ...]
+    sources: tuple[str, ...]
+
+
+def gather(data: Any, pictures: int, seed: int) -> TrainingSet:
+    """The training set of specs, or of Samples.
+
+    Args:
+        data: NAME:ROOT, a folder, "synthetic" or "synthetic:FOLDER", several of them, or Samples. Of data sets it takes
+            the test split, as the papers do; of good pictures in FOLDER each `pictures` / n times with other defects.
+        pictures: number of synthetic pictures, half of them normal.
+
+    Raises:
+        ValueError: nothing annotated among it, or an unknown data set.
+    """
+    specs: Sequence[Any] = [data] if isinstance(data, str | os.PathLike) else list(data)
+    parts = []
+    for spec in specs:
+        if isinstance(spec, Sample):
+            continue
+        text = os.fspath(spec)
+        if text == SYNTHETIC:
+            parts.append(_drawn(pictures, seed))
+        elif text.startswith(f"{SYNTHETIC}:"):
+            parts.append(_painted(Path(text.partition(":")[2]).expanduser(), pictures, seed))
+        else:
+            parts.append(_annotated(load(text)))
+    if samples := [spec for spec in specs if isinstance(spec, Sample)]:
+        parts.append(_annotated(samples))
+    items = tuple(item for part in parts for item in part.items)
+    if not any(item.label for item in items) or all(item.label for item in items):
+        raise ValueError(f"training needs normal and anomalous pictures with masks; got {len(items)} of one kind")
+    sources = tuple(dict.fromkeys(source for part in parts for source in part.sources))
+    return TrainingSet(items, tuple(item for part in parts for item in part.normals), sources)
+
+
+def _annotated(samples: Iterable[Sample]) -> TrainingSet:
+    samples = list(samples)
+    tests = [one for one in samples if one.split == "test"]
+    usable = [one for one in tests if one.mask is not None or not one.label]
+    if len(usable) < len(tests):
+        logger.warning("%d anomalous pictures are left out: nobody has marked where", len(tests) - len(usable))
+    normals = [one for one in samples if one.split == "train" and not one.label]
+    sources = tuple(dict.fromkeys(one.dataset for one in usable))
+    return TrainingSet(tuple(map(_item, usable)), tuple(map(_item, normals)), sources)
+
+
+def _item(sample: Sample) -> Item:
+    files = [sample.image, *([] if sample.mask is None else [sample.mask])]
+    key = "|".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    category = f"{sample.dataset}/{sample.category}"
+    return Item(f"{key}|{sample.name}", sample.label, category, functools.partial(_read, sample))
+
+
+def _read(sample: Sample) -> Annotated:
+    picture = read(sample.image)
+    mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
+    assert mask is not None  # pictures without one were left out
+    return Annotated(picture, mask, sample.name)
+
+
+def _drawn(pictures: int, seed: int) -> TrainingSet:
+    """Drawn pictures; the normal beside each is the same thing photographed again, without its defects."""
+    items, normals = [], []
+    for number in range(pictures):
+        key, category = f"drawn {seed} {number}", f"{SYNTHETIC}/{number}"
+        items.append(Item(key, number % 2, category, functools.partial(_draw, seed, number)))
+        normals.append(Item(f"{key} again", 0, category, functools.partial(_draw, seed, number, again=True)))
+    return TrainingSet(tuple(items), tuple(normals), (SYNTHETIC,))
+
+
+def _draw(seed: int, number: int, again: bool = False) -> Annotated:
+    drawn = draw(np.random.default_rng((seed, number)), DRAWN_SIDE, defective=bool(number % 2))
+    if not again:
+        return Annotated(drawn.picture, drawn.mask, drawn.object)
+    shot = another_shot(np.random.default_rng((seed, number, 1)), drawn.clean)
+    return Annotated(shot, np.zeros_like(drawn.mask), drawn.object)
+
+
+def _painted(folder: Path, pictures: int, seed: int) -> TrainingSet:
+    """The good photos of a folder, and as many with painted defects as it takes to make `pictures`, at least one each.
+
+    A photo is called by its folder, as in `train/good` below a part's name by the folder around that.
+    """
+    photos = [found.path for found in list_images([folder])]
+    good = tuple(Item(f"good {_stamp(one)}", 0, SYNTHETIC, functools.partial(_good, one)) for one in photos)
+    spoiled = []
+    for number in range(max(len(photos), pictures - len(photos))):
+        photo = photos[number % len(photos)]
+        key = f"painted {seed} {number} {_stamp(photo)}"
+        spoiled.append(Item(key, 1, SYNTHETIC, functools.partial(_paint, photo, seed, number)))
+    return TrainingSet((*good, *spoiled), good, (SYNTHETIC,))
+
+
+def _stamp(photo: Path) -> str:
+    return f"{photo.resolve()} {photo.stat().st_size} {photo.stat().st_mtime_ns}"
+
+
+def _paint(photo: Path, seed: int, number: int) -> Annotated:
+    picture = read(photo)
+    for attempt in range(20):
+        painted, mask, kinds = paint(np.random.default_rng((seed, number, attempt)), picture, DRAWN_SIDE)
+        if kinds:
+            return Annotated(painted, mask, _words(photo))
+    raise ValueError(f"{photo}: no defect can be made visible on it; leave it out")
+
+
+def _good(photo: Path) -> Annotated:
+    picture = read(photo)
+    return Annotated(picture, np.zeros(picture.shape[:2], bool), _words(photo))
+
+
+def _words(photo: Path) -> str:
+    around = [part for part in photo.resolve().parts[:-1] if part.lower() not in (*NORMAL_FOLDERS, "train", "test")]
+    return around[-1].replace("_", " ")
+
+
+def mosaic(parts: Sequence[Annotated], side: int) -> Annotated:
+    """Four pictures, with their masks, as the quarters of one square of `side` pixels."""
+    half = side // 2
+    pictures, masks = [], []
+    for one in parts:
+        pictures.append(np.asarray(Image.fromarray(one.picture).resize((half, half), Image.Resampling.BICUBIC)))
+        masks.append(np.asarray(Image.fromarray(one.mask).resize((half, half), Image.Resampling.NEAREST)))
+    picture, mask = (np.vstack([np.hstack(kind[:2]), np.hstack(kind[2:])]) for kind in (pictures, masks))
+    return Annotated(picture, mask, parts[0].name)

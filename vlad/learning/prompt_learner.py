@@ -1,0 +1,131 @@
+"""What the object-agnostic prompt learners share: two learned sentences, and a value stream beside the picture's own.
+
+Their sentences name no object, so what was learned on one data set can be asked about any other.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from vlad.encoders.clip import Encoder
+from vlad.maps import TEMPERATURE, state_logits, to_size
+
+# In the authors' files beside what was learned: copies of CLIP's own embeddings, ids, and layers that nothing uses.
+NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
+
+
+def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """CLIP's own embedding [B, D], the class embedding to score [B, D], and [B, 1 + N, D] per layer; not normalised.
+
+    From block 6 of 24 on (4 of 12) a second stream adds up the value attentions that the blocks give of the ordinary
+    stream, and has no MLP; the layers' tokens are those of this stream, projected. The class token that is scored skips
+    the last layer norm, an oddity which the published weights were learned with. Positions are resampled bilinearly.
+
+    An encoder whose ordinary tokens align with text needs no value stream, and its training has given that no meaning:
+    there tokens and positions are those of `Encoder.dense`, and the class embedding to score is the encoder's own.
+
+    Source: AnomalyCLIP (arXiv:2310.18961), DPAM in its code.
+    """
+    aligned = encoder.dense_path == "ordinary"
+    first = encoder.depth + 1 - (0 if aligned else max(1, encoder.depth * 19 // 24))
+    stream, taps = None, {}
+    positions = "bicubic-antialias" if aligned else "bilinear"
+    for layer, before, after, values in encoder.value_walk(pixels, positions, first, class_only=not aligned):
+        if values is not None:
+            stream = (before if stream is None else stream) + values
+        if layer in layers:
+            taps[layer] = after if stream is None else stream
+    own = encoder.project(after[:, 0])
+    scored = own if aligned else after[:, 0] @ encoder.visual.proj
+    return own, scored, [encoder.project(taps[layer]) for layer in layers]
+
+
+def state_maps(patches: Tensor, states: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """[B, 2, *size]: the two states' probabilities of each patch embedding [B, N, D], then bilinear to the size.
+
+    `states` is [2, D], `patch` the side of a patch in pixels.
+    """
+    grid = size[0] // patch, size[1] // patch
+    probabilities = state_logits(patches, states, TEMPERATURE).softmax(-1).unflatten(1, grid)  # [B, rows, columns, 2]
+    return torch.stack([to_size(one, size) for one in probabilities.unbind(-1)], 1)
+
+
+class PromptLearner(nn.Module):
+    """Two sentences, one a state, whose first words are learned vectors and not words of any language.
+
+    Parameters, under the names of AnomalyCLIP's code: `ctx_pos`, `ctx_neg` [1, 1, n_ctx, C], the first words of the
+    normal and of the anomalous sentence; `compound_prompts_text`, depth - 1 of [length, C]: before text blocks 2 to
+    `depth` the first `length` of those words' tokens are replaced by them, in both sentences.
+
+    Args:
+        endings: what follows the learned words in the normal and the anomalous sentence.
+        n_ctx: number of learned words.
+        depth: text blocks that get learned tokens; 1 is the first alone. More than there are means all.
+        length: learned tokens per block after the first.
+
+    Raises:
+        TypeError: the encoder's text tower is not built as CLIP's.
+        ValueError: a number is out of range.
+    """
+
+    ids: Tensor
+
+    def __init__(self, encoder: Encoder, endings: tuple[str, str], n_ctx: int, depth: int = 1, length: int = 0):
+        super().__init__()
+        if encoder.text_width is None:
+            raise TypeError(
+                f"learned prompts need a text tower that reads as CLIP's does; {encoder.name!r} has another"
+            )
+        if n_ctx < 1 or depth < 1 or not 0 <= length <= n_ctx:
+            raise ValueError(
+                f"n_ctx is {n_ctx}, depth {depth}, length {length}; expected 1 or more, 1 or more, and 0 to n_ctx"
+            )
+        ids = encoder.tokenizer([" ".join(["X"] * n_ctx) + ending for ending in endings])
+        if int(ids.argmax(-1).max()) == ids.shape[1] - 1:
+            raise ValueError(f"n_ctx is {n_ctx}, too long for {encoder.name!r}, which reads {ids.shape[1] - 2} tokens")
+        self.register_buffer("ids", ids.to(encoder.device), persistent=False)
+        self.depth, self.length = min(depth, encoder.text_depth), length
+        shapes = [(length, encoder.text_width)] * (self.depth - 1)
+        self.ctx_pos, self.ctx_neg = (
+            nn.Parameter(0.02 * torch.randn(1, 1, n_ctx, encoder.text_width)) for _ in range(2)
+        )
+        self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes)
+        self._kept: tuple[Tensor, Tensor] | None = None  # values of the parameters, and what they gave
+
+    def forward(self, encoder: Encoder) -> Tensor:
+        """[2, D] embeddings of the normal and the anomalous sentence, not normalised.
+
+        Where no gradient is asked for they are kept as long as all parameters have the same values.
+        """
+        if torch.is_grad_enabled():
+            return self._embedded(encoder)
+        now, kept = parameters_to_vector(self.parameters()), self._kept
+        if kept is None or kept[0].device != now.device or not torch.equal(kept[0], now):
+            kept = self._kept = now, self._embedded(encoder)
+        return kept[1]
+
+    def _embedded(self, encoder: Encoder) -> Tensor:
+        tokens = encoder.embed_text(self.ids, torch.cat([self.ctx_pos[0], self.ctx_neg[0]]))  # [2, length, C]
+        return encoder.pool_text(encoder.walk_text(tokens, self._deep), self.ids)
+
+    def _deep(self, layer: int, tokens: Tensor) -> Tensor:
+        if not 2 <= layer <= self.depth:
+            return tokens
+        learned = self.compound_prompts_text[layer - 2].expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :1], learned, tokens[:, 1 + self.length :]], 1)
+
+
+def official_prompts(learner: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(n_ctx, depth and length as far as the shapes tell, learned tensors) of a prompt learner in an authors' file."""
+    tensors = {key: value for key, value in learner.items() if not key.startswith(NOT_LEARNED)}
+    # the unused layers count too, so that a last deep prompt that is missing is missed
+    numbers = [int(found[1]) for key in learner if (found := re.match(r"compound_prompt\w+\.(\d+)", key))]
+    options = {"depth": 2 + max(numbers, default=-1)}
+    for option, key, axis in (("n_ctx", "ctx_pos", 2), ("length", "compound_prompts_text.0", 0)):
+        if key in tensors and tensors[key].ndim > axis:
+            options[option] = tensors[key].shape[axis]
+    return options, tensors

@@ -1,0 +1,240 @@
+"""Methods with learned weights: prompts or small layers that were trained on annotated pictures of another data set.
+
+A learned method writes, beside what every `Detector` has: `image_side` (what it needs of the frozen encoder), `loss`,
+and, where its authors publish weights, `official` (their names into ours). Its parameters, and the buffers of its
+layers, are what an adapter's file holds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from vlad.detector import Detector
+from vlad.encoders.clip import Encoder
+from vlad.files import resource
+from vlad.learning import adapter_file
+from vlad.memory import Memory
+
+NOT_LEARNED = ("prototypes", "phrase_embeddings")  # buffers that come from words
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B annotated pictures of a training step.
+
+    Attributes:
+        features: what `image_side` gave, [B, ...] each.
+        masks: float [B, S, S], 1 where anomalous; S is the detector's resolution.
+        labels: int64 [B], 1 anomalous.
+        names: B category names in words.
+        references: `image_side` of one normal picture of the same category each; only for methods that compare.
+    """
+
+    features: tuple[Tensor, ...]
+    masks: Tensor
+    labels: Tensor
+    names: Sequence[str]
+    references: tuple[Tensor, ...] | None = None
+
+
+class LearnedDetector(Detector):
+    """A method with learned weights; build it with `vlad.load(method, adapter=...)`.
+
+    Attributes:
+        needs_adapter: False for methods that also work without one.
+        frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once.
+        compares: True where a training step needs a normal picture beside each picture.
+        official_encoder: the encoder that the authors' files were learned on; its activation is part of it.
+        trained_on: names of the data sets it was trained on.
+    """
+
+    needs_adapter: ClassVar[bool] = True
+    frozen_image_side: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
+    official_encoder: ClassVar[str] = ""
+    official_activation: ClassVar[str] = "quickgelu"
+
+    def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """What the method needs of the frozen encoder for pixels [B, 3, S, S]: tensors [B, ...]."""
+        raise NotImplementedError  # each method's own
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The scalar that training lowers."""
+        raise NotImplementedError  # each method's own
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What an optimiser is built from; papers give some parts another "lr" or a "clip" of their gradient's norm."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
+
+    @classmethod
+    def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(keywords, tensors by our names) of the authors' checkpoint.
+
+        Raises:
+            ValueError: it is not one of this method's.
+        """
+        raise ValueError(f"{cls.__module__.rpartition('.')[2]} has no files of its authors that VLAD can read")
+
+    def learned(self) -> dict[str, Tensor]:
+        """The learned tensors by name: all parameters, and the buffers of layers (running means and the like)."""
+        memories = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Memory))
+        state = self.state_dict().items()
+        return {k: v for k, v in state if k not in NOT_LEARNED and not k.startswith(memories)}
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Takes learned tensors in place of its own; all of them, in the shapes that it has. Returns self.
+
+        Raises:
+            ValueError: lists tensors that are missing, unknown or of another shape, and those that are not finite.
+        """
+        own = self.learned()
+        problems = [f"{key} is missing" for key in own if key not in tensors]
+        problems += [f"{key} is unknown" for key in tensors if key not in own]
+        for key, value in tensors.items():
+            if key in own and tuple(value.shape) != tuple(own[key].shape):
+                problems.append(f"{key} is {list(value.shape)}, expected {list(own[key].shape)}")
+            elif key in own and value.is_floating_point() and not torch.isfinite(value).all():
+                problems.append(f"{key} is not finite")
+        if problems:
+            more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise ValueError(f"the tensors do not fit {self.method}: {'; '.join(problems[:8])}{more}")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(tensors[key])
+        return self
+
+    def save_adapter(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        """Writes the learned tensors, and what they need, as an adapter's file."""
+        facts = {
+            "method": self.method,
+            "encoder": self.encoder.name,
+            "encoder_digest": self.encoder.digest,
+            "options": self.options,
+            "trained_on": list(self.trained_on),
+            "recipe": dict(recipe),
+        }
+        adapter_file.write(path, facts, self.learned())
+
+    def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = self.learned()
+        self.adopt({key: value for key, value in tensors.items() if key in own})
+        return {key: value for key, value in tensors.items() if key not in own}
+
+
+def with_adapter(
+    kind: type[LearnedDetector], encoder: Encoder, adapter: Path | None, options: Mapping[str, Any]
+) -> LearnedDetector:
+    """A detector of the class with the weights of a file, or of a shipped one by its name.
+
+    None takes the one that ships for this method and encoder.
+
+    Raises:
+        ValueError: none ships for this encoder, or the file does not fit the method or the encoder.
+        FileNotFoundError: there is no such file.
+    """
+    method = kind.__module__.rpartition(".")[2]
+    if adapter is not None and not adapter.suffix and not adapter.exists():
+        adapter = _shipped(adapter.name) or adapter
+    if adapter is None:
+        adapter = _shipped(f"{method}-{encoder.name}") if encoder.name == "tiny" else None
+        if adapter is None and not kind.needs_adapter and not (made := kind(encoder, **options)).learned():
+            return made
+        if adapter is None:
+            raise ValueError(
+                f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
+                "`vlad train` makes; adapters/README.md lists what ships for 'tiny' and what the authors publish"
+            )
+    if adapter.suffix in adapter_file.OFFICIAL:
+        return _from_official(kind, encoder, adapter, options)
+    read = adapter_file.read(adapter)
+    if read.facts["method"] != method:
+        raise ValueError(f"{adapter} is an adapter of {read.facts['method']}, not of {method}")
+    if read.facts["encoder_digest"] != encoder.digest:
+        raise ValueError(
+            f"{adapter.name} was learned on other weights than encoder {encoder.name!r} has: it names "
+            f"{read.facts['encoder']!r}, digest {read.facts['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
+        )
+    try:
+        detector = kind(encoder, **{**read.facts["options"], **options}).adopt(read.tensors)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{adapter} cannot be used: {error}") from error
+    detector.trained_on = tuple(map(str, read.facts["trained_on"]))
+    return detector
+
+
+def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[Mapping[str, Tensor]]:
+    """The parts, tables of tensors, that the files of a method's authors consist of.
+
+    Raises:
+        ValueError: it is another method's file, which is named if it is known, or has other parts than these.
+    """
+    refuse_other_methods(content, method)
+    if content.keys() != set(parts):
+        given, wanted = (", ".join(map(repr, sorted(map(str, keys)))) for keys in (content, parts))
+        raise ValueError(f"it holds {given}; a file of {method}'s authors holds {wanted}")
+    for part, table in content.items():
+        if not isinstance(table, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()
+        ):
+            raise ValueError(f"its part {part!r} is no table of tensors")
+    return [content[part] for part in parts]
+
+
+def refuse_other_methods(content: Mapping[str, Any], method: str) -> None:
+    """ValueError where a checkpoint is not of the method's authors; names the method it looks like."""
+    if (looks := official_method(content)) != method:
+        names = ", ".join(repr(str(key)) for key in list(content)[:4])
+        known = "of no kind that VLAD knows" if looks is None else f"{looks}'s"
+        raise ValueError(f"it is no file of {method}'s authors: with the names {names} it looks {known}")
+
+
+def official_method(content: Mapping[str, Any]) -> str | None:
+    """The method whose authors' files have such names; None where they are of no known kind."""
+    if content.keys() & {"textual_learner", "visual_learner", "pq_learner"}:
+        return "adaptclip"
+    if any(str(key).startswith("clip_model.text_prompter.") for key in content):
+        return "adaclip"
+    if "anomaly_token" in content:
+        return "visualad"
+    if "trainable_linearlayer" in content:
+        return "april_gan"
+    if "linear_layers" in content:
+        return "clip_ad"
+    if not isinstance(learner := content.get("prompt_learner"), Mapping):
+        return None
+    several = learner.get("ctx_neg")
+    return "FAPrompt" if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1 else "anomalyclip"
+
+
+def _shipped(name: str) -> Path | None:
+    try:
+        return resource(f"adapters/weights/{name}.safetensors")
+    except FileNotFoundError:
+        return None
+
+
+def _from_official(
+    kind: type[LearnedDetector], encoder: Encoder, file: Path, options: Mapping[str, Any]
+) -> LearnedDetector:
+    content = adapter_file.read_official(file)
+    try:
+        found, tensors = kind.official(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    wanted = f"it belongs to encoder {kind.official_encoder!r}"
+    if encoder.activation != kind.official_activation:
+        raise ValueError(
+            f"{file} was learned with the activation {kind.official_activation}, and encoder {encoder.name!r} "
+            f"computes {encoder.activation}: {wanted}"
+        )
+    try:
+        return kind(encoder, **{**found, **options}).adopt(tensors)
+    except ValueError as error:
+        raise ValueError(
+            f"{file} does not fit encoder {encoder.name!r} ({encoder.depth} blocks of width {encoder.width}, text "
+            f"width {encoder.text_width}, joint width {encoder.embed_dim}): {wanted}. {error}"
+        ) from error

@@ -1,0 +1,86 @@
+"""Learning an adapter on annotated pictures of one data set, to be used on others: one loop for every learned method.
+
+`train` is the whole interface, and `vlad.train` is that function. The loop is accelerate's: it runs on a CPU, on a GPU,
+and, started by `accelerate launch`, on several. All randomness of a step comes from the recipe's seed and the step's
+number, so that a run which was killed and goes on ends with the weights of an undisturbed one.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlad.encoders.clip import Encoder
+from vlad.learning import recipes
+from vlad.learning.data import gather
+from vlad.learning.features import Progress
+from vlad.learning.recipes import Recipe
+from vlad.learning.run import STORE_EVERY, Run
+from vlad.learning.scorer import LearnedDetector
+from vlad.methods import method_class
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    data: Any = None,
+    out: str | os.PathLike[str] = "adapter.safetensors",
+    *,
+    encoder: str | Encoder | None = None,
+    device: str | None = None,
+    dtype: Any = None,
+    progress: Progress | None = None,
+    store_every: float = STORE_EVERY,
+) -> LearnedDetector:
+    """Learns an adapter and writes it; returns the detector that has it.
+
+    Beside `out` lies a checkpoint while it runs; the same call goes on from there.
+
+    Args:
+        recipe: a shipped one's name, a .toml file, or a dict with its keys.
+        data: as in the recipe's `data`, in its place; what lies elsewhere than an installed data set needs its place,
+            "mvtec_ad:ROOT".
+        out: the adapter's .safetensors file.
+        encoder: a name, or an Encoder, in the place of the recipe's.
+        device, dtype: of an encoder given by name.
+        progress: called with (what, done, in all) as it goes.
+        store_every: seconds between two checkpoints within an epoch.
+
+    Raises:
+        ValueError: a wrong recipe or data; a method that learns nothing; `out` exists, or its checkpoint belongs to
+            other settings; a loss that is not finite.
+        FileNotFoundError: the recipe or the data are missing.
+    """
+    plan = recipes.load(recipe)
+    kind = method_class(plan.method)
+    if not issubclass(kind, LearnedDetector):
+        raise ValueError(f"{plan.method} has nothing to learn; vlad.load takes it as it is")
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out is {str(out)!r}; an adapter is a file that ends in .safetensors")
+    if out.exists():
+        raise ValueError(f"{out} exists already; name another file, or delete it to learn anew")
+    found = gather(plan.data if data is None else data, plan.pictures, plan.seed)
+    plan = replace(plan, data=found.sources)
+    detector = _untrained(kind, plan, encoder, device, dtype)
+    run = Run(detector, plan, found, out, store_every)
+    main = run.accelerator.is_main_process
+    run.prepare(progress if main else None)
+    run.train(progress if main else None)
+    detector.trained_on = found.sources
+    if main:
+        detector.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": run.losses})
+        run.checkpoint.unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
+    return detector.eval()
+
+
+def _untrained(
+    kind: type[LearnedDetector], plan: Recipe, encoder: str | Encoder | None, device: str | None, dtype: Any
+) -> LearnedDetector:
+    tower = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder or plan.encoder, device, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return kind(tower, resolution=plan.resolution, **plan.options).to(tower.device)

@@ -1,0 +1,323 @@
+"""What a detector keeps of its normal pictures: rows of tokens, whose they are, and which of them may be left out."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlad.memory.nearest import FAISS_ROWS, METRICS, Cells, faiss_module, nearest, scaled
+
+PROJECTED = 128  # dimensions in which a coreset is chosen
+EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
+
+
+def layer_tokens(encoder: Any, pixels: Tensor, layers: tuple[int, ...], sizes: Sequence[int]) -> Tensor:
+    """[B, N, sizes * layers * C]: patch tokens averaged over size x size neighbours, for every size and layer, side by
+    side, each of length 1.
+
+    The cosine distance of two such rows is the mean of their parts' cosine distances. Source: PatchCore
+    (arXiv:2106.08265) carried over to a tower whose layers share one grid; several sizes as in MuSc's LNAMD
+    (arXiv:2401.16753), but joined before the search, so that all parts are of one place.
+    """
+    found = encoder(pixels, layers=layers)
+    parts = [neighbourhood_mean(tokens.float(), found.grid, size) for size in sizes for tokens in found.patches]
+    return torch.cat([F.normalize(tokens, dim=-1) for tokens in parts], -1)
+
+
+def neighbourhood_mean(tokens: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """[B, N, C]: each token averaged with its size x size neighbours; outside the picture counts as zeros.
+
+    Source: PatchCore (arXiv:2106.08265), local patch features; zeros at the border as in the official code.
+    """
+    square = tokens.transpose(1, 2).unflatten(2, grid)  # [B, C, rows, columns]
+    pooled = F.avg_pool2d(square, size, stride=1, padding=size // 2)
+    return pooled[..., : grid[0], : grid[1]].flatten(2).transpose(1, 2)
+
+
+def coreset(rows: Tensor, count: int, *, start: str | None = None, seed: int = 0) -> Tensor:
+    """[count] row numbers in the order greedy k-centre selection takes them: each time the row farthest from all taken.
+
+    Args:
+        rows: [n, C]; wider ones than 128 are compared through a seeded random projection to 128.
+        count: 1 to n.
+        start: what ranks the first: "exact" (length of the row of all distances), "approximate" (mean distance to ten
+            random rows), None takes the exact one up to 20,000 rows.
+        seed: of the projection and the ten rows.
+
+    Raises:
+        ValueError: count or start is wrong.
+
+    Source: PatchCore (arXiv:2106.08265), algorithm 1, as in the official code. Memory is O(n): the squares of all n
+    distances of a row sum up to n |x|^2 + sum |y|^2 - 2 x . sum y, so no n x n matrix is built.
+    """
+    n = len(rows)
+    if not 1 <= count <= n:
+        raise ValueError(f"a coreset of {count} rows asked; expected 1 to {n}, the rows there are")
+    start = start or ("exact" if n <= EXACT_ROWS else "approximate")
+    x = _projected(rows.float(), seed)
+    squares = x.square().sum(1)  # [n]
+    if start == "exact":
+        wide = x.double()
+        farthest = (n * wide.square().sum(1) + wide.square().sum() - 2 * wide @ wide.sum(0)).clamp_min(0).sqrt().float()
+    elif start == "approximate":
+        farthest = torch.stack([_lengths(x, squares, i) for i in coreset_start(n, seed)], 1).mean(1)
+    else:
+        raise ValueError(f"start is {start!r}; expected 'exact', 'approximate' or None")
+    taken = torch.empty(count, dtype=torch.long, device=x.device)
+    for position in range(count):
+        taken[position] = number = farthest.argmax()
+        farthest = torch.minimum(farthest, _lengths(x, squares, number))
+    return taken
+
+
+def coreset_start(n: int, seed: int) -> list[int]:
+    """The ten (or all) random rows that an approximate coreset measures its start from."""
+    return np.random.RandomState(seed).choice(n, min(10, n), replace=False).tolist()
+
+
+def _lengths(x: Tensor, squares: Tensor, number: int | Tensor) -> Tensor:
+    return (squares + squares[number] - 2 * (x @ x[number])).clamp_min(0).sqrt()
+
+
+def _projected(x: Tensor, seed: int) -> Tensor:
+    if x.shape[1] <= PROJECTED:
+        return x
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(x.shape[1], PROJECTED, generator=generator) / PROJECTED**0.5
+    return x @ directions.to(x.device)
+
+
+def middle_layers(depth: int) -> tuple[int, ...]:
+    """The layers, from 1, whose tokens a memory keeps by default: after half and after three quarters of the blocks.
+
+    Early blocks see little but edges; the last one is shaped by what it was trained to say about the whole picture.
+    """
+    return tuple(dict.fromkeys((max(1, depth // 2), max(1, depth * 3 // 4))))
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """The layers, from 1, after each quarter of the blocks: 6, 12, 18 and 24 of 24."""
+    return tuple(dict.fromkeys(max(1, depth * part // 4) for part in (1, 2, 3, 4)))
+
+
+def checked_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The layers given, else the middle ones; ValueError where the tower has no such layer."""
+    if layers is None:
+        return middle_layers(depth)
+    if not len(layers) or not all(isinstance(layer, int) and 1 <= layer <= depth for layer in layers):
+        raise ValueError(f"layers is {layers!r}; expected numbers from 1 to {depth}, the blocks of the encoder")
+    return tuple(layers)
+
+
+class Memory(nn.Module):
+    """Rows of tokens [M, C] and the picture each comes from. Its tensors are part of the detector that has it.
+
+    Attributes:
+        rows: [M, C], float32, or float16 where the encoder's own arithmetic is coarser than that.
+        owners: [M] int32, positions in `ids`.
+        ids: one text per picture, each once; never read as a path.
+        share: part of the rows that `condense` keeps, chosen as a coreset.
+        search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `leaving_out`.
+    """
+
+    rows: Tensor
+    owners: Tensor
+
+    def __init__(
+        self,
+        width: int | None = None,
+        *,
+        exact: bool = True,
+        share: float = 1.0,
+        metric: str = "cosine",
+        search: str = "exact",
+    ):
+        """`width`: of the tokens, None takes that of the first; `exact` keeps float32, not float16 (4e-5 off)."""
+        super().__init__()
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}; expected the part of the rows to keep, above 0 and at most 1")
+        if metric not in METRICS:
+            raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")
+        if search not in ("exact", "faiss"):
+            raise ValueError(f"search is {search!r}; expected 'exact' or 'faiss'")
+        if search == "faiss":
+            faiss_module()
+        self.search = search
+        self._cells: Cells | None = None
+        self.store = torch.float32 if exact else torch.float16
+        self.width, self.share, self.metric = width, share, metric
+        self.ids: list[str] = []
+        self._without: Tensor | None = None
+        self.register_buffer("rows", None)
+        self.register_buffer("owners", None)
+
+    def __len__(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._buffers.update(rows=None, owners=None)
+        self.ids, self._cells = [], None
+
+    def add(self, tokens: Tensor, ids: Sequence[str] | None = None) -> None:
+        """Appends pictures: [B, P, C] tokens, lengths taken out where the metric is cosine; ids default to positions.
+
+        Raises:
+            ValueError: other widths than before, or an id that is here already.
+        """
+        ids = [str(len(self.ids) + i) for i in range(len(tokens))] if ids is None else list(ids)
+        if len(ids) != len(tokens) or len({*ids, *self.ids}) != len(ids) + len(self.ids):
+            raise ValueError(f"ids {ids} for {len(tokens)} pictures; expected one each that is not in the memory yet")
+        width = self.width if self.rows is None else self.rows.shape[1]
+        if width not in (None, tokens.shape[-1]):
+            raise ValueError(f"tokens are {tokens.shape[-1]} wide, the memory's are {width}")
+        rows = scaled(tokens.detach(), self.metric).to(self.store).flatten(0, 1)
+        numbers = torch.arange(len(self.ids), len(self.ids) + len(tokens), dtype=torch.int32, device=rows.device)
+        owners = numbers.repeat_interleave(tokens.shape[1])
+        self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
+        self.owners = owners if self.owners is None else torch.cat([self.owners, owners])
+        self.ids = [*self.ids, *ids]
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Drops the rows of these pictures; what a coreset had left out before does not come back.
+
+        Raises:
+            KeyError: an id is not here.
+        """
+        gone = set(ids)
+        if unknown := gone - set(self.ids):
+            raise KeyError(f"no reference {min(unknown)!r} in the memory; it has {', '.join(self.ids)}")
+        stay = [number for number, one in enumerate(self.ids) if one not in gone]
+        if not stay:
+            self.clear()
+            return
+        new = torch.full((len(self.ids),), -1, dtype=torch.int32, device=self.owners.device)
+        new[stay] = torch.arange(len(stay), dtype=torch.int32, device=new.device)
+        owners = new[self.owners.long()]
+        self.rows, self.owners = self.rows[owners >= 0], owners[owners >= 0]
+        self.ids = [self.ids[number] for number in stay]
+
+    @classmethod
+    def merged(cls, memories: Iterable["Memory"]) -> "Memory":
+        """One memory of all pictures of several, ordered by id, so that the order of the parts changes nothing.
+
+        A picture that several hold with the same rows is kept once. Thresholds cannot be merged: calibrate anew.
+
+        Raises:
+            ValueError: widths, precision or metric differ, or one id stands for different rows.
+        """
+        memories = [memory for memory in memories if len(memory)]
+        if len({(m.rows.shape[1], m.store, m.metric) for m in memories}) > 1:
+            raise ValueError("memories of different widths, precision or metric cannot be merged; make them alike")
+        kept: dict[str, Tensor] = {}
+        for memory in memories:
+            for number, one in enumerate(memory.ids):
+                rows = memory.rows[memory.owners == number]
+                if one in kept and not torch.equal(kept[one], rows):
+                    raise ValueError(f"two memories hold different rows of reference {one!r}; rename or remove one")
+                kept[one] = rows
+        first = memories[0] if memories else cls()
+        how: dict[str, Any] = {"share": first.share, "metric": first.metric, "search": first.search}
+        result = cls(exact=first.store == torch.float32, **how)
+        for one in sorted(kept):
+            result.add(kept[one][None], [one])
+        return result
+
+    def condense(self, seed: int = 0) -> None:
+        """Keeps a coreset of `share` of the rows, in their order; at least one row."""
+        if self.share < 1 and len(self):
+            kept = _coreset_rows(self.rows, self.share, seed)
+            self.rows, self.owners = self.rows[kept], self.owners[kept]
+
+    def distance(self, tokens: Tensor, k: int = 1) -> Tensor:
+        """[B, P] float32: mean distance of tokens [B, P, C] to their k closest rows, in the memory's metric.
+
+        Within `leaving_out` the rows of one picture per query picture are not seen; a coreset is then chosen anew from
+        the others, as if that picture had never been given.
+
+        Raises:
+            ValueError: the memory is empty, or of another width.
+        """
+        if self._without is None or self.share == 1:
+            without = None if self._without is None else self._without.repeat_interleave(tokens.shape[1])
+            return self._search(tokens.flatten(0, 1), self.rows, k, self.owners, without).view(tokens.shape[:2])
+        found = []
+        for position, one in enumerate(tokens):
+            found.append(self._search(one, self.rows_for(position), k))
+        return torch.stack(found)
+
+    def closest(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [B, P] and the rows [B, P, C] they lead to, float32, of the row closest to each of [B, P, C]."""
+        distances, found = [], []
+        for position, one in enumerate(tokens):
+            rows = self.rows_for(position)
+            distance, index = nearest(one, rows, metric=self.metric, arithmetic=self._arithmetic())
+            distances.append(distance[:, 0])
+            found.append(rows[index[:, 0]].float())
+        return torch.stack(distances), torch.stack(found)
+
+    def rows_for(self, position: int) -> Tensor:
+        """The rows that the picture at this position of a batch sees: all, or within `leaving_out` those left."""
+        if self._without is None:
+            return self.rows
+        rows = self.rows[self.owners != self._without[position]]
+        return rows if self.share == 1 else rows[_coreset_rows(rows, self.share, 0)]
+
+    def _search(
+        self, queries: Tensor, rows: Tensor, k: int, owners: Tensor | None = None, without: Tensor | None = None
+    ) -> Tensor:
+        if rows is None:
+            raise ValueError("the memory is empty; remember at least one normal picture first")
+        big = len(rows) > FAISS_ROWS and rows.device.type == "cpu"
+        if self.search == "faiss" and big and self._without is None:
+            if self._cells is None or self._cells.memory is not rows:
+                self._cells = Cells(rows, self.metric)
+            return self._cells.nearest(queries, k)[0].mean(1)
+        how: dict[str, Any] = {"metric": self.metric, "arithmetic": self._arithmetic(), "without": without}
+        return nearest(queries, rows, k, owners=owners, **how)[0].mean(1)
+
+    def _arithmetic(self) -> torch.dtype:
+        from vlad.encoders.clip import fastest_safe_dtype
+
+        return torch.float32 if self.store == torch.float32 else fastest_safe_dtype(self.rows.device)
+
+    @contextmanager
+    def leaving_out(self, numbers: Tensor) -> Iterator[None]:
+        """Until the block ends, the i-th picture of a batch does not see the rows of picture numbers[i]."""
+        self._without = numbers if self.owners is None else numbers.to(self.owners)
+        try:
+            yield
+        finally:
+            self._without = None
+
+    def restore(self, tensors: Mapping[str, Tensor], ids: Sequence[str], device: torch.device) -> None:
+        """Takes rows and owners from a file, once they are checked.
+
+        Raises:
+            ValueError: wrong shapes or dtypes, values that are not finite, or rows of pictures that are not named.
+        """
+        rows, owners = tensors.get("rows"), tensors.get("owners")
+        if rows is None or owners is None:
+            raise ValueError("a memory needs both rows and owners")
+        if rows.ndim != 2 or rows.dtype not in (torch.float16, torch.float32) or not rows.numel():
+            raise ValueError(f"rows are {list(rows.shape)} {rows.dtype}; expected [M, C] of float16 or float32")
+        if self.width not in (None, rows.shape[1]):
+            raise ValueError(f"rows are {rows.shape[1]} wide; the encoder's tokens are {self.width}")
+        if owners.shape != rows.shape[:1] or owners.dtype != torch.int32:
+            raise ValueError(f"owners are {list(owners.shape)} {owners.dtype}; expected [{len(rows)}] of int32")
+        if int(owners.min()) < 0 or int(owners.max()) >= len(ids):
+            raise ValueError(f"rows belong to pictures {int(owners.min())} to {int(owners.max())} of {len(ids)}")
+        lengths = rows.float().norm(dim=1)
+        if not torch.isfinite(lengths).all() or (self.metric == "cosine" and (lengths - 1).abs().max() > 0.01):
+            raise ValueError("rows are not finite, or not of length 1")
+        self.store, self.ids = rows.dtype, list(ids)
+        self.rows, self.owners = rows.to(device), owners.to(device)
+
+
+def _coreset_rows(rows: Tensor, share: float, seed: int) -> Tensor:
+    """The row numbers of a coreset, ascending."""
+    return coreset(rows, max(1, int(len(rows) * share)), seed=seed).sort().values
