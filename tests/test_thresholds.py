@@ -14,10 +14,8 @@ from vlad.thresholds import (
     ladder,
     normals_needed,
     p_value,
-    quantile,
     rate_interval,
     t_bound,
-    tail,
 )
 
 LAWS = {
@@ -124,22 +122,6 @@ def test_the_rate_interval_is_the_beta_law_of_the_true_rate():
     low, high = rate_interval(19, 0.05)
     draws = np.random.RandomState(3).rand(20000, 19).max(1)  # uniform scores: the true rate is 1 - the largest
     assert np.quantile(1 - draws, [0.05, 0.95]) == pytest.approx([low, high], abs=0.005)
-
-
-def test_the_plain_quantile_alarms_too_often_with_few_normals():
-    assert alarms(lambda scores: quantile(scores, 0.05), "normal", 8) > 0.1
-
-
-def test_a_tail_fit_reaches_rates_that_few_scores_cannot_promise():
-    law = stats.genpareto(0.1)
-    reached = [law.sf(tail(law.rvs(2000, random_state=seed), 0.001).threshold) for seed in range(12)]
-    assert 0.0005 < np.median(reached) < 0.002 and max(reached) < 0.003
-    scores = law.rvs(2000, random_state=4)
-    assert tail(scores, 0.001).threshold < tail(scores, 0.0005).threshold
-    with pytest.raises(ValueError, match="it needs 50"):
-        tail(scores[:49], 0.001)
-    with pytest.raises(ValueError, match=r"a rate below 0\.1"):
-        tail(scores, 0.2)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.7])

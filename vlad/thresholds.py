@@ -24,8 +24,8 @@ class Calibration:
 
     Attributes:
         threshold: scores from here on are anomalous; None: no verdict.
-        method: which rule gave it: one of "conformal", "largest or t bound", "quantile", "tail", "mixture", "f1",
-            "halves" (of one normal: a scale for drawing, never a threshold), "none".
+        method: which rule gave it: one of "conformal", "largest or t bound", "mixture", "f1", "halves" (of one normal:
+            a scale for drawing, never a threshold), "none".
         n: scores it rests on.
         rate: the false-alarm rate that it promises, or None.
         scores: the calibration scores, ascending; of normals (or of the halves of one) only, else empty.
@@ -179,43 +179,6 @@ def t_bound(scores: Sequence[float], rate: float = LEVEL) -> float:
     x = np.log(ordered) if logs else ordered
     bound = float(x.mean() + special.stdtrit(n - 1, 1 - rate) * x.std(ddof=1) * math.sqrt(1 + 1 / n))
     return min(math.exp(min(bound, 700.0)), 1e300) if logs else bound
-
-
-def quantile(scores: Sequence[float], rate: float) -> Calibration:
-    """The (1 - rate) quantile of normal scores: the plain rule. Promises nothing; too low for few normals."""
-    ordered = _ordered(scores)
-    note = "a sample quantile alarms more often than its rate when the normals are few"
-    return Calibration(float(np.quantile(ordered, 1 - rate)), "quantile", len(ordered), None, ordered, note=note)
-
-
-def tail(scores: Sequence[float], rate: float, share: float = 0.1) -> Calibration:
-    """A threshold beyond the largest scores from a generalised Pareto tail fitted by moments. Approximate.
-
-    Measured on 2,000 drawn scores of such a law: a nominal rate of .001 is truly .0005 to .0027.
-
-    Args:
-        scores: 50 or more, independent and of one law (patch scores of one picture are not quite).
-        rate: of normals above the threshold; may be below 1 / (n + 1), which conformal thresholds refuse.
-        share: upper part of the scores that is the tail.
-
-    Raises:
-        ValueError: fewer than 50 scores, or a rate that does not lie inside the tail.
-    """
-    ordered = np.array(_ordered(scores))
-    if len(ordered) < 50 or not 0 < rate < share:
-        raise ValueError(
-            f"a tail fit of rate {rate} from {len(ordered)} scores asked; it needs 50 and a rate below {share}"
-        )
-    start = float(np.quantile(ordered, 1 - share))
-    excess = ordered[ordered > start] - start
-    mean, variance = float(excess.mean()), float(excess.var())
-    if not variance > 0:
-        raise ValueError("the largest scores are all equal; a tail cannot be fitted to them")
-    shape = min(max((1 - mean**2 / variance) / 2, -0.5), 0.5)
-    scale, odds = mean * (mean**2 / variance + 1) / 2, rate * len(ordered) / len(excess)
-    beyond = -scale * math.log(odds) if abs(shape) < 1e-6 else scale / shape * (odds**-shape - 1)
-    note = "a tail fit is approximate: it assumes independent scores of one law"
-    return Calibration(start + beyond, "tail", len(ordered), rate, tuple(ordered.tolist()), note=note)
 
 
 def from_unlabelled(scores: Sequence[float]) -> Calibration:

@@ -1,4 +1,4 @@
-"""Packs written by a language model and checked without one: filters, file, per-phrase checks, words in context."""
+"""Packs written by a language model and checked without one: filters, file, per-phrase checks, words compared."""
 
 import dataclasses
 import datetime
@@ -17,7 +17,6 @@ from vlad.explain.reasoner import Answer, Caps, Choice, Usage
 from vlad.prompts import PromptPack, check
 from vlad.prompts.check import check_pack
 from vlad.prompts.comparison import Words, compare_words
-from vlad.prompts.contextual import PhraseStatistics, contextual_prototype, contextual_weights, phrase_statistics
 from vlad.prompts.writing import KINDS, make_pack, why_not
 
 PACK = PromptPack.load(
@@ -238,30 +237,7 @@ def test_false_alarms_count_pictures_not_phrases():
     assert check.false_alarms(fits, torch.tensor([[0.2, 0.2], [0.2, 0.2], [0.9, 0.0]])) == pytest.approx(2 / 3)
 
 
-# ---- in context -----------------------------------------------------------------------------------------------------
-
-
-def test_weights_are_a_softmax_over_the_phrases_that_stand_out():
-    seen = PhraseStatistics(torch.full((3,), 0.2), torch.full((3,), 0.1), 8)
-    weights = contextual_weights(torch.tensor([0.3, 0.2, 0.1]), seen, top=2)
-    assert weights.tolist() == pytest.approx([0.7311, 0.2689, 0.0], abs=1e-4)
-
-
-def test_a_phrase_that_always_fits_weighs_less_than_one_that_fits_here_alone():
-    seen = PhraseStatistics(torch.tensor([0.9, 0.1]), torch.tensor([0.05, 0.05]), 8)
-    always, here = contextual_weights(torch.tensor([0.9, 0.3]), seen).tolist()
-    assert here > 0.9 > always and always + here == pytest.approx(1)
-
-
-def test_statistics_are_refused_for_a_single_picture():
-    with pytest.raises(ValueError, match="1 good pictures given; the spread of a phrase's fit takes at least 2"):
-        phrase_statistics(torch.ones(1, 4), torch.ones(2, 4))
-
-
-def test_the_contextual_direction_lies_halfway_to_the_phrase_that_fits():
-    seen = PhraseStatistics(torch.zeros(2), torch.full((2,), 0.1), 8)
-    found = contextual_prototype(_at(90), _at(0), torch.stack([_at(90), _at(180)]), seen)  # z = (10, 0)
-    assert torch.allclose(found, _at(45), atol=1e-3)
+# ---- words compared --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -276,22 +252,15 @@ def drawn(tmp_path_factory):
     return root
 
 
-def test_generic_words_the_packs_and_the_packs_in_context_are_compared_on_the_same_pictures(drawn, tiny_encoder):
+def test_generic_words_and_the_packs_are_compared_on_the_same_pictures(drawn, tiny_encoder):
     good, bad = (sorted((drawn / kind).iterdir()) for kind in ("good", "bad"))
-    generic, own, context = compare_words(PACK, "nut", tiny_encoder, good, bad)
-    assert [one.words for one in (generic, own, context)] == ["winclip", "custom", "custom, in context"]
-    assert all(len(one.normals) == 4 and len(one.anomalous) == 3 for one in (generic, own, context))
-    assert own.normals != context.normals
-    with pytest.raises(ValueError, match="comparing words takes at least 3"):
-        compare_words(PACK, "nut", tiny_encoder, good[:2])
-
-
-def test_a_good_picture_is_not_held_against_itself(drawn, tiny_encoder):
-    """With its own embedding among them, every statistic would be nearer to it and z smaller."""
-    good = sorted((drawn / "good").iterdir())
-    four = compare_words(PACK, "nut", tiny_encoder, good)[-1].normals
-    moved = compare_words(PACK, "nut", tiny_encoder, good[1:], [good[0]])[-1].anomalous
-    assert four[0] == pytest.approx(moved[0], abs=1e-6)
+    generic, own = compare_words(PACK, "nut", tiny_encoder, good, bad)
+    assert [one.words for one in (generic, own)] == ["winclip", "custom"]
+    assert all(len(one.normals) == 4 and len(one.anomalous) == 3 for one in (generic, own))
+    assert own.normals != generic.normals
+    assert len(compare_words(PromptPack.load("winclip"), "nut", tiny_encoder, good)) == 1
+    with pytest.raises(ValueError, match="comparing words takes at least 2"):
+        compare_words(PACK, "nut", tiny_encoder, good[:1])
 
 
 def test_the_difference_in_auroc_is_of_good_against_anomalous():
@@ -305,10 +274,10 @@ def test_check_prints_a_table_a_count_and_the_comparison(drawn, tmp_path):
     done = run(*arguments, "--anomalous", drawn / "bad")
     assert done.exit_code == 0, done.output
     assert "nut with damage  <- says the same as 'damaged nut'" in done.stdout
-    assert "nut, in context" in done.stdout and "AUROC" in done.stdout
+    assert "\nnut  " in done.stdout and "AUROC" in done.stdout
     facts = json.loads(run(*arguments, "--json").stdout)
     assert {one["phrase"] for one in facts["phrases"]} == {*PACK.phrases("nut")[0], *PACK.phrases("nut")[1]}
-    assert [one["auroc"] for one in facts["comparison"]] == [None] * 3
+    assert [one["auroc"] for one in facts["comparison"]] == [None] * 2
 
 
 @pytest.mark.parametrize(

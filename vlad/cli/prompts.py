@@ -136,8 +136,8 @@ def check(
 ) -> None:
     """Find phrases that say nothing: doubles, words that cannot separate and, with --normals, false alarms.
 
-    With --normals (and --anomalous) it also scores the pictures with generic words, with the pack's and with the pack's
-    weighed for each picture, and prints the difference. It changes nothing.
+    With --normals (and --anomalous) it also scores the pictures with generic words and with the pack's, and prints the
+    difference. It changes nothing.
 
     Example: vlad prompts check nut.toml --name "metal nut" --normals good/ --anomalous bad/
     """

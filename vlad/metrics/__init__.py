@@ -67,14 +67,6 @@ def average_precision(maps: Any, masks: Any) -> float:
     return _one("average precision", _tally(maps, masks), tallies.precision_steps)
 
 
-def aupr_trapezoid(maps: Any, masks: Any) -> float:
-    """Trapezoid under the precision-recall curve, of pixels or scores: for comparison with papers that report it.
-
-    It flatters: a constant detector gets 0.525 at 5 % anomalous pixels, where average precision is 0.05.
-    """
-    return _one("trapezoid AUPR", _tally(maps, masks), tallies.precision_trapezoid)
-
-
 def f1_max(maps: Any, masks: Any) -> tuple[float, float]:
     """(the best F1 over all thresholds, the largest threshold that reaches it), of pixels or scores.
 

@@ -157,14 +157,6 @@ def precision_steps(rows: Tally) -> float:
     return float((rows.anomalous * (rows.hits / (rows.hits + rows.reached))).sum() / rows.anomalous.sum())
 
 
-def precision_trapezoid(rows: Tally) -> float:
-    """Area under the straight lines between the points of the precision-recall curve, as scikit-learn draws it."""
-    precision = rows.hits / (rows.hits + rows.reached)
-    before = rows.hits - rows.anomalous  # where the normal pixels between two groups have already cost precision
-    start = np.where(before + rows.above > 0, before / np.maximum(before + rows.above, 1), 1.0)
-    return float((rows.anomalous * (start + precision)).sum() / 2 / rows.anomalous.sum())
-
-
 def f1_scores(rows: Tally) -> np.ndarray:
     """[K] F1 at each threshold."""
     return 2 * rows.hits / (rows.anomalous.sum() + rows.hits + rows.reached)

@@ -219,13 +219,6 @@ def phrase_prototypes(encoder: Encoder, pack: PromptPack, name: str) -> tuple[li
     return normal + anomalous, _unit(_phrase_rows(encoder, pack, name).mean(1))
 
 
-def phrase_scores(encoder: Encoder, image: Tensor, pack: PromptPack, name: str) -> dict[str, float]:
-    """Filled phrase -> cosine in [-1, 1] with a picture's embedding `image` [D] of any length."""
-    phrases, directions = phrase_prototypes(encoder, pack, name)
-    cosines = directions @ _unit(image.detach().float().to(directions.device))  # [phrases]
-    return dict(zip(phrases, cosines.tolist(), strict=True))
-
-
 def _phrase_rows(encoder: Encoder, pack: PromptPack, name: str) -> Tensor:
     """[phrases, templates, D]: every sentence of the pack, so that all uses share one cache file."""
     normal, anomalous = pack.sentences(name)

@@ -33,7 +33,7 @@ class PhraseCheck:
         closest_normal: largest cosine with a normal phrase other than itself; None where there is no other.
         false_alarms: share of the good pictures that an anomalous phrase fits better than the mean normal one does;
             None for normal phrases and without pictures.
-        mean, std: of its cosine over the good pictures; what contextual scoring is held against.
+        mean, std: of its cosine over the good pictures.
         problems: what is wrong with it, in words; empty where nothing is.
     """
 

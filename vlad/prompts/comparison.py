@@ -1,27 +1,22 @@
-"""What a pack changes: scores of the user's own pictures with generic words, with the pack's, and with it in context.
+"""What a pack changes: scores of the user's own pictures with generic words and with the pack's.
 
-The scores are those of the default method without normals, `patch_text`, so that only the words differ. Each good
-picture's contextual score is held against the other good pictures: its own would flatter it.
+The scores are those of the default method without normals, `patch_text`, so that only the words differ.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlad
-from vlad.prompts import PromptPack, phrase_prototypes, prototypes
-from vlad.prompts.check import embeddings
-from vlad.prompts.contextual import contextual_prototype, phrase_statistics
+from vlad import loading, metrics
+from vlad.prompts import PromptPack
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vlad.encoders.clip import Encoder
 
 GENERIC = "winclip"
-LEAST_NORMALS = 3  # two remain to hold the third against
+LEAST_NORMALS = 2  # a deviation of their scores takes two
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class Words:
     """The scores that one choice of words gives.
 
     Attributes:
-        words: name of the pack, with "in context" where phrases were weighed for each picture.
+        words: name of the pack.
         normals, anomalous: picture scores, in the order of the pictures.
     """
 
@@ -41,7 +36,7 @@ class Words:
     def auroc(self) -> float | None:
         """Of good against anomalous pictures; None without anomalous ones."""
         labels = [0] * len(self.normals) + [1] * len(self.anomalous)
-        return vlad.metrics.auroc([*self.normals, *self.anomalous], labels) if self.anomalous else None
+        return metrics.auroc([*self.normals, *self.anomalous], labels) if self.anomalous else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: how many, mean and deviation over the good pictures, and AUROC."""
@@ -62,38 +57,17 @@ def compare_words(
     normals: Sequence[str | Path],
     anomalous: Sequence[str | Path] = (),
 ) -> list[Words]:
-    """Generic words, the pack's, and the pack's in context, on the same pictures.
+    """Generic words and the pack's, on the same pictures; the generic pack alone is not compared with itself.
 
     Raises:
-        ValueError: fewer than 3 good pictures.
+        ValueError: fewer than 2 good pictures.
         vlad.ImageError: a picture that cannot be read.
     """
     if len(normals) < LEAST_NORMALS:
         raise ValueError(f"{len(normals)} good pictures given; comparing words takes at least {LEAST_NORMALS}")
-    pictures, count = [*normals, *anomalous], len(normals)
-    generic = PromptPack.load(GENERIC)
-    found = []
+    generic, count, found = PromptPack.load(GENERIC), len(normals), []
     for one in [generic] if pack == generic else [generic, pack]:
-        detector = vlad.load(name=name, encoder=encoder, prompts=one)
-        found.append((one.name, [prediction.score for prediction in detector.stream(pictures)]))
-    states = _contextual_prototypes(pack, generic, name, encoder, embeddings(encoder, pictures), count)
-    detector, scores = vlad.load(name=name, encoder=encoder, prompts=pack), []
-    for picture, state in zip(pictures, states, strict=True):
-        detector.prototypes = state
-        scores.append(detector.predict(picture).score)
-    found.append((f"{pack.name}, in context", scores))
-    return [Words(words, tuple(scores[:count]), tuple(scores[count:])) for words, scores in found]
-
-
-def _contextual_prototypes(
-    pack: PromptPack, generic: PromptPack, name: str, encoder: "Encoder", images: "Tensor", normals: int
-) -> "Iterator[Tensor]":
-    """[2, D] for each picture; the first `normals` of `images` [n, D] are good ones."""
-    import torch
-
-    phrases = phrase_prototypes(encoder, pack, name)[1][len(pack.normal) :]  # [A, D]
-    normal, usual = prototypes(encoder, pack, name)[0], prototypes(encoder, generic, name)[1]
-    for index, image in enumerate(images):
-        others = [i for i in range(normals) if i != index]
-        seen = phrase_statistics(images[others], phrases)
-        yield torch.stack([normal, contextual_prototype(image, usual, phrases, seen)])
+        detector = loading.load(name=name, encoder=encoder, prompts=one)
+        scores = tuple(prediction.score for prediction in detector.stream([*normals, *anomalous]))
+        found.append(Words(one.name, scores[:count], scores[count:]))
+    return found
