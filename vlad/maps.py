@@ -1,5 +1,7 @@
 """Arithmetic on anomaly maps: float32 [B, h, w], one score per position, covering the whole picture."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -88,10 +90,14 @@ def gaussian(maps: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
-def top_mean(grid: Tensor, share: float = 0.01) -> Tensor:
-    """[B] mean of the largest `share` of [B, ...] values, rounded down, at least one. Source: AnomalyDINO."""
+def top_mean(grid: Tensor, share: float = 0.01, up: bool = False) -> Tensor:
+    """[B] mean of the largest `share` of [B, ...] values, at least one; their number is rounded down, or `up`.
+
+    Source: AnomalyDINO (arXiv:2405.14529), which rounds down; VisualAD's code rounds up.
+    """
     flat = grid.flatten(1)
-    return flat.topk(max(1, int(flat.shape[1] * share)), dim=1).values.mean(1)
+    count = flat.shape[1] * share
+    return flat.topk(max(1, math.ceil(count) if up else int(count)), dim=1).values.mean(1)
 
 
 def harmonic_mean(terms: list[Tensor]) -> Tensor:

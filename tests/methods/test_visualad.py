@@ -1,52 +1,57 @@
-"""VisualAD against a plain re-implementation of its description, as no numbers of the official code are at hand."""
-
-import math
+"""VisualAD against the authors' own code (tests/golden/visualad.npz): forward, loss, gradients and two steps."""
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from conftest import GOLDEN
 
 import vlad
 from vlad.learning.scorer import Batch
-from vlad.methods.visualad import VisualAD
+from vlad.methods.visualad import Realignment, SpatialAttention, VisualAD
 
 LAYERS = (6, 12, 18, 24)
 C = 128
 
 
 @pytest.fixture(scope="module")
-def content(golden_weights):
-    """A file as the authors write it, with numbers of its own."""
-    draw = golden_weights.tensor
+def golden():
+    return np.load(GOLDEN / "visualad.npz")
 
-    def table(prefix, shapes):
-        return {key: draw(f"visualad.{prefix}.{key}", shape) for key, shape in shapes.items()}
+
+@pytest.fixture(scope="module")
+def content(golden_weights):
+    """A file as the authors write it, with the golden's numbers."""
+
+    def draw(name, *shape):
+        return golden_weights.tensor(f"visualad.{name}", shape)
 
     square = {f"{part}_proj.weight": (C, C) for part in "qkv"}
     norms = {f"{part}_norm.{kind}": (C,) for part in "qk" for kind in ("weight", "bias")}
-    rest = {"anchor_queries": (4, C), "pos_encoding": (1, 150, C), "gate.0.weight": (4, C), "gate.0.bias": (4,)}
+    rest = {"anchor_queries": (4, C), "gate.0.weight": (4, C), "gate.0.bias": (4,)}
     attention = square | norms | rest | {"out_proj.weight": (C, C), "out_proj.bias": (C,)}
     transform = {f"mlp.{n}.{kind}": shape for n in (0, 3) for kind, shape in (("weight", (C, C)), ("bias", (C,)))}
-    cross = {}
-    for layer in LAYERS:
-        cross |= {f"layer_attentions.layer_{layer}.{k}": v for k, v in table(f"a{layer}", attention).items()}
-        cross[f"layer_attentions.layer_{layer}.res_scale"] = torch.tensor([0.3])
+    cross, transforms = {}, {}
+    for number, layer in enumerate(LAYERS):
+        place = f"layer_attentions.layer_{layer}"
+        cross |= {f"{place}.{key}": draw(f"cross_attn.{place}.{key}", *shape) for key, shape in attention.items()}
+        cross[f"{place}.pos_encoding"] = draw(f"cross_attn.{place}.pos_encoding", 1536, C)[None]
+        cross[f"{place}.res_scale"] = torch.tensor([0.2 + 0.05 * number])
+        transforms[f"layer_{layer}"] = {
+            key: draw(f"layer_transforms.layer_{layer}.{key}", *shape) for key, shape in transform.items()
+        }
     return {
-        "anomaly_token": draw("visualad.anomaly_token", (1, C)),
-        "normal_token": draw("visualad.normal_token", (1, C)),
-        "token_insert_layer": 0,
-        "ln_post_weight": draw("visualad.ln_post.weight", (C,)),
-        "ln_post_bias": draw("visualad.ln_post.bias", (C,)),
+        "anomaly_token": draw("anomaly_token", 1, C)[0],
+        "normal_token": draw("normal_token", 1, C)[0],
+        "ln_post_weight": draw("ln_post.weight", C),
+        "ln_post_bias": draw("ln_post.bias", C),
         "features_list": list(LAYERS),
         "image_size": 112,
         "epoch": 2,
         "backbone": "ViT-L/14@336px",
-        "layer_transforms": {f"layer_{layer}": table(f"t{layer}", transform) for layer in LAYERS},
+        "layer_transforms": transforms,
         "transform_type": "mlp",
         "cross_attn": cross,
-        "cross_attn_config": {"num_anchors": 4, "dropout": 0.1, "res_scale_init": 0.01, "apply_to_layer24": True},
+        "cross_attn_config": {"num_anchors": 4, "dropout": 0.1, "res_scale_init": 0.01},
     }
 
 
@@ -56,94 +61,96 @@ def file(content, tmp_path_factory):
     return path
 
 
-def plain(model, content, pixels, clip_norm=False):
-    """(tokens after the last layer, one map a layer, their sum) of one picture [3, S, S], in the words of the paper."""
-    visual, (side, grid) = model.visual, (pixels.shape[-1], pixels.shape[-1] // 14)
-    patches = visual.conv1(pixels[None])[0].flatten(1).T
-    table = visual.positional_embedding
-    square = table[1:].T.reshape(1, C, 8, 8)
-    square = F.interpolate(square, (grid, grid), mode="bilinear") if grid != 8 else square
-    special = [content["anomaly_token"][0], content["normal_token"][0], visual.class_embedding]
-    x = torch.stack([*(token + table[0] for token in special), *(patches + square[0].flatten(1).T)])
-    x, taps = visual.ln_pre(x)[None], []
-    for number, block in enumerate(visual.transformer.resblocks, 1):
-        x = block(x)
-        if number in LAYERS:
-            taps.append(x[0])
-    own = visual.ln_post.weight, visual.ln_post.bias
-    weight, bias = own if clip_norm else (content["ln_post_weight"], content["ln_post_bias"])
-    pairs, maps = [], []
-    for layer, tap in zip(LAYERS, taps, strict=True):
-        tokens = F.layer_norm(taps[-1][:2], (C,), weight, bias)
-        rows = F.layer_norm(tap[3:], (C,), weight, bias)
-        part = {k.split(".", 2)[2]: v for k, v in content["cross_attn"].items() if f"layer_{layer}." in k}
-        looked = [plain_attention(part, token, rows) for token in tokens]
-        mlp = content["layer_transforms"][f"layer_{layer}"]
-        rows = F.linear(
-            F.gelu(F.linear(rows, mlp["mlp.0.weight"], mlp["mlp.0.bias"])), mlp["mlp.3.weight"], mlp["mlp.3.bias"]
-        )
-        scores = [F.cosine_similarity(rows, token[None]) for token in looked]
-        values = (scores[0] - scores[1]).view(1, 1, grid, grid)
-        maps.append(F.interpolate(values, (side, side), mode="bilinear", align_corners=False)[0, 0])
-        pairs.append(looked)
-    return pairs[-1], maps, sum(maps)
+def training(encoder, golden, golden_weights):
+    pixels = encoder.pixels([golden_weights.image(seed, 200) for seed in range(4)], 112)
+    masks = torch.from_numpy(golden["train_masks"]).float()
+    return Batch((pixels,), masks, torch.tensor([1, 0, 1, 0]), list("abcd"))
 
 
-def plain_attention(part, token, rows):
-    def norm(x, kind):
-        return F.layer_norm(x, (C,), part[f"{kind}_norm.weight"], part[f"{kind}_norm.bias"])
-
-    gate = torch.sigmoid(part["gate.0.weight"] @ token + part["gate.0.bias"])
-    gathered = torch.zeros(C)
-    for anchor in range(4):
-        query = norm(part["q_proj.weight"] @ part["anchor_queries"][anchor], "q")
-        keys = [norm(part["k_proj.weight"] @ (row + part["pos_encoding"][0, n]), "k") for n, row in enumerate(rows)]
-        weights = torch.stack([query @ key / math.sqrt(C) for key in keys]).softmax(0)
-        gathered = gathered + gate[anchor] * sum(
-            w * (part["v_proj.weight"] @ row) for w, row in zip(weights, rows, strict=True)
-        )
-    return token + part["res_scale"] * (part["out_proj.weight"] @ gathered + part["out_proj.bias"])
-
-
-@pytest.mark.parametrize(("side", "clip_norm"), [(112, False), (112, True), (154, False)])
-@torch.no_grad()
-def test_scores_and_maps_are_those_of_a_plain_reimplementation(
-    small_encoder, small_model, golden_weights, content, file, side, clip_norm
-):
-    picture = golden_weights.image(0, 200)
-    pixels = small_encoder.pixels([picture], side)
-    _, _, summed = plain(small_model, content, pixels[0], clip_norm)
-    smooth = gaussian_filter(summed.numpy(), 4)
-    expected = np.sort(smooth.ravel())[-int(side * side / 100) :].mean()
-    detector = vlad.load("visualad", encoder=small_encoder, adapter=file, resolution=side, clip_norm=clip_norm)
-    prediction = detector.predict(picture)
-    np.testing.assert_allclose(prediction.map, 1 / (1 + np.exp(-smooth)), atol=2e-6)
-    np.testing.assert_allclose(prediction.score, 1 / (1 + np.exp(-expected)), atol=2e-6)
-    assert smooth.std() > 0.02, "not all the same"
+@pytest.mark.parametrize("side", [112, 154])
+@pytest.mark.parametrize("norm", ["own", "clip"])
+def test_map_and_score_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file, side, norm):
+    options = {} if norm == "clip" else {"clip_norm": False}
+    detector = vlad.load("visualad", encoder=small_encoder, adapter=file, resolution=side, **options)
+    prediction = detector.predict(golden_weights.image(0, 200))
+    smooth, score = golden[f"{side}_{norm}_map_smooth"], golden[f"{side}_{norm}_score"]
+    np.testing.assert_allclose(prediction.map, 1 / (1 + np.exp(-smooth)), atol=1e-6)
+    np.testing.assert_allclose(prediction.score, 1 / (1 + np.exp(-score)), atol=1e-6)
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_a_plain_reimplementation(small_encoder, small_model, golden_weights, content, file):
-    pixels = small_encoder.pixels([golden_weights.image(seed, 112) for seed in (0, 1)], 112)
-    masks, labels = torch.zeros(2, 112, 112), torch.tensor([1.0, 0.0])
-    masks[0, 20:60, 30:80] = 1
-    expected, per_layer = 0.0, [[], [], [], []]
-    for row in range(2):
-        (anomalous, normal), maps, summed = plain(small_model, content, pixels[row])
-        logit = summed.flatten().sort().values[-125:].mean()
-        expected += F.softplus(-logit if labels[row] else logit) / 2
-        expected += max(0, 0.5 + F.cosine_similarity(anomalous, normal, 0)) / 2
-        for layer, one in zip(per_layer, maps, strict=True):
-            layer.append(one.sigmoid())
-    for layer in per_layer:
-        p = torch.stack(layer)
-        q = torch.where(masks == 1, p, 1 - p)
-        expected += (-((1 - q) ** 2) * q.log()).mean()
-        overlap = [(2 * (a * y).sum() + 1) / (a.sum() + y.sum() + 1) for a, y in zip(p, masks, strict=True)]
-        expected += 1 - sum(overlap) / 2
+def test_tokens_and_layers_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
     detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    batch = Batch((pixels,), masks, labels.long(), ["a", "b"])
-    assert detector.loss(batch).item() == pytest.approx(float(expected), rel=1e-4)
+    tokens, layers = detector.see(small_encoder.pixels([golden_weights.image(0, 200)], 112), detector.ln_post)
+    for row, key in enumerate(("anomaly", "normal")):
+        np.testing.assert_allclose(tokens[0, row], golden[f"112_own_{key}_layers"][3], atol=2e-6)
+    np.testing.assert_allclose(layers.sum(0)[0], golden["112_own_map"], atol=1e-6)
+
+
+def test_loss_and_gradients_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
+    detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
+    detector.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())  # where their training starts
+    loss = detector.loss(training(small_encoder, golden, golden_weights))
+    assert loss.item() == pytest.approx(float(golden["train_total"]), rel=1e-6)
+    loss.backward()
+    found = {key: parameter.grad for key, parameter in detector.named_parameters()}
+    assert sorted(found) == sorted(golden["grad_names"])
+    for name, norm in zip(golden["grad_names"], golden["grad_norms"], strict=True):
+        if not name.endswith("k_norm.bias"):  # a softmax does not see it: 0 but for rounding
+            assert float(found[name].norm()) == pytest.approx(float(norm), rel=1e-3), name
+    np.testing.assert_allclose(found["anomaly_token"], golden["grad_anomaly_token"], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(found["ln_post.weight"], golden["grad_ln_post_weight"], rtol=1e-3, atol=1e-7)
+
+
+def test_two_steps_of_training_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
+    detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
+    detector.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())
+    batch = training(small_encoder, golden, golden_weights)
+    optimizer = torch.optim.AdamW(detector.parameter_groups(1e-3), betas=(0.9, 0.999), weight_decay=0.01)
+    for step, rate in ((1, 1e-3), (2, float(golden["step1_lr"][0]))):
+        optimizer.zero_grad()
+        loss = detector.loss(batch)
+        assert loss.item() == pytest.approx(float(golden[f"step{step}_total"]), rel=1e-6)
+        loss.backward()
+        for group in optimizer.param_groups[:1]:
+            group["lr"] = rate
+            for parameter in group["params"]:
+                torch.nn.utils.clip_grad_norm_(parameter, group["clip"])
+        optimizer.step()
+        gate = detector.layer_attentions["layer_24"].gate[0].weight
+        for key, value in (
+            ("anomaly_token", detector.anomaly_token),
+            ("ln_post_weight", detector.ln_post.weight),
+            ("gate24", gate),
+        ):
+            np.testing.assert_allclose(value.detach(), golden[f"step{step}_{key}"], atol=1e-6)
+
+
+def test_training_drops_apart_for_the_two_tokens_and_after_the_last_layer():
+    torch.manual_seed(0)
+    attention, patches = SpatialAttention(C, 4, 64).train(), torch.randn(1, 64, C)
+    tokens = torch.randn(1, 1, C).expand(1, 2, C)
+    both = attention(tokens, patches)
+    assert not torch.allclose(both[:, 0], both[:, 1]), "equal tokens took up the same"
+    torch.testing.assert_close(*attention.eval()(tokens, patches).unbind(1))
+    assert 0.05 < (Realignment(C, C).train()(patches) == 0).float().mean() < 0.15
+
+
+def test_realignment_starts_from_xavier_weights_and_zero_biases():
+    first, last = (module for module in Realignment(C, 96).mlp if isinstance(module, torch.nn.Linear))
+    bound = (6 / (C + 96)) ** 0.5
+    for linear in (first, last):
+        assert 0.95 * bound < linear.weight.abs().max() <= bound and not linear.bias.any()
+
+
+def test_a_file_without_the_last_norm_leaves_clips_own(official_copy, small_encoder, golden_weights, file):
+    bare = official_copy(file, lambda c: c.update(ln_post_weight=None, ln_post_bias=None))
+    picture = golden_weights.image(0, 200)
+    found = [
+        vlad.load("visualad", encoder=small_encoder, adapter=one, clip_norm=norm).predict(picture).score
+        for one, norm in ((bare, False), (bare, True), (file, True))
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_all_that_is_learned_gets_gradients_also_with_checkpointing_and_the_encoder_none(
@@ -179,7 +186,7 @@ def test_a_few_steps_lower_the_loss(small_encoder, golden_weights):
     masks[0, 20:60, 30:80] = 1
     batch, totals = Batch((pixels,), masks, torch.tensor([1]), ["a"]), []
     optimizer = torch.optim.AdamW(detector.parameter_groups(1e-2), weight_decay=0.01)
-    for _ in range(5):
+    for _ in range(8):
         optimizer.zero_grad()
         loss = detector.loss(batch)
         totals.append(loss.item())
@@ -210,10 +217,11 @@ def test_it_works_on_tiny(tiny_encoder, golden_weights, tmp_path):
 
 def test_an_official_file_gives_its_options(small_encoder, file):
     options = vlad.load("visualad", encoder=small_encoder, adapter=file).options
-    assert {key: options[key] for key in ("layers", "anchors", "places", "resolution")} == {
+    assert {key: options[key] for key in ("layers", "anchors", "places", "hidden", "resolution")} == {
         "layers": list(LAYERS),
         "anchors": 4,
-        "places": 150,
+        "places": 1536,
+        "hidden": 128,
         "resolution": 112,
     }
 
@@ -233,7 +241,8 @@ ATTENTION = "layer_attentions.layer_12."
             "layer_transforms.layer_7.x is unknown",
         ),
         (lambda c: c.update(anomaly_token=torch.zeros(7)), r"anomaly_token is \[7\], expected \[128\]"),
-        (lambda c: c.update(ln_post_weight=None), "its part 'ln_post.weight' is no table of tensors"),
+        (lambda c: c.update(ln_post_weight=None), "ln_post.weight is missing"),
+        (lambda c: c.update(ln_post_weight=3), "its part 'ln_post.weight' is no table of tensors"),
         (lambda c: c["cross_attn"][ATTENTION + "anchor_queries"].fill_(torch.inf), "anchor_queries is not finite"),
         (lambda c: c.update(features_list=[6, 12, 18, 30]), "belongs to encoder 'ViT-L-14-336-quickgelu/openai'.*30"),
         (lambda c: c.update(image_size=113), "113; expected a positive multiple"),

@@ -9,19 +9,21 @@ at a time.
    token gates what they find, and a little of it is added (spatial attention).
 3. The layer's patches pass a small network, and the difference of their cosines with the two tokens is the layer's
    grid, bilinear to the picture's square. The sum over the layers, smoothed by a gaussian of 4 px, is the map.
-4. The score is the mean of the map's largest hundredth.
-5. Trained with cross entropy of that score, focal and dice losses of each layer's map, and a penalty where the two
-   tokens point the same way.
+4. The score is the mean of the map's largest hundredth, rounded up to whole pixels.
+5. Trained with cross entropy of that score before the smoothing, focal and dice losses of each layer's map, and a
+   penalty where the two tokens point the same way.
 
-Known differences: a sigmoid makes probabilities of score and map, which changes no ranking; in training one dropout
-serves both tokens. The last layer norm is trained too, but the authors' first test script left it out, and the
-published numbers with it: `clip_norm=True` does the same. Checked against its description and a plain re-implementation
-of that, not against numbers of the official code.
+The last layer norm is trained too, but the authors' test script never loads it: the published numbers come from CLIP's
+own norm with heads that were trained behind another one. `clip_norm` says which one scores, and is True as published;
+training always goes through the learned one.
+
+Known differences: a sigmoid makes probabilities of score and map, which changes no ranking; a last batch of one picture
+is left out of training.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,11 @@ PARTS = {  # of the authors' files, and where they are here
     "ln_post_bias": "ln_post.bias",
     "layer_transforms": "layer_transforms",
     "cross_attn": "",
+}
+SIZES = {  # keywords that are read off a learned tensor, and which of its axes that is
+    "anchors": ("layer_attentions.layer_{layer}.anchor_queries", 0),
+    "places": ("layer_attentions.layer_{layer}.pos_encoding", 1),
+    "hidden": ("layer_transforms.layer_{layer}.mlp.0.weight", 0),
 }
 
 
@@ -94,16 +101,22 @@ class SpatialAttention(nn.Module):
         """[B, 2, C] tokens that have looked at the patches [B, N, C]."""
         keys = self.k_norm(self.k_proj(patches + self.pos_encoding[:, : patches.shape[1]]))
         similar = self.q_norm(self.q_proj(self.anchor_queries)) @ keys.mT * patches.shape[-1] ** -0.5
-        found = self.dropout(similar.softmax(-1)) @ self.v_proj(patches)  # [B, anchors, C]
-        return tokens + self.res_scale * self.dropout(self.out_proj(self.gate(tokens) @ found))
+        shares = similar.softmax(-1)[:, None].expand(-1, tokens.shape[1], -1, -1)  # [B, 2, anchors, N]
+        found = self.dropout(shares) @ self.v_proj(patches)[:, None]  # [B, 2, anchors, C], dropped apart for each token
+        gated = (self.gate(tokens)[:, :, None] @ found)[:, :, 0]  # [B, 2, C]
+        return tokens + self.res_scale * self.dropout(self.out_proj(gated))
 
 
 class Realignment(nn.Module):
     """A layer's patches [B, N, C] brought to where they can be compared with the tokens."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(width, width))
+        first, last = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), nn.Dropout(DROPOUT), last, nn.Dropout(DROPOUT))
+        for linear in (first, last):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         return self.mlp(patches)
@@ -116,8 +129,9 @@ class VisualAD(LearnedDetector):
         layers: whose patches are looked at; None is the end of each quarter of the blocks.
         anchors: of the spatial attention.
         places: patches of the largest picture that the spatial attention has positions for.
+        hidden: width of the realignment's hidden layer; None is the encoder's.
         sigma: of the map's smoothing, in input pixels.
-        clip_norm: take the encoder's own last layer norm in place of the learned one.
+        clip_norm: score with the encoder's own last layer norm, as the published numbers do, not with the learned one.
         checkpointing: for training, compute the blocks' insides again instead of keeping them; same results.
 
     Raises:
@@ -138,8 +152,9 @@ class VisualAD(LearnedDetector):
         layers: Sequence[int] | None = None,
         anchors: int = 4,
         places: int = 1536,
+        hidden: int | None = None,
         sigma: float = 4.0,
-        clip_norm: bool = False,
+        clip_norm: bool = True,
         checkpointing: bool = False,
     ):
         super().__init__(encoder, resolution=resolution)
@@ -153,13 +168,14 @@ class VisualAD(LearnedDetector):
             )
         self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)
         self.sigma, self.clip_norm, self.checkpointing = float(sigma), bool(clip_norm), checkpointing
-        self.options.update(layers=list(self.layers), anchors=anchors, places=places)
+        hidden = encoder.width if hidden is None else hidden
+        self.options.update(layers=list(self.layers), anchors=anchors, places=places, hidden=hidden)
         self.options.update(sigma=self.sigma, clip_norm=self.clip_norm)
         C, names = encoder.width, [f"layer_{layer}" for layer in self.layers]
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.anomaly_token, self.normal_token = (nn.Parameter(0.1 * C**-0.5 * torch.randn(C)) for _ in range(2))
             self.layer_attentions = nn.ModuleDict({name: SpatialAttention(C, anchors, places) for name in names})
-            self.layer_transforms = nn.ModuleDict({name: Realignment(C) for name in names})
+            self.layer_transforms = nn.ModuleDict({name: Realignment(C, hidden) for name in names})
         self.ln_post = copy.deepcopy(encoder.visual.ln_post).requires_grad_(True)
         self.to(encoder.device).eval()
 
@@ -168,14 +184,13 @@ class VisualAD(LearnedDetector):
         return (pixels,)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
-        _, layers = self.see(pixels)
+        _, layers = self.see(pixels, self.encoder.visual.ln_post if self.clip_norm else self.ln_post)
         logits = gaussian(layers.sum(0), self.sigma)
-        return top_mean(logits).sigmoid(), logits.sigmoid(), None
+        return top_mean(logits, up=True).sigmoid(), logits.sigmoid(), None
 
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def see(self, pixels: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The two tokens [B, 2, C] after the last layer's patches, and each layer's map [L, B, S, S] in [-2, 2]."""
         first = torch.stack([self.anomaly_token, self.normal_token])
-        norm = self.encoder.visual.ln_post if self.clip_norm else self.ln_post
         taps = {}
         tokens = self.encoder.embed(pixels, "bilinear", first)
         for layer, _, after in self.encoder.walk(tokens, checkpointing=self.checkpointing):
@@ -192,8 +207,8 @@ class VisualAD(LearnedDetector):
         return tokens, torch.stack([to_size(grid, size) for grid in maps])
 
     def loss(self, batch: Batch) -> Tensor:
-        tokens, layers = self.see(batch.features[0])
-        total = F.binary_cross_entropy_with_logits(top_mean(layers.sum(0)), batch.labels.float())
+        tokens, layers = self.see(batch.features[0], self.ln_post)
+        total = F.binary_cross_entropy_with_logits(top_mean(layers.sum(0), up=True), batch.labels.float())
         for anomalous in layers.sigmoid():
             total = total + focal(torch.stack([1 - anomalous, anomalous], 1), batch.masks)
             total = total + dice(anomalous, batch.masks)
@@ -207,6 +222,11 @@ class VisualAD(LearnedDetector):
         others = [parameter for parameter in self.parameters() if all(parameter is not token for token in tokens)]
         return [{"params": tokens, "lr": learning_rate, "clip": 1.0}, {"params": others, "lr": 0.1 * learning_rate}]
 
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Self:
+        """As ever; a file without the last norm leaves the encoder's own, from which training starts."""
+        norm = {f"ln_post.{kind}": value for kind, value in self.ln_post.state_dict().items()}
+        return super().adopt(tensors if norm.keys() & tensors else {**norm, **tensors})
+
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Keywords and tensors of a file of 7HHHHH/VisualAD."""
@@ -215,7 +235,7 @@ class VisualAD(LearnedDetector):
             raise ValueError(f"it holds {', '.join(unknown)}, which no file of visualad's authors does")
         if "dino" in str(content.get("backbone")).lower() or content.get("token_insert_layer", 0) != 0:
             raise ValueError("it was learned on a DINO, or its tokens enter at a later block; neither is supported")
-        tensors = flat({ours: content[key] for key, ours in PARTS.items() if key in content})
+        tensors = flat({ours: content[key] for key, ours in PARTS.items() if content.get(key) is not None})
         for key in ("anomaly_token", "normal_token"):
             if key in tensors:
                 tensors[key] = tensors[key].flatten()  # [C] or [1, C]
@@ -223,8 +243,8 @@ class VisualAD(LearnedDetector):
         layers, side = content.get("features_list"), content.get("image_size")
         if isinstance(layers, list | tuple) and layers:
             options["layers"] = layers
-            for option, part, axis in (("anchors", "anchor_queries", 0), ("places", "pos_encoding", 1)):
-                found = tensors.get(f"layer_attentions.layer_{layers[0]}.{part}")
+            for option, (place, axis) in SIZES.items():
+                found = tensors.get(place.format(layer=layers[0]))
                 if found is not None and found.ndim > axis:
                     options[option] = found.shape[axis]
         if isinstance(side, int):
