@@ -1,23 +1,166 @@
-"""Reading, checking and writing the TOML files that people edit: prompt packs, names of categories, recipes, suites.
+"""Files that people edit, read and checked in one way: prompt packs, tables of names, recipes, suites, file headers.
 
-The checks take and return plain dicts. Their errors begin with the key and say what was expected and, for an unknown
-word, the closest known one; the door that read the file puts its path in front.
+What a file may hold is a dataclass, its form: the annotations say which values are allowed, pydantic holds a file's
+tables against them, and what it finds becomes one sentence with the key, what was expected and, for an unknown word,
+the closest known one.
 """
 
+from __future__ import annotations
+
 import difflib
+import functools
 import json
+import os
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-PACK_KEYS = ("title", "templates", "normal", "anomalous", "defects", "severity", "source")
-SEVERITIES = ("cosmetic", "minor", "major", "critical")
-_NAME_KEYS = ("title", "names")
+from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from vlad.files import resource
+
+Form = TypeVar("Form")
+
+Whole = Annotated[int, Strict()]  # neither true nor 3.0
+Number = Annotated[float, Strict()]  # 3 too
+
 # Difflib would answer "normal" to "abnormal".
 _MEANT = {"abnormal": "anomalous", "defective": "anomalous", "good": "normal"}
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "dataclass_type": "a table",
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "a number above {gt:g}",
+}
+_UNKNOWN_KEY, _MISSING = "unexpected_keyword_argument", "missing"
+
+
+# Values
+
+
+def one_of(known: Callable[[], Iterable[str]], what: str = "") -> AfterValidator:
+    """For an annotation: the value is one of these words; `known` is asked when a file is checked."""
+
+    def check(value: str) -> str:
+        if value not in (words := list(known())):
+            raise ValueError(f"unknown {what}{reprlib.repr(value)}; {closest(value, words)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def closest(word: object, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the known ones, and the closest where one is near."""
+    known = list(known)
+    near = [_MEANT.get(str(word), "")] if _MEANT.get(str(word)) in known else []
+    near = near or difflib.get_close_matches(str(word), known, 1, 0.4)
+    return f"known: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def filled(form: type[Form], raw: Mapping[str, Any]) -> Form:
+    """The form with the values of `raw`: lists become tuples, tables in it the forms that stand there.
+
+    Raises:
+        ValueError: one sentence that begins with the key; the door that read the file puts its path in front.
+    """
+    try:
+        return _adapter(form).validate_python(dict(raw))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    # A misspelt key explains why another one is missing.
+    order = {_UNKNOWN_KEY: 0, _MISSING: 2}
+    raise ValueError(_sentence(form, min(found, key=lambda one: order.get(one["type"], 1)))) from None
+
+
+@functools.cache
+def _adapter(form: type[Form]) -> TypeAdapter[Form]:
+    return TypeAdapter(form)
+
+
+def _sentence(form: type, error: ErrorDetails) -> str:
+    kind, facts, key = error["type"], error.get("ctx", {}), _key(error["loc"])
+    got = reprlib.repr(error["input"])
+    if kind == _UNKNOWN_KEY:
+        what = f"unknown key; {closest(error['loc'][-1], _keys(form, error['loc'][:-1]))}"
+    elif kind == _MISSING:
+        what = "this key is missing"
+    elif kind == "value_error":
+        what = str(facts["error"])
+    elif kind == "dict_type" and len(error["loc"]) == 1:
+        what = f"expected a table [{key}] of lines 'word = ...', got {got}"
+    elif kind in _EXPECTED:
+        what = f"expected {_EXPECTED[kind].format(**facts)}, got {got}"
+    else:
+        what = f"{error['msg']}, got {got}"
+    return f"{key}: {what}" if key else what
+
+
+def _key(steps: Sequence[str | int]) -> str:
+    """How a place is called: "optimizer.rate", "detectors, entry 1, method"."""
+    words = ""
+    for step in steps:
+        if isinstance(step, int):
+            words += f", entry {step + 1}"
+        elif step not in ("", "[key]"):  # an empty label; what pydantic calls a label itself
+            words += f"{'' if not words else ', ' if ', entry' in words else '.'}{step}"
+    return words
+
+
+def _keys(form: Any, steps: Sequence[str | int]) -> list[str]:
+    """The keys that are allowed at a place of the form."""
+    for step in steps:
+        form = get_type_hints(form)[step] if isinstance(step, str) else form
+        while not is_dataclass(form):
+            form = get_args(form)[0]
+    return [one.name for one in fields(form)]
+
+
+# Files
+
+
+def shipped(folder: str) -> list[str]:
+    """The names of VLAD's own files in a folder of its data, sorted."""
+    return sorted(path.stem for path in resource(folder).glob("*.toml"))
+
+
+def file_of(given: str | os.PathLike[str], kind: str, folder: str) -> Path:
+    """The file of a shipped name, or the given file.
+
+    Args:
+        kind: what it is, for errors.
+        folder: where the shipped ones lie.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: nothing that ships has this name.
+    """
+    if isinstance(given, str) and given in (known := shipped(folder)):
+        return resource(f"{folder}/{given}.toml")
+    path, known = Path(given).expanduser(), shipped(folder)
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or path.name != given:
+        near = closest(path.stem, known)
+        raise FileNotFoundError(f"{path}: no such file; give a .toml file or a shipped {kind}; {near}")
+    raise ValueError(f"unknown {kind} {given!r}; {closest(given, known)} (a file of your own ends in .toml)")
+
+
+def read(form: type[Form], path: Path) -> Form:
+    """The form that a TOML file fills; ValueError names the file and the key."""
+    raw = read_toml(path)
+    try:
+        return filled(form, raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -55,153 +198,3 @@ def _toml_value(value: str | int | Sequence[str]) -> str:
     if isinstance(value, str):  # JSON text is a TOML basic string, but for the one control character JSON leaves raw
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return "[" + "".join(f"\n  {_toml_value(text)}," for text in value) + "\n]"
-
-
-def closest(word: object, known: Iterable[str]) -> str:
-    """The end of an error about an unknown word: the known ones, and the closest where one is near."""
-    known = list(known)
-    near = [_MEANT.get(str(word), "")] if _MEANT.get(str(word)) in known else []
-    near = near or difflib.get_close_matches(str(word), known, 1, 0.4)
-    return f"known: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
-
-
-def checked_pack(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a prompt pack: lists as tuples, a single phrase of a defect as a tuple of one.
-
-    Raises:
-        ValueError: a key is unknown or missing, or a value is of the wrong kind, empty, repeated or malformed.
-    """
-    _no_other_keys(raw, PACK_KEYS)
-    title = raw.get("title", "")
-    if not isinstance(title, str):
-        raise ValueError(f"title: expected text, got {reprlib.repr(title)}")
-    for key in ("normal", "anomalous"):
-        if key not in raw:
-            if isinstance(raw.get("defects"), Mapping) and key in raw["defects"]:
-                raise ValueError(f"{key}: this key belongs to the pack; put it above the line [defects]")
-            raise ValueError(f"{key}: this key is missing; give a list of phrases with {{}} for the name")
-    templates = _texts("templates", raw.get("templates", ("{}",)))
-    states = {key: _distinct(key, _texts(key, raw[key])) for key in ("normal", "anomalous")}
-    if shared := set(map(_as_read, states["normal"])) & set(map(_as_read, states["anomalous"])):
-        raise ValueError(f"anomalous: '{min(shared)}' is also in normal; a phrase can stand for one state only")
-    defects = _defects(raw.get("defects", {}))
-    severity, source = _severity(raw.get("severity", {}), defects), _source(raw.get("source", {}))
-    return {
-        "title": title,
-        "templates": templates,
-        **states,
-        "defects": defects,
-        "severity": severity,
-        "source": source,
-    }
-
-
-def checked_names(raw: Mapping[str, Any]) -> dict[str, str]:
-    """Category folder -> words, from the table `names`.
-
-    Raises:
-        ValueError: an unknown key, no table, or words that are not a text that fits into prompts.
-    """
-    _no_other_keys(raw, _NAME_KEYS)
-    table = _table("names", raw.get("names", {}))
-    if not table:
-        raise ValueError('names: expected at least one line such as metal_nut = "metal nut"')
-    for category, words in table.items():
-        if problem := name_problem(words):
-            raise ValueError(f"names.{category}: {problem}")
-    return table
-
-
-def name_problem(name: object) -> str | None:
-    """What keeps `name` from being put into prompts; None where nothing does."""
-    expected = "expected words for an object, such as 'metal bolt', without braces or line breaks"
-    if isinstance(name, str) and name.strip() and not any(mark in name for mark in "{}\n\r"):
-        return None
-    return f"{expected}, got {reprlib.repr(name)}"
-
-
-def _no_other_keys(raw: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in raw:
-        if key not in known:
-            raise ValueError(f"{key}: unknown key; {closest(key, known)}")
-
-
-def _table(key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{key}: expected a table [{key}] of lines 'label = ...', got {reprlib.repr(value)}")
-    for label in value:
-        if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"{key}: expected a word as label, got {reprlib.repr(label)}")
-    return dict(value)
-
-
-def _texts(key: str, value: object) -> tuple[str, ...]:
-    """A list of texts that each hold `{}` and no other brace."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f'{key}: expected a list of texts ["...", "..."], got {reprlib.repr(value)}')
-    if not value:
-        raise ValueError(f"{key}: the list is empty; expected at least one text with {{}}")
-    for number, text in enumerate(value, 1):
-        if problem := _text_problem(text):
-            raise ValueError(f"{key}, entry {number}: {problem}")
-    return tuple(value)
-
-
-def _text_problem(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"expected text, got {reprlib.repr(text)}"
-    if not text.strip():
-        return "the text is empty; expected a text with {}, such as '{} with a scratch'"
-    rest = text.replace("{}", "")
-    if "{" in rest or "}" in rest:
-        return f"{text!r} has a brace that is not part of {{}}; expected {{}} alone as the place for the name"
-    return None if "{}" in text else f"{text!r} lacks {{}}; expected {{}} where the name (in templates the phrase) goes"
-
-
-def _as_read(text: str) -> str:
-    """A text as tokenizers see it: case and the amount of white space do not count."""
-    return " ".join(text.split()).casefold()
-
-
-def _distinct(key: str, texts: tuple[str, ...]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
-    for number, text in enumerate(texts, 1):
-        first = seen.setdefault(_as_read(text), number)
-        if first != number:
-            raise ValueError(f"{key}, entry {number}: {text!r} repeats entry {first}; expected each phrase once")
-    return texts
-
-
-def _defects(value: object) -> dict[str, tuple[str, ...]]:
-    defects = {}
-    for label, phrases in _table("defects", value).items():
-        key = f"defects.{label}"
-        if label in PACK_KEYS:  # in TOML every line after [defects] belongs to it
-            raise ValueError(f"{key}: '{label}' is a key of the pack; put it above the line [defects]")
-        defects[label] = _distinct(key, _texts(key, [phrases] if isinstance(phrases, str) else phrases))
-    return defects
-
-
-def _severity(value: object, defects: Mapping[str, Any]) -> dict[str, str]:
-    severity = _table("severity", value)
-    for label, level in severity.items():
-        if label not in defects:
-            raise ValueError(f"severity.{label}: expected a label of [defects]; {closest(label, defects)}")
-        if level not in SEVERITIES:
-            found = reprlib.repr(level)
-            raise ValueError(f"severity.{label}: unknown level {found}; {closest(level, SEVERITIES)}")
-    return severity
-
-
-def _source(value: object) -> dict[str, Any]:
-    """Where a pack comes from; any keys, since nothing but people read them."""
-    source = _table("source", value)
-    for key, entry in source.items():
-        texts = list(entry) if isinstance(entry, list | tuple) else [entry]
-        plain = all(isinstance(text, str) for text in texts) or (type(entry) is int and abs(entry) < 2**63)
-        if not plain:
-            raise ValueError(
-                f"source.{key}: expected a text, a whole number or a list of texts, got {reprlib.repr(entry)}"
-            )
-        source[key] = tuple(texts) if isinstance(entry, list | tuple) else entry
-    return source

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from vlad import prompts
+from vlad import forms, prompts
 from vlad.files import resource
 from vlad.prompts import PromptPack
+from vlad.prompts.wording import NamesFile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PACK = """
@@ -193,7 +194,7 @@ def test_a_name_that_is_no_text_is_a_type_error():
         ('"damaged {}"', '"damaged {{}}"', r"anomalous, entry 1: .* has a brace"),
         ('"damaged {}"', '" "', r"anomalous, entry 1: the text is empty"),
         ('"damaged {}"', "7", r"anomalous, entry 1: expected text, got 7"),
-        ('"damaged {}"', '"{} with a  Scratch"', r"anomalous, entry 2: .* repeats entry 1"),
+        ('"damaged {}"', '"{} with a  Scratch"', r"anomalous: entry 2, .* repeats entry 1"),
         ('"damaged {}"', '"Flawless {}"', r"anomalous: 'flawless \{\}' is also in normal"),
         ('["flawless {}", "{} without defect"]', "[]", r"normal: the list is empty"),
         ('["flawless {}", "{} without defect"]', '"flawless {}"', r"normal: expected a list of texts"),
@@ -208,7 +209,7 @@ def test_a_name_that_is_no_text_is_a_type_error():
             r"severity.scratch: unknown level 'medium'; known: cosmetic, minor, major, critical",
         ),
         ('= "minor"', '= "Major"', r"severity.scratch: .*did you mean 'major'"),
-        ('= "minor"', "= 2", r"severity.scratch: unknown level 2"),
+        ('= "minor"', "= 2", r"severity.scratch: expected text, got 2"),
         (
             'scratch = "minor"',
             'scratsch = "minor"',
@@ -526,8 +527,9 @@ def test_an_unknown_data_set_lists_the_known_ones_and_the_closest():
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ("[name]\nbolt = 'bolt'", "name: unknown key; known: title, names; did you mean 'names'"),
-        ("title = 'x'", "names: expected at least one line"),
+        ("[name]\nbolt = 'bolt'", "name: unknown key; known: names, title; did you mean 'names'"),
+        ("title = 'x'", "names: this key is missing"),
+        ("[names]", "names: expected at least one line"),
         ("names = 3", r"names: expected a table \[names\]"),
         ("[names]\nbolt = ''", "names.bolt: expected words"),
         ("[names]\nbolt = 5", "names.bolt: expected words"),
@@ -535,12 +537,10 @@ def test_an_unknown_data_set_lists_the_known_ones_and_the_closest():
         ("[names", "not valid TOML"),
     ],
 )
-def test_a_mistake_in_a_table_of_names_is_reported_with_file_and_key(tmp_path, monkeypatch, table, expected):
-    (tmp_path / "prompts" / "names").mkdir(parents=True)
-    (tmp_path / "prompts" / "names" / "mine.toml").write_text(table)
-    monkeypatch.setattr(prompts, "resource", lambda path: tmp_path / path)
+def test_a_mistake_in_a_table_of_names_is_reported_with_file_and_key(tmp_path, table, expected):
+    (tmp_path / "mine.toml").write_text(table)
     with pytest.raises(ValueError, match=expected) as caught:
-        prompts.names("mine")
+        forms.read(NamesFile, tmp_path / "mine.toml")
     assert "mine.toml: " in str(caught.value)
 
 

@@ -22,29 +22,81 @@ import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, with_config
 
 from vlad.datasets.corrupt import CORRUPTIONS
-from vlad.files import resource
-from vlad.forms import closest, read_toml
+from vlad.forms import Whole, closest, file_of, one_of, read, shipped
 
-DETECTOR_KEYS = ("label", "method", "encoder", "prompts", "adapter", "resolution", "dtype", "options")
-_KINDS: dict[str, tuple[type, ...]] = {
-    "title": (str,),
-    "datasets": (list,),
-    "shots": (int,),
-    "seeds": (int, list),
-    "metric_size": (str, int),
-    "mask_resize": (str,),
-    "empty_mask": (str,),
-    "corrupt": (list,),
-    "names": (dict,),
-    "detectors": (list,),
-    "sources": (dict,),
-}
-KEYS = tuple(_KINDS)
-_CALLED = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
+
+def _dataset(spec: str) -> str:
+    from vlad.datasets import datasets as known  # readers only, no torch
+
+    if (name := spec.partition(":")[0]) not in known():
+        raise ValueError(f"unknown data set {name!r}; {closest(name, known())}")
+    return spec
+
+
+def _source(dataset: str) -> str:
+    return dataset if dataset == "default" else _dataset(dataset)
+
+
+def _some(datasets: tuple[str, ...]) -> tuple[str, ...]:
+    if not datasets:
+        raise ValueError('expected a list of at least one name, such as ["mvtec_ad"]')
+    return datasets
+
+
+def _or(other: type, words: str) -> BeforeValidator:
+    """A whole number, or a value of another kind."""
+
+    def check(value: object) -> object:
+        if type(value) not in (int, other):
+            raise ValueError(f"expected a whole number or {words}, got {reprlib.repr(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+_Data = Annotated[str, AfterValidator(_dataset)]
+
+
+@with_config({"extra": "forbid"})
+@dataclass(frozen=True)
+class Entrant:
+    """One of `[[detectors]]`: keywords of `vlad.load`, and what it is called."""
+
+    method: str
+    label: str | None = None
+    encoder: str | None = None
+    prompts: str | None = None
+    adapter: str | None = None
+    resolution: Whole | None = None
+    dtype: str | None = None
+    options: dict[str, Any] | None = None
+
+
+@with_config({"extra": "forbid"})
+@dataclass(frozen=True)
+class SuiteFile:
+    """The keys of a suite's file; those of HOW are keywords of `vlad.evaluate`."""
+
+    datasets: Annotated[tuple[_Data, ...], AfterValidator(_some)]
+    title: str | None = None
+    shots: Whole | None = None
+    seeds: Annotated[int | tuple[Whole, ...] | None, _or(list, "a list of them")] = None
+    metric_size: Annotated[int | str | None, _or(str, 'the text "native"')] = None
+    mask_resize: str | None = None
+    empty_mask: str | None = None
+    bootstrap: Whole | None = None
+    corrupt: tuple[Annotated[str, one_of(lambda: CORRUPTIONS)], ...] | None = None
+    names: dict[str, str] | None = None
+    detectors: tuple[Entrant, ...] = (Entrant("patch_text"),)
+    sources: dict[Annotated[str, AfterValidator(_source)], str] = field(default_factory=dict)
+
+
+HOW = ("shots", "seeds", "metric_size", "mask_resize", "empty_mask", "bootstrap", "corrupt", "names")
 
 
 @dataclass(frozen=True)
@@ -80,7 +132,7 @@ class Suite:
 
 def suites() -> list[str]:
     """Names of the suites that ship with VLAD."""
-    return sorted(path.stem for path in resource("eval/suites").glob("*.toml"))
+    return shipped("eval/suites")
 
 
 def load(name_or_file: str | os.PathLike[str]) -> Suite:
@@ -90,69 +142,8 @@ def load(name_or_file: str | os.PathLike[str]) -> Suite:
         FileNotFoundError: no such file.
         ValueError: no suite of this name, or wrong content: names the file, the key, what was expected and the closest.
     """
-    given = os.fspath(name_or_file)
-    if given.endswith(".toml") or os.sep in given:
-        path = Path(given).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no suite file {path}")
-    elif given not in suites():
-        raise ValueError(f"unknown suite {given!r}; {closest(given, suites())}, or give a .toml file")
-    else:
-        path = resource(f"eval/suites/{given}.toml")
-    try:
-        return _checked(read_toml(path), path.stem)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
-
-
-def _checked(raw: Mapping[str, Any], name: str) -> Suite:
-    for key, value in raw.items():
-        if key not in KEYS:
-            raise ValueError(f"{key}: unknown key; {closest(key, KEYS)}")
-        _kind(key, value, _KINDS[key])
-    datasets = tuple(raw.get("datasets", ()))
-    if not datasets:
-        raise ValueError('datasets: expected a list of at least one name, such as ["mvtec_ad"]')
-    for number, one in enumerate(datasets, 1):
-        _dataset(f"datasets, entry {number}", one)
-    detectors = raw.get("detectors") or [{"method": "patch_text"}]
-    for number, one in enumerate(detectors, 1):
-        _detector(f"detectors, entry {number}", one)
-    for key, value in raw.get("sources", {}).items():
-        _kind(f"sources.{key}", value, (str,))
-        if key != "default":
-            _dataset(f"sources.{key}", key)
-    for number, kind in enumerate(raw.get("corrupt", ()), 1):
-        if kind not in CORRUPTIONS:
-            raise ValueError(f"corrupt, entry {number}: unknown {reprlib.repr(kind)}; {closest(kind, CORRUPTIONS)}")
-    how = {key: raw[key] for key in raw if key not in ("title", "datasets", "detectors", "sources")}
-    return Suite(name, raw.get("title", name), datasets, tuple(detectors), raw.get("sources", {}), how)
-
-
-def _dataset(key: str, value: Any) -> None:
-    from vlad.datasets import datasets as known  # readers only, no torch
-
-    _kind(key, value, (str,))
-    name = value.partition(":")[0]
-    if name not in known():
-        raise ValueError(f"{key}: unknown data set {name!r}; {closest(name, known())}")
-
-
-def _detector(where: str, one: Any) -> None:
-    _kind(where, one, (dict,))
-    for key, value in one.items():
-        if key not in DETECTOR_KEYS:
-            raise ValueError(f"{where}, {key}: unknown key; {closest(key, DETECTOR_KEYS)}")
-        kinds: tuple[type, ...] = (str,)
-        if key in ("resolution", "options"):
-            kinds = (int,) if key == "resolution" else (dict,)
-        _kind(f"{where}, {key}", value, kinds)
-    if "method" not in one:
-        raise ValueError(f'{where}: method is missing; expected method = "winclip" or another name')
-
-
-def _kind(key: str, value: Any, kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(_CALLED[kind] for kind in kinds)
-        raise ValueError(f"{key}: expected {expected}, got {reprlib.repr(value)}")
+    path = file_of(name_or_file, "suite", "eval/suites")
+    file = read(SuiteFile, path)
+    how = {key: value for key in HOW if (value := getattr(file, key)) is not None}
+    detectors = tuple({key: value for key, value in vars(one).items() if value is not None} for one in file.detectors)
+    return Suite(path.stem, file.title or path.stem, file.datasets, detectors, file.sources, how)

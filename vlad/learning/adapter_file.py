@@ -15,18 +15,23 @@ import torch
 from torch import Tensor
 
 from vlad.files import write_whole
+from vlad.forms import filled
 from vlad.version import __version__
 
 OFFICIAL = (".pth", ".pt")
-KEYS: dict[str, tuple[type, ...]] = {
-    "vlad": (str,),
-    "method": (str,),
-    "encoder": (str,),
-    "encoder_digest": (str,),
-    "options": (dict,),
-    "trained_on": (list,),
-    "recipe": (dict,),
-}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The header of a file of our own; `Adapter` says what it means."""
+
+    vlad: str
+    method: str
+    encoder: str
+    encoder_digest: str
+    options: dict[str, Any]
+    trained_on: tuple[str, ...]
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ def read(path: Path) -> Adapter:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is no adapter: `vlad train` did not write it")
-    for key, kinds in KEYS.items():
-        if not isinstance(facts.get(key), kinds):
-            raise ValueError(f"{path} is no adapter that can be used: {key!r} is missing in its header or wrong")
+    try:
+        filled(Facts, facts)
+    except ValueError as error:
+        raise ValueError(f"{path} is no adapter that can be used: its header, {error}") from None
     return Adapter(facts, tensors)
 
 

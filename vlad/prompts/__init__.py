@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.files import cache_dir, resource, write_whole
-from vlad.forms import PACK_KEYS, checked_names, checked_pack, closest, name_problem, read_toml, to_toml
+from vlad.forms import closest, file_of, read, read_toml, to_toml
+from vlad.forms import shipped as shipped_files
+from vlad.prompts.wording import PACK_KEYS, NamesFile, PackFile, checked_pack, name_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ _CACHE_FORMAT = 1  # raise it when the meaning of a cached row changes
 
 
 @dataclass(frozen=True)
-class PromptPack:
+class PromptPack(PackFile):
     """The words a method looks for; checked when built, so every pack that exists is valid.
 
     A template may stand twice: its sentences then weigh double in the means.
@@ -48,17 +50,10 @@ class PromptPack:
         ValueError: a text lacks `{}`, has a stray brace or is empty or repeated; an unknown key, label or severity.
     """
 
-    title: str
-    templates: tuple[str, ...]
-    normal: tuple[str, ...]
-    anomalous: tuple[str, ...]
-    defects: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    severity: Mapping[str, str] = field(default_factory=dict, hash=False)
-    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
     name: str = field(default="custom", compare=False)
 
     def __post_init__(self) -> None:
-        for key, value in checked_pack({key: getattr(self, key) for key in PACK_KEYS}).items():
+        for key, value in vars(checked_pack({key: getattr(self, key) for key in PACK_KEYS})).items():
             object.__setattr__(self, key, value)
 
     @classmethod
@@ -74,7 +69,7 @@ class PromptPack:
         if isinstance(source, Mapping):
             return cls._built(source, "prompts given as a dict", "custom")
         if isinstance(source, str | os.PathLike):
-            path = _pack_file(source)
+            path = file_of(source, "pack", "prompts")
             return cls._built(read_toml(path), str(path), path.stem)
         kind = type(source).__name__
         raise TypeError(f"prompts are of type {kind}; give a pack's name, a .toml file, a dict or a PromptPack")
@@ -82,7 +77,7 @@ class PromptPack:
     @classmethod
     def _built(cls, raw: Mapping[str, Any], where: str, name: str) -> PromptPack:
         try:
-            return cls(**checked_pack({"title": name, **raw}), name=name)
+            return cls(**vars(checked_pack({"title": name, "templates": ["{}"], **raw})), name=name)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -115,20 +110,6 @@ class PromptPack:
         return [template.replace("{}", phrase) for phrase in phrases for template in self.templates]
 
 
-def _pack_file(source: str | os.PathLike[str]) -> Path:
-    """The file of a shipped pack's name, or the given file."""
-    if isinstance(source, str) and source in shipped():
-        return resource(f"prompts/{source}.toml")
-    path = Path(source)
-    if path.is_file():
-        return path
-    if path.suffix == ".toml" or path.name != source:
-        raise FileNotFoundError(
-            f"{path}: no such file; give a .toml file or a shipped pack; {closest(path.stem, shipped())}"
-        )
-    raise ValueError(f"unknown prompt pack '{source}'; {closest(source, shipped())} (a file of your own ends in .toml)")
-
-
 def check_name(name: str) -> str:
     """`name` itself, where it can be put into prompts.
 
@@ -143,12 +124,12 @@ def check_name(name: str) -> str:
 
 def shipped() -> list[str]:
     """The names of the packs that come with VLAD, sorted."""
-    return sorted(path.stem for path in resource("prompts").glob("*.toml"))
+    return shipped_files("prompts")
 
 
 def named_datasets() -> list[str]:
     """The data sets that have a table of category names, sorted."""
-    return sorted(path.stem for path in resource("prompts/names").glob("*.toml"))
+    return shipped_files("prompts/names")
 
 
 def names(dataset: str) -> dict[str, str]:
@@ -159,12 +140,7 @@ def names(dataset: str) -> dict[str, str]:
     """
     if dataset not in (known := named_datasets()):
         raise ValueError(f"no category names for data set '{dataset}'; {closest(dataset, known)}")
-    path = resource(f"prompts/names/{dataset}.toml")
-    raw = read_toml(path)
-    try:
-        return checked_names(raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read(NamesFile, resource(f"prompts/names/{dataset}.toml")).names
 
 
 def category_name(dataset: str | None, category: str) -> str:

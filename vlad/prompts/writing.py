@@ -13,8 +13,8 @@ from typing import Any
 
 from vlad.explain.asking import Asker
 from vlad.explain.reasoner import PROMPT_VERSION, Ask, Choice, Reasoner, Schema
-from vlad.forms import PACK_KEYS
 from vlad.prompts import PromptPack, check_name
+from vlad.prompts.wording import PACK_KEYS
 
 KINDS = {
     "surface": "marks on its surface, such as scratches, cracks, pits or worn areas",
