@@ -8,7 +8,6 @@ the closest known one.
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import os
 import re
@@ -41,6 +40,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge} or more",
     "greater_than": "a number above {gt:g}",
 }
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 _UNKNOWN_KEY, _MISSING = "unexpected_keyword_argument", "missing"
 
 
@@ -73,7 +73,7 @@ def filled(form: type[Form], raw: Mapping[str, Any]) -> Form:
         ValueError: one sentence that begins with the key; the door that read the file puts its path in front.
     """
     try:
-        return _adapter(form).validate_python(dict(raw))
+        return _adapter(form)(dict(raw))
     except ValidationError as error:
         found = error.errors(include_url=False)
     # A misspelt key explains why another one is missing.
@@ -81,9 +81,11 @@ def filled(form: type[Form], raw: Mapping[str, Any]) -> Form:
     raise ValueError(_sentence(form, min(found, key=lambda one: order.get(one["type"], 1)))) from None
 
 
-@functools.cache
-def _adapter(form: type[Form]) -> TypeAdapter[Form]:
-    return TypeAdapter(form)
+def _adapter(form: type[Form]) -> Callable[[dict[str, Any]], Form]:
+    """What checks tables against a form; made once, which takes longer than any check."""
+    if form not in _ADAPTERS:
+        _ADAPTERS[form] = TypeAdapter(form)
+    return _ADAPTERS[form].validate_python
 
 
 def _sentence(form: type, error: ErrorDetails) -> str:
