@@ -95,6 +95,14 @@ def official_copy(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def parity() -> Path:
+    """The folder of the goldens that are too large for this repository."""
+    if not (folder := SHARED / "parity").is_dir():
+        pytest.skip("the goldens of ../shared/parity are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the real pictures of ../shared/data are not here")

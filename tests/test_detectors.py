@@ -21,7 +21,7 @@ FITTED = [name for name in METHODS if method_class(name)._remember is not vlad.D
 
 
 SHARP = ("adaclip",)  # its logits are 100 times a cosine of prompted towers, and so is what rounding does to them
-WIDE = ("adaclip",)  # methods whose encoder must have text as wide as the joint space
+WIDE = ("adaclip", "vcpclip")  # methods whose encoder must have text as wide as the joint space
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Arithmetic on anomaly maps: float32 [B, h, w], one score per position, covering the whole picture."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ CLIP_TEMPERATURE = 0.01  # CLIP's own, as trained: its logit scale is 100
 CERTAIN = 3.0  # temperatures between two cosines at which a softmax of them is sure of 95 %
 
 
-def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float | Tensor = TEMPERATURE) -> Tensor:
     """[..., 2]: cosine similarities with the two states over the temperature.
 
     Args:
@@ -73,6 +74,11 @@ def rescaled(values: Tensor) -> Tensor:
     """[n] brought to [0, 1] by the smallest and the largest of them; zeros where all are the same."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def rescaled_together(parts: Sequence[Tensor]) -> list[Tensor]:
+    """`rescaled`, of the values of several tensors [n, ...] as if they were one."""
+    return list(rescaled(torch.cat(list(parts))).split([len(part) for part in parts]))
 
 
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:

@@ -63,16 +63,17 @@ class TextTower:
             return self.model.encode_text(ids).float()  # BERT-like towers see all tokens at once
         return self.pool_text(self.walk_text(self.embed_text(ids)), ids)
 
-    def embed_text(self, ids: Tensor, words: Tensor | None = None) -> Tensor:
+    def embed_text(self, ids: Tensor, words: Tensor | None = None, at: int = 1) -> Tensor:
         """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there.
 
-        `words` [T, n, C] stand in the place of the embeddings of the first n words, before positions are added.
+        `words` [T, n, C] stand in the place of the embeddings of n tokens, from token `at` on, before positions are
+        added; 1 is the first word.
         """
         tower: Any = getattr(self.model, "text", self.model)
         length = int(ids.argmax(-1).max()) + 1
         tokens = tower.token_embedding(ids[:, :length])
         if words is not None:
-            tokens = torch.cat([tokens[:, :1], words, tokens[:, 1 + words.shape[1] :]], 1)
+            tokens = torch.cat([tokens[:, :at], words, tokens[:, at + words.shape[1] :]], 1)
         return tokens + tower.positional_embedding[:length]
 
     def walk_text(self, tokens: Tensor, edit: Edit | None = None, checkpointing: bool = False) -> Tensor:

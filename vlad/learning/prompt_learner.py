@@ -119,6 +119,15 @@ class PromptLearner(nn.Module):
         return torch.cat([tokens[:, :1], learned, tokens[:, 1 + self.length :]], 1)
 
 
+def check_joint_text(encoder: Encoder, method: str, official: str) -> None:
+    """ValueError where text tokens are not as wide as the joint space, for methods that put pictures among words."""
+    if encoder.text_width != encoder.embed_dim:
+        raise ValueError(
+            f"{method} needs text tokens as wide as the joint space; {encoder.name!r} has {encoder.text_width} and "
+            f"{encoder.embed_dim}: take {official!r}, 'tiny' or another where they are the same"
+        )
+
+
 def official_prompts(learner: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(n_ctx, depth and length as far as the shapes tell, learned tensors) of a prompt learner in an authors' file."""
     tensors = {key: value for key, value in learner.items() if not key.startswith(NOT_LEARNED)}

@@ -200,6 +200,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "adaclip"
     if "anomaly_token" in content:
         return "visualad"
+    if "Zero_try" in content:
+        return "vcpclip"
     if "trainable_linearlayer" in content:
         return "april_gan"
     if "linear_layers" in content:

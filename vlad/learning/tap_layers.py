@@ -29,7 +29,22 @@ class TapLayers(nn.Module):
         return [layer(tokens.float()) for layer, tokens in zip(self.fc, taps, strict=True)]
 
 
-def anomalous_pixels(embeddings: Tensor, states: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def raw_taps(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+    """The picture's embedding [B, D], not normalised, and the raw patch tokens [B, N, C] of each layer."""
+    taps = {}
+    for layer, _, after, _ in encoder.value_walk(pixels, first=encoder.depth + 1):
+        if layer in layers:
+            taps[layer] = after[:, 1:]
+    return encoder.project(after[:, 0]), *(taps[layer] for layer in layers)
+
+
+def anomalous_pixels(
+    embeddings: Tensor,
+    states: Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    temperature: float | Tensor = CLIP_TEMPERATURE,
+) -> Tensor:
     """[B, *size] in [0, 1]: the anomalous probability of patch embeddings [B, N, D] of any length.
 
     The logits are brought to the size, bilinear with align_corners=True, before their softmax: of two states that needs
@@ -37,7 +52,7 @@ def anomalous_pixels(embeddings: Tensor, states: Tensor, grid: tuple[int, int], 
 
     Source: APRIL-GAN (arXiv:2305.17382), as in the official code.
     """
-    logits = state_logits(embeddings, states, CLIP_TEMPERATURE)  # [B, N, 2]
+    logits = state_logits(embeddings, states, temperature)  # [B, N, 2]
     difference = (logits[..., 1] - logits[..., 0]).unflatten(1, grid)
     return to_size(difference, size, align_corners=True).sigmoid()
 
@@ -54,10 +69,15 @@ def tap_loss(embeddings: Sequence[Tensor], states: Tensor, masks: Tensor, patch:
     Source: APRIL-GAN (arXiv:2305.17382), as in the official code.
     """
     size = masks.shape[-2], masks.shape[-1]
+    grid = size[0] // patch, size[1] // patch
+    return pixel_loss([anomalous_pixels(one, states, grid, size) for one in embeddings], masks)
+
+
+def pixel_loss(maps: Sequence[Tensor], masks: Tensor) -> Tensor:
+    """Sum over maps [B, H, W] of anomalous probabilities of their focal and dice losses."""
     total = masks.new_zeros(())
-    for one in embeddings:
-        anomalous = anomalous_pixels(one, states, (size[0] // patch, size[1] // patch), size)
-        total = total + focal(torch.stack([1 - anomalous, anomalous], 1), masks) + dice(anomalous, masks)
+    for one in maps:
+        total = total + focal(torch.stack([1 - one, one], 1), masks) + dice(one, masks)
     return total
 
 

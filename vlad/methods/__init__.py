@@ -21,6 +21,7 @@ METHODS = {
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
+    "vcpclip": "VcpClip",
     "visualad": "VisualAD",
     "winclip": "WinClip",
 }

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from vlad.encoders.clip import Encoder
 from vlad.learning.losses import focal, segmentation
+from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
 from vlad.maps import gaussian
 from vlad.memory import quarters
@@ -142,11 +143,7 @@ class AdaClip(LearnedDetector):
         checkpointing: bool = False,
     ):
         super().__init__(encoder, resolution=resolution)
-        if encoder.text_width != encoder.embed_dim:
-            raise ValueError(
-                f"adaclip needs text tokens as wide as the joint space; {encoder.name!r} has {encoder.text_width} and "
-                f"{encoder.embed_dim}: take {self.official_encoder!r}, 'tiny' or another where they are the same"
-            )
+        check_joint_text(encoder, "adaclip", self.official_encoder)
         if depth < 2 or length < 1:
             raise ValueError(f"depth is {depth} and length {length}; expected 2 or more and 1 or more")
         self.layers, self.length = quarters(encoder.depth), length
