@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlad.explain.reasoner import Answer, Ask, Caps, Choice, Schema, Usage
+from vlad.explain.reasoners.protocol import Answer, Ask, Caps, Choice, Schema, Usage
 
 DARK = 60  # grey level; the pictures of these tests are bright, their defects dark
 

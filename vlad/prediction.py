@@ -13,8 +13,8 @@ from PIL import Image
 
 from vlad.images import read
 from vlad.images.drawing import draw_overlay
+from vlad.images.places import place_of
 
-LOCATIONS = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
 DRAWN_BOXES = 10  # the strongest regions; more boxes hide what they mark
 
 
@@ -27,7 +27,7 @@ class Region:
     peak: float  # largest map value inside
     mean: float  # mean map value inside
     center: tuple[float, float]  # (x, y), mean position of its pixels; the middle of the first pixel is 0.5
-    location: str  # the third of the picture, both ways, that holds the center: one of LOCATIONS
+    location: str  # the third of the picture, both ways, that holds the center: one of `vlad.images.places.PLACES`
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,7 +177,7 @@ def _regions(full: np.ndarray, level: float, min_area: int) -> list[Region]:
             continue
         values = full[rows, columns][ys, xs]
         x, y = float(columns.start + xs.mean() + 0.5), float(rows.start + ys.mean() + 0.5)
-        place = LOCATIONS[int(3 * y / full.shape[0])][int(3 * x / full.shape[1])]
+        place = place_of((x, y), full.shape)
         box = (columns.start, rows.start, columns.stop, rows.stop)
         mean = float(values.mean(dtype=np.float64))
         regions.append(Region(box, len(ys), float(values.max()), mean, (x, y), place))

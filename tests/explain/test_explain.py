@@ -14,13 +14,13 @@ from PIL import Image
 import vlad
 from vlad import explain as tiers
 from vlad.explain.case import Rule
-from vlad.explain.clip import MARGIN, UNSPECIFIED
-from vlad.explain.reasoner import Caps
-from vlad.prediction import LOCATIONS, Prediction
+from vlad.explain.reasoners.protocol import Caps
+from vlad.explain.words import MARGIN, UNSPECIFIED
+from vlad.images.places import PLACES
+from vlad.prediction import Prediction
 
 SCHEMA = json.loads((Path(tiers.__file__).parent / "schema.json").read_text())
 BOX = (150, 20, 210, 60)  # upper right
-PLACES = {place for row in LOCATIONS for place in row}
 
 
 def plate(size=(180, 240), box=BOX, level=20):
@@ -225,7 +225,7 @@ def test_a_raising_reasoner_leaves_the_words_of_the_first_tier(explained):
 
 
 def test_strict_raises_instead(explained):
-    from vlad.explain.reasoner import ReasonerError
+    from vlad.explain.reasoners.protocol import ReasonerError
 
     with pytest.raises(ReasonerError, match="boom"):
         explained(plate(), seen(plate(), BOX), reasoner=Broken(), strict=True)
@@ -235,8 +235,6 @@ def test_strict_raises_instead(explained):
     ("options", "message"),
     [
         ({"reasoner": "gpt"}, "reasoner is 'gpt'"),
-        ({"policy": "vote"}, "policy is 'vote'"),
-        ({"policy": "blend"}, "needs a calibrated detector"),
         ({"rules": ["normal"]}, "line 1: a rule begins with"),
         ({"name": "a {b}"}, "name: "),
     ],

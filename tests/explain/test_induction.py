@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlad.cli import app
-from vlad.explain import induction
-from vlad.explain.induction import propose_rules, recurring
-from vlad.explain.reasoner import Answer, Caps, Text
+from vlad.explain.interview import induction
+from vlad.explain.interview.induction import propose_rules, recurring, rouge_l
+from vlad.explain.reasoners.protocol import Answer, Caps, Text
 
 
 class Looker:
@@ -105,3 +105,19 @@ def test_the_command_writes_a_file_of_one_rule_a_line(folder, tmp_path):
     assert rules == ["normal: it has six sides always abnormal: none", "abnormal: a broken side"]
     assert "# from 10 of 10" in lines and lines[0].startswith(f"# Proposed by openai:m@{stub.url}"[:20])
     assert all("metal nut" in words(request) for request in stub.requests if not seen_quarter(request))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "value"),
+    [
+        ("the police kill the gunman", "police killed the gunman", 2 * 3 / 9),  # "police the gunman"
+        ("A crack.", "a CRACK", 1.0),
+        ("b a", "a b", 0.5),
+        ("", "a crack", 0.0),
+        ("?!", "a crack", 0.0),
+        ("no word shared", "a crack", 0.0),
+    ],
+)
+def test_rouge_l_is_the_f_of_the_longest_common_subsequence(candidate, reference, value):
+    assert rouge_l(candidate, reference) == pytest.approx(value)
+    assert rouge_l(reference, candidate) == pytest.approx(value)

@@ -9,9 +9,9 @@ from scripted_reasoner import Scripted, all_words, labelled, last_words, looks
 
 from vlad.explain.case import Case, MarkedRegion, Rule
 from vlad.explain.interview import interview
-from vlad.explain.marks import COLOURS, contour_colour, crop_box, numbered
-from vlad.explain.questions import INNOCENT, VARIATION
-from vlad.explain.reasoner import Answer, Caps, Choice, Schema
+from vlad.explain.interview.questions import INNOCENT, VARIATION
+from vlad.explain.reasoners.protocol import Answer, Caps, Choice, Schema
+from vlad.explain.views import COLOURS, contour_colour, crop_box, numbered
 
 TYPES = ("scratch", "dent", "hole")
 SCRATCH, STAIN, CLEAN = (40, 60, 100, 66), (200, 120, 220, 140), (120, 20, 150, 50)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlad.explain.parsing import find_object, is_refusal, match_option, neutralise, plain_words, read_answer
-from vlad.explain.reasoner import Choice, Schema, Text, Usage
+from vlad.explain.reasoners.parsing import find_object, is_refusal, match_option, neutralise, plain_words, read_answer
+from vlad.explain.reasoners.protocol import Choice, Schema, Text, Usage
 
 OPTIONS = ("scratch", "dent", "cannot tell")
 SCHEMA = Schema(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from chat_stub import files, pictures, reply, said, seen_quarter, serving, words
 
-from vlad.explain import transport
-from vlad.explain.asking import Asker
-from vlad.explain.endpoint import Budget, EndpointReasoner
-from vlad.explain.reasoner import Ask, Choice, ReasonerError, Schema, Text, make_reasoner
-from vlad.explain.wire import letter_probs
+from vlad.explain.reasoners import make_reasoner, transport
+from vlad.explain.reasoners.asking import Asker
+from vlad.explain.reasoners.endpoint import Budget, EndpointReasoner
+from vlad.explain.reasoners.protocol import Ask, Choice, ReasonerError, Schema, Text
+from vlad.explain.reasoners.wire import letter_probs
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 TYPES = Choice(("scratch", "dent", "cannot tell"))
@@ -390,46 +390,6 @@ def test_a_question_is_not_asked_where_it_would_exceed_the_budget():
         answers = [reasoner.ask(Ask((f"{n}",), TYPES)) for n in range(3)]
     assert [answer.code for answer in answers] == [None, None, "budget"] and len(stub.requests) == 2
     assert "calls" in answers[2].error
-
-
-def test_cost_is_counted_with_the_user_s_prices_and_stops_before_the_limit():
-    with serving([reply(said("A"))]) as stub:
-        budget = Budget(cost=0.9, prices=(4.0, 10.0))
-        reasoner = EndpointReasoner("m", stub.url, probe=False, budget=budget)
-        first = reasoner.ask(Ask(("1",), TYPES, max_tokens=10))
-        second = reasoner.ask(Ask(("2",), TYPES, max_tokens=10))
-    assert first.usage.cost == pytest.approx((100 * 4 + 7 * 10) / 1000)
-    assert second.code == "budget" and len(stub.requests) == 1
-    with pytest.raises(ValueError, match="needs prices"):
-        Budget(cost=1.0)
-
-
-def test_the_same_question_is_paid_for_once():
-    with serving([reply(said("A"))]) as stub:
-        reasoner = EndpointReasoner("m", stub.url, probe=False)
-        first, second = (reasoner.ask(Ask((PICTURE.copy(),), TYPES)) for _ in range(2))
-        reasoner.ask(Ask((255 - PICTURE,), TYPES))
-    assert len(stub.requests) == 2 and first.parsed == second.parsed == "scratch"
-    assert (first.usage.calls, second.usage.calls) == (1, 0)
-
-
-def test_answers_in_a_folder_outlive_the_program_and_a_broken_file_is_asked_again(tmp_path):
-    ask = Ask((PICTURE,), TYPES)
-    with serving([reply(said("B"))]) as stub:
-        first = EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask)
-        (file,) = (tmp_path / "answers").iterdir()
-        second = EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask)
-        assert len(stub.requests) == 1 and (first.parsed, second.parsed) == ("dent", "dent")
-        file.write_text('{"text": "B"')
-        assert EndpointReasoner("m", stub.url, probe=False, cache=tmp_path / "answers").ask(ask).parsed == "dent"
-    assert len(stub.requests) == 2 and second.usage.calls == 0
-
-
-def test_an_error_is_not_remembered():
-    with serving([reply("no", 404), reply(said("B"))]) as stub:
-        reasoner = EndpointReasoner("m", stub.url, probe=False)
-        answers = [reasoner.ask(Ask((PICTURE,), TYPES)) for _ in range(2)]
-    assert [answer.parsed for answer in answers] == [None, "dent"]
 
 
 def test_usage_says_where_pictures_went_and_how_many_pixels():

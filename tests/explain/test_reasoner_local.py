@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny_lvlm
 
-from vlad.explain import local
-from vlad.explain.asking import Asker
-from vlad.explain.parsing import neutralise
-from vlad.explain.reasoner import Ask, Choice, ReasonerError, Schema, Text, make_reasoner
+from vlad.explain.reasoners import local, make_reasoner
+from vlad.explain.reasoners.asking import Asker
+from vlad.explain.reasoners.parsing import neutralise
+from vlad.explain.reasoners.protocol import Ask, Choice, ReasonerError, Schema, Text
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 OPTIONS = ("scratch", "dent", "hole", "normal variation", "cannot tell")
@@ -226,7 +226,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path):
 def test_neither_import_nor_a_server_loads_transformers():
     """The layer is free until a local model is asked for."""
     code = (
-        "import sys, vlad, vlad.explain.interview, vlad.explain.reasoner as r;"
+        "import sys, vlad, vlad.explain.interview, vlad.explain.reasoners as r;"
         "r.make_reasoner('openai:m@http://127.0.0.1:9/v1');"
         "print([n for n in ('torch', 'transformers', 'accelerate', 'openai') if n in sys.modules])"
     )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny_lvlm
 
-from vlad.explain.endpoint import EndpointReasoner
-from vlad.explain.reasoner import Ask, Choice, Schema, Text
+from vlad.explain.reasoners.endpoint import EndpointReasoner
+from vlad.explain.reasoners.protocol import Ask, Choice, Schema, Text
 
 pytestmark = pytest.mark.slow
 

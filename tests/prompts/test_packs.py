@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from vlad import synthetic
 from vlad.cli import app
-from vlad.explain.reasoner import Answer, Caps, Choice, Usage
+from vlad.explain.reasoners.protocol import Answer, Caps, Choice, Usage
 from vlad.prompts import PromptPack, check
 from vlad.prompts.check import check_pack
 from vlad.prompts.comparison import Words, compare_words

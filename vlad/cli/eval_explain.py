@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,34 +20,21 @@ def eval_explain(
     prompts: Prompts = None,
     shots: Annotated[int, typer.Option(min=0, help="Normal pictures to fit detectors on first; data sets only.")] = 0,
     references: Annotated[int, typer.Option(min=0, help="Good pictures beside each question; mmad only.")] = 1,
-    official: Annotated[bool, typer.Option("--official", help="Score mmad as its published program does.")] = False,
-    judge: Annotated[
-        str | None,
-        typer.Option(metavar="hf:FOLDER|openai:MODEL@URL", help="Scores answers in words; visa_dr only."),
-    ] = None,
-    judge_key_env: Annotated[str | None, typer.Option(help="As --key-env, for the judge's server.")] = None,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and report; a killed run goes on there.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure explanations: multiple choice (mmad), detection and texts (visa_dr), or types and places of a data set.
+    """Measure explanations: multiple choice (mmad), yes or no (visa_dr), or types and places of a data set.
 
     Example: vlad eval-explain --data folder:../shared/data --out exam
     """
 
     def work() -> int:
-        from vlad.explain.evaluation import evaluate_explanations
-        from vlad.explain.reasoner import make_reasoner
+        from vlad.explain.exam import evaluate_explanations
+        from vlad.explain.reasoners import make_reasoner
 
-        served = judge is not None and judge.startswith("openai:")
-        if judge_key_env and not served:
-            raise ValueError(f"--judge-key-env is for a server (openai:MODEL@URL); --judge is {judge}")
-        remote = allow_remote and (reasoner.startswith("openai:") or not served)
-        model = make_reasoner(reasoner, **endpoint_options(reasoner, remote, key_env))
-        referee: Any = judge
-        if judge is not None and served:
-            referee = make_reasoner(judge, **endpoint_options(judge, allow_remote, judge_key_env))
+        model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
         found = evaluate_explanations(
             data,
             reasoner="clip" if model is None else model,
@@ -55,8 +42,6 @@ def eval_explain(
             prompts=prompts,
             shots=shots,
             references=references,
-            official=official,
-            judge=referee,
             out=out,
             progress=_progress(),
         )

@@ -63,13 +63,14 @@ def explain(
 
     def work() -> int:
         import vlad.explain as tiers
+        from vlad.explain.reasoners import usable
         from vlad.explain.rules import read_rules
         from vlad.files import write_whole
 
         if as_json and markdown:
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
-        who = tiers.usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+        who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
         given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
         given |= {"device": device, "dtype": dtype}
         model, _ = load_detector(method, name, detector, given)
@@ -105,11 +106,12 @@ def explainer(
 ) -> "tuple[Callable[[Detector, Path, Prediction], dict[str, Any]], dict[str, Any]]":
     """For `vlad score`: what makes the explanation of a line, and what it depends on beside the detector."""
     import vlad.explain as tiers
+    from vlad.explain.reasoners import Unusable, usable
     from vlad.explain.rules import read_rules
 
     stated = read_rules(rules)
-    who = tiers.usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
-    if isinstance(who, tiers.Unusable):
+    who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+    if isinstance(who, Unusable):
         print(f"{line(who.reason)}; explanations have the words of the tier clip", file=sys.stderr)
 
     def told(model: "Detector", picture: Path, prediction: "Prediction") -> dict[str, Any]:
@@ -130,11 +132,12 @@ def _text(found: "Explanation") -> str:
     """The explanation for a terminal."""
     from vlad.explain import page
 
-    lines = [page.title(found), *page.summary(found), *(f"needs review: {why}" for why in found.review_reasons), ""]
-    for defect in found.defects:
-        lines += [f"{defect.id[1:]}. {defect.description}", *(f"   {one}" for one in page.details(defect))]
-    lines += [] if found.defects else [page.nothing(found)]
-    for heading, words in page.sections(found):
+    said = found.to_dict()
+    lines = [page.title(said), *page.summary(said), *(f"needs review: {why}" for why in found.review_reasons), ""]
+    for defect in said["defects"]:
+        lines += [f"{defect['id'][1:]}. {defect['description']}", *(f"   {one}" for one in page.details(defect))]
+    lines += [] if said["defects"] else [page.nothing(said)]
+    for heading, words in page.sections(said):
         if heading != "Evidence":
             lines += ["", f"{heading}:", *(f"- {one}" for one in words)]
     return "\n".join(map(line, lines))

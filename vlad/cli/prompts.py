@@ -12,7 +12,7 @@ from vlad.cli.explain import KeyEnv, endpoint_options
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
 if TYPE_CHECKING:
-    from vlad.explain.reasoner import Reasoner
+    from vlad.explain.reasoners.protocol import Reasoner
     from vlad.prompts.check import PackCheck
     from vlad.prompts.comparison import Words
 
@@ -108,7 +108,7 @@ def rules(
     """
 
     def work() -> int:
-        from vlad.explain.induction import propose_rules
+        from vlad.explain.interview.induction import propose_rules
         from vlad.files import write_whole
         from vlad.images import list_images
 
@@ -168,7 +168,7 @@ def check(
 
 
 def _model(reasoner: str, allow_remote: bool, key_env: str | None) -> "Reasoner":
-    from vlad.explain.reasoner import make_reasoner
+    from vlad.explain.reasoners import make_reasoner
 
     model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
     if model is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,16 +25,17 @@ from vlad.explain.explanation import (
     Limit,
     ReasonerFacts,
 )
-from vlad.explain.reasoner import Answer, Ask, Caps, Reasoner, ReasonerError, Usage, make_reasoner
+from vlad.explain.reasoners import make_reasoner, usable
+from vlad.explain.reasoners.protocol import Reasoner, ReasonerError, Usage
 from vlad.images import ImageError, read
 from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.encoders.clip import Encoder
-    from vlad.explain.clip import Naming
     from vlad.explain.defects import Found
     from vlad.explain.interview import Interview
+    from vlad.explain.words import RegionNames
     from vlad.prediction import Prediction
 
 __all__ = ["Explanation", "explain"]
@@ -54,7 +54,6 @@ def explain(
     prompts: Any = None,
     question: str | None = None,
     name: str | None = None,
-    policy: str = "detector",
     passes: int | None = None,
     strict: bool = False,
 ) -> Explanation:
@@ -64,84 +63,56 @@ def explain(
         picture: the one that was scored, in any form that `predict` takes.
         prediction: what a detector said of it.
         detector: its encoder compares regions with words, else "tiny" does.
-        reasoner: "clip", "hf:FOLDER_OR_ID", "openai:MODEL@BASE_URL", or an object as `vlad.explain.reasoner` asks for.
+        reasoner: "clip", "hf:FOLDER_OR_ID", "openai:MODEL@BASE_URL", or an object as `vlad.explain.reasoners` asks for.
         references: a good picture or a list of them, to measure against and to show a reasoner.
         rules: a rule file, its lines, or dicts; see `vlad.explain.rules`.
         prompts: a pack whose [defects] are the vocabulary; None takes the detector's where that is a user's own, else
             the shipped "defects".
         question: the user's own, for a reasoner to answer.
         name: what the picture shows; None takes the prediction's.
-        policy: whose verdict counts: "detector", "either", "both" or "blend".
         passes: of a reasoner: 1 finds, 2 also refutes; None: 2 with references, else 1.
         strict: raise where a reasoner fails, instead of falling back.
 
     Raises:
-        ValueError: wrong rules, prompts, name, policy or reasoner.
+        ValueError: wrong rules, prompts, name or reasoner.
         vlad.ImageError: a picture cannot be read, or is not the one that was scored.
         FileNotFoundError: a rule file or pack is not there.
-        vlad.explain.reasoner.ReasonerError: a reasoner failed, with `strict`.
+        vlad.explain.reasoners.protocol.ReasonerError: a reasoner failed, with `strict`.
     """
-    from vlad.explain.clip import name_regions
-    from vlad.explain.verdicts import check_policy, judge
+    from vlad.explain.verdicts import judge
+    from vlad.explain.words import name_regions
 
     pixels = _scored(picture, prediction)
-    how = check_policy(policy, prediction)
     pack = _pack(prompts, detector)
     model = make_reasoner(reasoner) if strict else usable(reasoner)
     case, limits = _case(pixels, prediction, detector, references, rules, pack, question, name)
     own = detector is not None and getattr(detector.encoder, "reads_text", True)
     encoder, side = (detector.encoder, detector.resolution) if detector is not None and own else (_tiny(), None)
-    naming = name_regions(case, encoder, pack, side)
+    names = name_regions(case, encoder, pack, side)
     said = None if model is None else _interview(model, case, passes, strict)
-    found = _found(case, prediction, naming, said, pack.severity)
+    found = _found(case, prediction, names, said, pack.severity)
     scores = () if detector is None or detector.calibration is None else detector.calibration.scores
-    verdict, p = (None, None) if said is None else (said.verdict, said.p_anomalous)
-    judged = judge(prediction, how, verdict, p, scores)
+    judged = judge(prediction, None if said is None else said.verdict, scores)
     reasons = (*judged.reasons, *found.reasons)
     return Explanation(
         image=_image(pixels),
         name=case.name,
         detector=_detector(detector, prediction),
-        reasoner=_speaker(case, encoder, model, said),
+        reasoner=_reasoner_facts(case, encoder, model, said),
         verdict=judged.verdict,
-        policy=how,
+        policy="detector",
         agreement=judged.agreement,
         needs_review=bool(reasons),
         review_reasons=reasons,
         defects=found.defects,
         answer=None if said is None else said.answer,
-        rule_results=said.rule_results if said is not None and said.rule_results else naming.rule_results,
+        rule_results=said.rule_results if said is not None and said.rule_results else names.rule_results,
         evidence=found.evidence,
-        limits=_limits(case, limits, naming, said),
+        limits=_limits(case, limits, names, said),
         errors=() if said is None else said.errors,
         usage=Usage() if said is None else said.usage,
         picture=pixels,
     )
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """Stands in for a reasoner that cannot be used: every explanation has the first tier's words, and says why."""
-
-    name: str
-    reason: str
-
-    @property
-    def caps(self) -> Caps:
-        """Raises ReasonerError with the reason."""
-        raise ReasonerError(self.reason)
-
-    def ask(self, question: Ask) -> Answer:
-        """Raises ReasonerError with the reason."""
-        raise ReasonerError(self.reason)
-
-
-def usable(which: Any, **options: Any) -> Reasoner | None:
-    """What `make_reasoner` gives; where a model does not load, something that says so in every explanation."""
-    try:
-        return make_reasoner(which, **options)
-    except ReasonerError as error:
-        return Unusable(str(which), str(error))
 
 
 def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
@@ -213,18 +184,18 @@ def _tiny() -> Encoder:
 
 
 def _found(
-    case: Case, prediction: Prediction, naming: Naming, said: Interview | None, severity: Mapping[str, str]
+    case: Case, prediction: Prediction, names: RegionNames, said: Interview | None, severity: Mapping[str, str]
 ) -> Found:
     from vlad.explain.defects import by_words, with_findings, without_region
 
-    found = by_words(case, naming.named, severity)
+    found = by_words(case, names.named, severity)
     if not found.defects:
         found = without_region(prediction)
     return found if said is None else with_findings(found, case, said, severity)
 
 
-def _limits(case: Case, limits: tuple[Limit, ...], naming: Naming, said: Interview | None) -> tuple[Limit, ...]:
-    found = [*limits, *naming.limits]
+def _limits(case: Case, limits: tuple[Limit, ...], names: RegionNames, said: Interview | None) -> tuple[Limit, ...]:
+    found = [*limits, *names.limits]
     if said is not None:
         answered = [f"rule {result.rule_id} " for result in said.rule_results]
         found = [one for one in found if one.code != "rule_not_checked" or not one.text.startswith(tuple(answered))]
@@ -247,7 +218,7 @@ def _detector(detector: Detector | None, prediction: Prediction) -> DetectorFact
     return DetectorFacts(method, prediction.score, prediction.threshold, calibrated, of_detector(prediction))
 
 
-def _speaker(case: Case, encoder: Encoder, model: Reasoner | None, said: Interview | None) -> ReasonerFacts:
+def _reasoner_facts(case: Case, encoder: Encoder, model: Reasoner | None, said: Interview | None) -> ReasonerFacts:
     """Whose words they are: the encoder's where there is no reasoner, or where it said nothing of use."""
     if said is None or (said.verdict is None and not said.findings):
         return ReasonerFacts("clip", encoder.name, 1, None, None, "clip_softmax" if case.regions else "none")

@@ -6,8 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from vlad.images.places import Box
+
 RuleKind = Literal["normal", "abnormal", "ignore", "critical"]
-DetectorVerdict = Literal["anomalous", "normal", "unsure"]
+Verdict = Literal["normal", "anomalous", "unsure"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Rule:
     id: str  # n1, a1, i1, c1: by kind and order
     kind: RuleKind
     text: str
-    region: str | None = None  # one of `vlad.prediction.LOCATIONS`: it holds there alone
+    region: str | None = None  # one of `vlad.images.places.PLACES`: it holds there alone
     count: tuple[str, int] | None = None  # ("screw", 4): so many of them must be there
 
 
@@ -26,11 +28,11 @@ class MarkedRegion:
     """A place that the map marks, with what was measured of it."""
 
     id: int  # from 1, highest peak first
-    box: tuple[int, int, int, int]  # (x0, y0, x1, y1), half-open, in pixels of the original picture
+    box: Box  # in pixels of the original picture
     mask: np.ndarray  # bool [h, w], covers the whole picture; its own size, or a smaller one of the same shape
     area_share: float  # of the picture, in [0, 1]
     peak: float  # largest map value inside
-    location: str  # one of `LOCATIONS`, and ", spanning the width" where the box covers over 2/3 of a side
+    location: str  # one of `PLACES`, and ", spanning the width" where the box covers over 2/3 of a side
     size_words: str  # tiny, small, medium, large or extensive
     facts: str  # measured, in words, without a full stop at the end: "covers 2.1 % of the picture; line-like"
 
@@ -46,4 +48,4 @@ class Case:
     rules: tuple[Rule, ...]
     vocabulary: Mapping[str, Sequence[str]]  # defect type -> phrases with {} for the name
     question: str | None
-    detector_verdict: DetectorVerdict
+    detector_verdict: Verdict

@@ -7,13 +7,11 @@ a reasoner thinks of it, and every sentence is a measured fact, a word of the vo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from vlad.explain.case import Case, MarkedRegion, Rule
-from vlad.explain.clip import GUESSES, UNSPECIFIED, Named
-from vlad.explain.explanation import Alternative, Box, Defect, Evidence, Severity
+from vlad.explain.explanation import Alternative, Defect, Evidence, Severity
 from vlad.explain.interview import Interview, RegionFinding
-from vlad.explain.rules import PLACES
+from vlad.explain.words import GUESSES, UNSPECIFIED, RegionName
+from vlad.images.places import PLACES, cell_box, place_of
 from vlad.prediction import Prediction
 
 MOST_WORDS = 40  # of a description
@@ -30,7 +28,7 @@ class Found:
     reasons: tuple[str, ...] = ()
 
 
-def by_words(case: Case, named: Sequence[Named], severity: Mapping[str, str]) -> Found:
+def by_words(case: Case, named: Sequence[RegionName], severity: Mapping[str, str]) -> Found:
     """One defect for each region, as the encoder's vocabulary calls it; `severity` is of a type."""
     defects, evidence, reasons = [], list[Evidence](), []
     for region, one in zip(case.regions, named, strict=True):
@@ -79,7 +77,7 @@ def without_region(prediction: Prediction) -> Found:
         return Found((), ())
     height, width = prediction.map.shape
     row, column = divmod(int(prediction.map.argmax()), width)
-    place = PLACES[3 * int(3 * row / height) + int(3 * column / width)]
+    place = place_of((column, row), (height, width))
     peak = float(prediction.map.max())
     seen = Evidence("e1", "map_region", f"the map is highest at {place}, {peak:.3g}, below where it is cut", None, peak)
     if not prediction.is_anomalous:
@@ -137,7 +135,7 @@ def _told(defect: Defect, finding: RegionFinding | None, said: Interview, severi
     return replace(told, severity=by_size, severity_source="size" if known else "none")
 
 
-def _evidence(region: MarkedRegion, named: Named, before: int) -> list[Evidence]:
+def _evidence(region: MarkedRegion, named: RegionName, before: int) -> list[Evidence]:
     guesses = ", ".join(f"{one.type} {one.p:.2f}" for one in named.alternatives if one.p is not None)
     return [
         Evidence(
@@ -181,12 +179,3 @@ def _of_cell(own: str, place: str, size: tuple[int, ...], kind: str, description
         confidence=None,
         confidence_source="none",
     )
-
-
-def cell_box(place: str, size: tuple[int, ...]) -> Box:
-    """The ninth of a picture of `size` (H, W) that location words name; at least one pixel."""
-    row, column = divmod(PLACES.index(place), 3)
-    edges = [np.linspace(0, side, 4).astype(int) for side in (size[1], size[0])]
-    (x0, x1), (y0, y1) = edges[0][column : column + 2], edges[1][row : row + 2]
-    x0, y0 = min(int(x0), size[1] - 1), min(int(y0), size[0] - 1)
-    return x0, y0, max(int(x1), x0 + 1), max(int(y1), y0 + 1)

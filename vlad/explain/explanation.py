@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlad.explain.case import Verdict
+from vlad.explain.reasoners.protocol import Usage
+from vlad.images.places import Box
+
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlad.explain.interview import RuleResult
-    from vlad.explain.reasoner import Usage
-
 SCHEMA_VERSION = "1.0"
 
-Verdict = Literal["normal", "anomalous", "unsure"]
 Severity = Literal["cosmetic", "minor", "major", "critical", "unknown"]
 Agreement = Literal["agree", "detector_only", "reasoner_only", "reasoner_unsure", "detector_unsure", "no_reasoner"]
 ConfidenceSource = Literal["option_probs", "agreement", "self_reported", "clip_softmax", "none"]
 EvidenceKind = Literal["map_region", "crop", "reference", "measurement", "clip_alignment", "rule", "lvlm_answer"]
-
-Box = tuple[int, int, int, int]  # (x0, y0, x1, y1), right and bottom exclusive, in pixels of the original picture
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,17 @@ class Defect:
 
 
 @dataclass(frozen=True)
+class RuleResult:
+    """Whether a picture keeps to one rule."""
+
+    rule_id: str
+    p_violated: float | None
+    verdict: Literal["kept", "violated", "unsure"]
+    region_ids: tuple[int, ...] = ()
+    quote: str = ""  # the reasoner's words on what breaks it
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """Which picture it is, whatever its file is called."""
 
@@ -109,7 +118,7 @@ class Explanation:
     """A picture's defects in words, and how far the words can be trusted.
 
     Attributes:
-        verdict: by `policy`, of what detector and reasoner say; "unsure" without a threshold.
+        verdict: the detector's, whatever a reasoner says; "unsure" without a threshold.
         agreement: between the two; "no_reasoner" where only one of them judges.
         needs_review: whether a person should look, `review_reasons` says why.
         defects: surest first.
@@ -125,7 +134,7 @@ class Explanation:
     detector: DetectorFacts
     reasoner: ReasonerFacts
     verdict: Verdict
-    policy: Literal["detector", "either", "both", "blend"]
+    policy: Literal["detector"]  # whose verdict counts
     agreement: Agreement
     needs_review: bool
     review_reasons: tuple[str, ...]
@@ -147,13 +156,13 @@ class Explanation:
         """A page for people; what models and users wrote is escaped."""
         from vlad.explain.page import to_markdown
 
-        return to_markdown(self)
+        return to_markdown(self.to_dict())
 
     def to_html(self) -> str:
         """One HTML file with the crops inside it; what models and users wrote is escaped."""
         from vlad.explain.page import to_html
 
-        return to_html(self)
+        return to_html(self.to_dict(), self.picture)
 
 
 def _plain(value: Any) -> Any:

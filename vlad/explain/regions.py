@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from vlad.explain.case import MarkedRegion
-from vlad.explain.explanation import Box, Limit
-from vlad.prediction import LOCATIONS, Prediction
+from vlad.explain.explanation import Limit
+from vlad.images.places import Box, place_of
+from vlad.images.sizes import fitted, resized
+from vlad.prediction import Prediction
 
 SIDE = 1024  # px, longest side of the copy
 LEAST_SHARE = 0.001  # of the picture; smaller regions are left out while there are larger ones
@@ -62,8 +64,8 @@ def mark(
     """
     if prediction.map is None:
         return (), (Limit("no_map", "the method scores whole pictures and names no place"),)
-    small = _fitted(picture)
-    amap = np.array(Image.fromarray(prediction.map).resize(small.shape[1::-1], Image.Resampling.BILINEAR))
+    small = fitted(picture, SIDE, Image.Resampling.BOX)
+    amap = resized(prediction.map, small.shape, Image.Resampling.BILINEAR)
     level = prediction.region_level if prediction.map_threshold is None else prediction.map_threshold
     found = _masks(amap, level)
     reference = _fitted_reference(small, references)
@@ -74,14 +76,6 @@ def mark(
         for number, mask in enumerate(shown, start=1)
     )
     return regions, _limits(prediction, level, regions, len(found), picture.shape[:2])
-
-
-def _fitted(picture: np.ndarray) -> np.ndarray:
-    scale = SIDE / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
-    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
-    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def _masks(amap: np.ndarray, level: float) -> list[np.ndarray]:
@@ -137,14 +131,14 @@ def _region(number: int, mask: np.ndarray, amap: np.ndarray, measures: Measures,
         min(math.ceil((columns.max() + 1) * across - 1e-9), size[1]),
         min(math.ceil((rows.max() + 1) * down - 1e-9), size[0]),
     )
-    cell = LOCATIONS[int(3 * (rows.mean() + 0.5) / height)][int(3 * (columns.mean() + 0.5) / width)]
+    place = place_of((columns.mean() + 0.5, rows.mean() + 0.5), mask.shape)
     return MarkedRegion(
         id=number,
         box=box,
         mask=mask,
         area_share=measures.share,
         peak=float(amap[mask].max()),
-        location=cell + _spanning(box, size),
+        location=place + _spanning(box, size),
         size_words=size_words(measures.share),
         facts=in_words(measures),
     )
@@ -268,7 +262,7 @@ def _fitted_reference(small: np.ndarray, references: Sequence[np.ndarray]) -> np
     """The first reference at the size of the copy, where it shows the same scene."""
     if not references or likeness(small, references[0]) < ALIGNED:
         return None
-    return np.array(Image.fromarray(references[0]).resize(small.shape[1::-1], Image.Resampling.BOX))
+    return resized(references[0], small.shape, Image.Resampling.BOX)
 
 
 def reference_limit(picture: np.ndarray, references: Sequence[np.ndarray]) -> tuple[Limit, ...]:

@@ -18,10 +18,9 @@ from typing import Any, get_args
 
 from vlad.explain.case import Rule, RuleKind
 from vlad.forms import closest
-from vlad.prediction import LOCATIONS
+from vlad.images.places import PLACES
 
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
-PLACES = tuple(place for row in LOCATIONS for place in row)
 MOST_CHARACTERS = 300  # of one rule
 
 _TAG = re.compile(r"\[\s*(\w+)\s*:\s*([^\]]*?)\s*\]")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlad.explain.asking import Asker
-from vlad.explain.reasoner import PROMPT_VERSION, Ask, Choice, Reasoner, Schema
+from vlad.explain.reasoners.asking import Asker
+from vlad.explain.reasoners.protocol import PROMPT_VERSION, Ask, Choice, Reasoner, Schema
 from vlad.prompts import PromptPack, check_name
 from vlad.prompts.wording import PACK_KEYS
 
@@ -61,7 +61,7 @@ def make_pack(name: str, reasoner: Reasoner, today: datetime.date | None = None)
 
     Args:
         name: what the pictures show, in words.
-        reasoner: as `vlad.explain.reasoner.make_reasoner` gives it; it is sent words alone.
+        reasoner: as `vlad.explain.reasoners.make_reasoner` gives it; it is sent words alone.
         today: written into [source]; None asks the clock.
 
     Raises:
