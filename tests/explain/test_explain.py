@@ -114,6 +114,22 @@ def test_a_pack_of_the_user_s_own_in_the_detector_is_the_vocabulary(tiny_encoder
     assert [one.type for one in defect.alternatives] == ["gouge"]
 
 
+@pytest.mark.parametrize("file", ["winclip.toml", "mine.toml"])
+def test_a_user_s_file_is_the_vocabulary_whatever_it_is_called(tmp_path, tiny_encoder, explained, file):
+    (tmp_path / file).write_text(
+        'templates = ["{}"]\nnormal = ["{}"]\nanomalous = ["bad {}"]\n[defects]\npinhole = ["{} with a pinhole"]\n'
+    )
+    detector = vlad.load(name="steel plate", encoder=tiny_encoder, prompts=tmp_path / file)
+    (defect,) = explained(plate(), seen(plate(), BOX), detector=detector).defects
+    assert [one.type for one in defect.alternatives] == ["pinhole"]
+
+
+def test_a_shipped_pack_in_the_detector_leaves_the_vocabulary_to_the_pack_of_defects(tiny_encoder, explained):
+    detector = vlad.load(name="steel plate", encoder=tiny_encoder, prompts="winclip")
+    (defect,) = explained(plate(), seen(plate(), BOX), detector=detector).defects
+    assert {one.type for one in defect.alternatives} <= set(vlad.PromptPack.load("defects").defects)
+
+
 # Verdicts
 
 

@@ -124,10 +124,18 @@ def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
 
 
 def _pack(prompts: Any, detector: Detector | None) -> PromptPack:
-    """The pack whose [defects] are the vocabulary: the given one, else the user's own of the detector, else ours."""
+    """The pack whose [defects] are the vocabulary: the given one, else the user's own of the detector, else ours.
+
+    A pack is ours where it equals a shipped one; its name says nothing, since files may be called anything.
+    """
     given = None if prompts is None else PromptPack.load(prompts)
-    own = None if detector is None or detector.pack is None or detector.pack.name in shipped() else detector.pack
+    own = None if detector is None or detector.pack in _shipped_packs() else detector.pack
     return next((one for one in (given, own) if one is not None and one.defects), None) or PromptPack.load(DEFAULT_PACK)
+
+
+@cache
+def _shipped_packs() -> tuple[PromptPack | None, ...]:
+    return tuple(map(PromptPack.load, shipped()))
 
 
 def _case(
