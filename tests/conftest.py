@@ -53,16 +53,25 @@ def small_encoder(small_folder):
 
 
 @pytest.fixture(scope="session")
+def broad_encoder(tmp_path_factory, golden_weights):
+    """A sibling whose joint width is the width of its text: Crane with a picture's word and FAPrompt ask for it."""
+    return _encoder(tmp_path_factory.mktemp("broad"), golden_weights, embed_dim=128)
+
+
+@pytest.fixture(scope="session")
 def wide_encoder(tmp_path_factory, golden_weights):
     """A sibling whose joint width is the width of its text, with the exact GELU: AdaCLIP asks for both."""
+    return _encoder(tmp_path_factory.mktemp("wide"), golden_weights, embed_dim=128, quick_gelu=False)
+
+
+def _encoder(folder, golden_weights, **changes):
     import open_clip
 
     from vlad import Encoder
 
-    config = {**golden_weights.TINY_CLIP, "embed_dim": 128, "quick_gelu": False}
+    config = {**golden_weights.TINY_CLIP, **changes}
     model = golden_weights.fill_(open_clip.model.CLIP(**config).eval(), seed=0)
-    folder = _written(tmp_path_factory.mktemp("wide"), model, config)
-    return Encoder.load(f"local-dir:{folder}", device="cpu", dtype="float32")
+    return Encoder.load(f"local-dir:{_written(folder, model, config)}", device="cpu", dtype="float32")
 
 
 def _written(folder, model, config):

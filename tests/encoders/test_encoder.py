@@ -75,6 +75,23 @@ def test_value_attention_is_attention_with_values_as_queries_and_keys(small_enco
 
 
 @torch.no_grad()
+def test_attention_of_several_sources_is_a_sum_of_softmaxes_with_one_bias(small_encoder, small_model, pixels):
+    tokens = small_encoder.embed(pixels)
+    attention = (block := small_model.visual.transformer.resblocks[6]).attn
+    parts = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+    heads = [part.unflatten(-1, (2, 64)).transpose(1, 2) for part in parts]
+    slow = sum((one @ one.mT / 8).softmax(-1) for one in heads) @ heads[2]
+    expected = attention.out_proj(slow.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(small_encoder.value_attention(7, tokens, "qkv"), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(small_encoder.values(7, tokens), parts[2], atol=1e-6, rtol=0)
+    mixed = slow.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(small_encoder.joined(7, mixed), expected, atol=1e-6, rtol=0)
+    C = tokens.shape[-1]
+    bare = F.linear(tokens, attention.in_proj_weight[2 * C :])
+    torch.testing.assert_close(small_encoder.values(7, tokens, bare=True), bare, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
 def test_the_dense_path_of_a_published_clip_is_clip_surgerys_value_path(small_encoder, pixels):
     stream = None
     for layer, before, _ in small_encoder.walk(small_encoder.embed(pixels)):
@@ -190,6 +207,19 @@ def test_the_value_walk_is_the_walk_with_value_attention_beside_it(small_encoder
         torch.testing.assert_close((x, y), (before, after), atol=2e-5, rtol=0)
         if values is not None:
             torch.testing.assert_close(values, small_encoder.value_attention(layer, before), atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_recorded_walk_gives_each_source_its_own_values(small_encoder, pixels):
+    alone = [list(small_encoder.value_walk(pixels, first=20, sources=sources)) for sources in ("qkv", "v")]
+    short = list(small_encoder.value_walk(pixels, first=20, sources="qkv", class_only=True))
+    torch.testing.assert_close(short[-1][2], alone[0][-1][2][:, :1], atol=2e-5, rtol=0)
+    with small_encoder.sharing():
+        shared = [list(small_encoder.value_walk(pixels, first=20, sources=sources)) for sources in ("qkv", "v")]
+    for one, other in zip(alone, shared, strict=True):
+        for (_, _, after, values), (_, _, same, again) in zip(one[19:], other[19:], strict=True):
+            torch.testing.assert_close(after, same, atol=2e-5, rtol=0)
+            torch.testing.assert_close(values, again, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()

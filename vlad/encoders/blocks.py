@@ -30,17 +30,36 @@ def checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def value_block(module: Any, tokens: Tensor, class_only: bool = False) -> tuple[Tensor, Tensor]:
-    """([B, T, C], [B, T, C]): tokens after the block, and what it attends to when values are queries and keys too.
+def value_block(module: Any, tokens: Tensor, class_only: bool = False, sources: str = "v") -> tuple[Tensor, Tensor]:
+    """([B, T, C], [B, T, C]): tokens after the block, and beside it what `self_attended` gives, from one projection.
 
     With `class_only` the tokens after it are the first alone, [B, 1, C].
     """
-    attention, groups = module.attn, [tokens]
+    groups = [tokens]
     kept = [tokens[:, :1]] if class_only else groups
-    query, key, value = _projected(module, groups, kept)
-    mixed = _attend(query, key, value, groups, kept, attention.num_heads, False)
-    values = attention.out_proj(_attend(value, value, value, groups, groups, attention.num_heads, False))
-    return _residual(module, kept, mixed)[0], values.view_as(tokens).to(tokens.dtype)
+    asked = groups if "q" in sources else kept
+    query, key, value = _projected(module, groups, asked)
+    values = _summed(module, {"q": query, "k": key, "v": value}, tokens, sources)
+    if asked is not kept:
+        query = query.view_as(tokens)[:, :1].flatten(0, 1)
+    mixed = _attend(query, key, value, groups, kept, module.attn.num_heads, False)
+    return _residual(module, kept, mixed)[0], values
+
+
+def self_attended(module: Any, tokens: Tensor, sources: str = "v") -> Tensor:
+    """[B, T, C]: what the block attends to when queries and keys are the same: its values ("v"), or the sum of what it
+    attends to with each of several ("qkv"), each with a softmax of its own."""
+    weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, tokens.shape[-1]
+    rows = module.ln_1(tokens.flatten(0, 1)).to(weight.dtype)
+    third = {part: slice(number * C, (number + 1) * C) for number, part in enumerate("qkv")}
+    parts = {part: F.linear(rows, weight[third[part]], bias[third[part]]) for part in {*sources, "v"}}
+    return _summed(module, parts, tokens, sources)
+
+
+def _summed(module: Any, parts: dict[str, Tensor], tokens: Tensor, sources: str) -> Tensor:
+    groups, heads = [tokens], module.attn.num_heads
+    found = [_attend(parts[one], parts[one], parts["v"], groups, groups, heads, False) for one in sources]
+    return module.attn.out_proj(sum(found[1:], found[0])).view_as(tokens).to(tokens.dtype)
 
 
 def attended(module: Any, tokens: Tensor) -> Tensor:

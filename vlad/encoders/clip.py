@@ -20,7 +20,15 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from torch import Tensor
 
-from vlad.encoders.blocks import attended, block, checkpointed, resample_positions, value_block, window_index
+from vlad.encoders.blocks import (
+    attended,
+    block,
+    checkpointed,
+    resample_positions,
+    self_attended,
+    value_block,
+    window_index,
+)
 from vlad.encoders.dtypes import checked_dtype, fastest_safe_dtype
 from vlad.encoders.text import Edit, TextTower
 from vlad.encoders.tiny import per_picture
@@ -199,25 +207,38 @@ class Encoder(TextTower):
             groups = step(module, before, class_only=class_only and layer == self.depth)
             yield (layer, before, groups) if packed else (layer, before[0], groups[0])
 
-    def value_attention(self, layer: int, tokens: Tensor) -> Tensor:
+    def value_attention(self, layer: int, tokens: Tensor, sources: str = "v") -> Tensor:
         """[B, T, C]: what block `layer` (from 1) attends to in `tokens` when values stand for queries and keys too.
 
-        Source: CLIP Surgery (arXiv:2304.05653), the v-v attention.
+        `sources` "qkv" is the sum of three such attentions, with the queries, the keys and the values on both sides.
+
+        Source: CLIP Surgery (arXiv:2304.05653), the v-v attention; all three: Crane (arXiv:2504.11055), E-Attn.
         """
-        module = self.blocks[layer - 1]
-        attention, C = module.attn, self.width
-        normed = module.ln_1(tokens).to(attention.in_proj_weight.dtype)
-        value = F.linear(normed, attention.in_proj_weight[2 * C :], attention.in_proj_bias[2 * C :])
-        value = value.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # [B, heads, T, C / heads]
-        mixed = F.scaled_dot_product_attention(value, value, value).transpose(1, 2).flatten(2)
-        return attention.out_proj(mixed).to(tokens.dtype)
+        return self_attended(self.blocks[layer - 1], tokens, sources)
 
     def attention(self, layer: int, tokens: Tensor) -> Tensor:
         """[B, T, C]: what the attention of block `layer` (from 1) adds to `tokens`, before its MLP sees them."""
         return attended(self.blocks[layer - 1], tokens)
 
+    def values(self, layer: int, tokens: Tensor, bare: bool = False) -> Tensor:
+        """[B, T, C]: the values that block `layer` (from 1) makes of `tokens`; `bare` without its norm and its bias."""
+        module, C = self.blocks[layer - 1], self.width
+        weight, bias = module.attn.in_proj_weight[2 * C :], module.attn.in_proj_bias[2 * C :]
+        rows = tokens if bare else module.ln_1(tokens)
+        return F.linear(rows.to(weight.dtype), weight, None if bare else bias)
+
+    def joined(self, layer: int, mixed: Tensor) -> Tensor:
+        """[B, T, C] float32: what the attention of block `layer` projects mixed values [B, T, C] to."""
+        attention = self.blocks[layer - 1].attn
+        return attention.out_proj(mixed.to(attention.in_proj_weight.dtype)).float()
+
     def value_walk(
-        self, pixels: Tensor, positions: str = "bicubic-antialias", first: int = 1, class_only: bool = False
+        self,
+        pixels: Tensor,
+        positions: str = "bicubic-antialias",
+        first: int = 1,
+        class_only: bool = False,
+        sources: str = "v",
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
         """The block loop with what value paths are made of: yields (layer, tokens before, tokens after, values).
 
@@ -228,22 +249,22 @@ class Encoder(TextTower):
         steps, after = self._recorded(pixels, positions), None
         for layer, module in enumerate(self.blocks, 1):
             if steps is not None and len(steps) >= layer:
-                before, after, values = steps[layer - 1]
-                if values is None and layer >= first:
-                    values = self.value_attention(layer, before)
-                    steps[layer - 1] = before, after, values
+                before, after, beside = steps[layer - 1]
+                if layer >= first and sources not in beside:
+                    beside[sources] = self.value_attention(layer, before, sources)
             else:
                 before = self.embed(pixels, positions) if after is None else after
                 alone = class_only and layer == self.depth and steps is None
+                beside = {}
                 if layer >= first:
-                    after, values = value_block(module, before, alone)
+                    after, beside[sources] = value_block(module, before, alone, sources)
                 else:
-                    (after,), values = block(module, [before], alone), None
+                    (after,) = block(module, [before], alone)
                 if steps is not None:
-                    steps.append((before, after, values))
-            yield layer, before, after, values if layer >= first else None
+                    steps.append((before, after, beside))
+            yield layer, before, after, beside[sources] if layer >= first else None
 
-    def _recorded(self, pixels: Tensor, positions: str) -> list[tuple[Tensor, Tensor, Tensor | None]] | None:
+    def _recorded(self, pixels: Tensor, positions: str) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]] | None:
         """The steps of this batch's walk so far; None where nothing is recorded. Only one batch is kept."""
         tokens = len(pixels) * (1 + math.prod(self.grid(pixels)))
         if getattr(self._shared, "passes", None) is None or 8 * self.depth * tokens * self.width > RECORD_BYTES:

@@ -4,7 +4,7 @@ Their sentences name no object, so what was learned on one data set can be asked
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,29 +18,42 @@ from vlad.maps import TEMPERATURE, state_logits, to_size
 NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
 
 
-def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """CLIP's own embedding [B, D], the class embedding to score [B, D], and [B, 1 + N, D] per layer; not normalised.
+def stream_walk(
+    encoder: Encoder, pixels: Tensor, sources: str = "v"
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+    """The block loop with a value stream: yields (layer, tokens before, tokens after, the stream's tokens).
 
     From block 6 of 24 on (4 of 12) a second stream adds up the value attentions that the blocks give of the ordinary
-    stream, and has no MLP; the layers' tokens are those of this stream, projected. The class token that is scored skips
-    the last layer norm, an oddity which the published weights were learned with. Positions are resampled bilinearly.
+    stream, and has no MLP; before that it is None. `sources` as in `Encoder.value_attention`. Positions are resampled
+    bilinearly. The last block's tokens after it are the first alone, [B, 1, C].
 
     An encoder whose ordinary tokens align with text needs no value stream, and its training has given that no meaning:
-    there tokens and positions are those of `Encoder.dense`, and the class embedding to score is the encoder's own.
+    there the stream is None throughout, and positions are those of `Encoder.dense`.
 
     Source: AnomalyCLIP (arXiv:2310.18961), DPAM in its code.
     """
     aligned = encoder.dense_path == "ordinary"
     first = encoder.depth + 1 - (0 if aligned else max(1, encoder.depth * 19 // 24))
-    stream, taps = None, {}
-    positions = "bicubic-antialias" if aligned else "bilinear"
-    for layer, before, after, values in encoder.value_walk(pixels, positions, first, class_only=not aligned):
+    positions, stream = "bicubic-antialias" if aligned else "bilinear", None
+    for layer, before, after, values in encoder.value_walk(pixels, positions, first, not aligned, sources):
         if values is not None:
             stream = (before if stream is None else stream) + values
+        yield layer, before, after, stream
+
+
+def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """CLIP's own embedding [B, D], the class embedding to score [B, D], and [B, 1 + N, D] per layer; not normalised.
+
+    The layers' tokens are those of `stream_walk`'s stream, or where there is none the ordinary ones, projected. The
+    class token that is scored skips the last layer norm, an oddity which the published weights were learned with; of an
+    encoder whose ordinary tokens align with text it is the encoder's own.
+    """
+    taps = {}
+    for layer, _, after, stream in stream_walk(encoder, pixels):
         if layer in layers:
             taps[layer] = after if stream is None else stream
     own = encoder.project(after[:, 0])
-    scored = own if aligned else after[:, 0] @ encoder.visual.proj
+    scored = own if encoder.dense_path == "ordinary" else after[:, 0] @ encoder.visual.proj
     return own, scored, [encoder.project(taps[layer]) for layer in layers]
 
 
@@ -52,6 +65,45 @@ def state_maps(patches: Tensor, states: Tensor, size: tuple[int, int], patch: in
     grid = size[0] // patch, size[1] // patch
     probabilities = state_logits(patches, states, TEMPERATURE).softmax(-1).unflatten(1, grid)  # [B, rows, columns, 2]
     return torch.stack([to_size(one, size) for one in probabilities.unbind(-1)], 1)
+
+
+def read_prompts(encoder: Encoder, ids: Tensor, words: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+    """[T, D] embeddings, not normalised, of sentences [T, context] whose first words are learned vectors [T, n, C].
+
+    Before text block 2 the tokens of the first of those words are replaced by deep[0] [length, C], the same in all
+    sentences, before block 3 by deep[1], and so on.
+    """
+
+    def replaced(layer: int, tokens: Tensor) -> Tensor:
+        if not 2 <= layer <= 1 + len(deep):
+            return tokens
+        learned = deep[layer - 2].expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :1], learned, tokens[:, 1 + learned.shape[1] :]], 1)
+
+    return encoder.pool_text(encoder.walk_text(encoder.embed_text(ids, words), replaced), ids)
+
+
+class Kept:
+    """A tensor that is made of parameters, kept as long as all of them have the same values."""
+
+    def __init__(self) -> None:
+        self.now: tuple[Tensor, Tensor] | None = None  # values of the parameters, and what they gave
+
+    def __call__(self, parameters: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, or gave; where gradients are asked for it is made anew."""
+        if torch.is_grad_enabled():
+            return make()
+        values, kept = parameters_to_vector(parameters), self.now
+        if kept is None or kept[0].device != values.device or not torch.equal(kept[0], values):
+            kept = self.now = values, make()
+        return kept[1]
+
+
+def word_width(encoder: Encoder) -> int:
+    """C of the encoder's words; TypeError where its text tower does not read as CLIP's, so that none can be learned."""
+    if encoder.text_width is None:
+        raise TypeError(f"learned prompts need a text tower that reads as CLIP's does; {encoder.name!r} has another")
+    return encoder.text_width
 
 
 class PromptLearner(nn.Module):
@@ -76,47 +128,42 @@ class PromptLearner(nn.Module):
 
     def __init__(self, encoder: Encoder, endings: tuple[str, str], n_ctx: int, depth: int = 1, length: int = 0):
         super().__init__()
-        if encoder.text_width is None:
-            raise TypeError(
-                f"learned prompts need a text tower that reads as CLIP's does; {encoder.name!r} has another"
-            )
+        C = word_width(encoder)
         if n_ctx < 1 or depth < 1 or not 0 <= length <= n_ctx:
             raise ValueError(
                 f"n_ctx is {n_ctx}, depth {depth}, length {length}; expected 1 or more, 1 or more, and 0 to n_ctx"
             )
-        ids = encoder.tokenizer([" ".join(["X"] * n_ctx) + ending for ending in endings])
+        ids = encoder.tokenizer(_sentences(endings, n_ctx))
         if int(ids.argmax(-1).max()) == ids.shape[1] - 1:
             raise ValueError(f"n_ctx is {n_ctx}, too long for {encoder.name!r}, which reads {ids.shape[1] - 2} tokens")
         self.register_buffer("ids", ids.to(encoder.device), persistent=False)
-        self.depth, self.length = min(depth, encoder.text_depth), length
-        shapes = [(length, encoder.text_width)] * (self.depth - 1)
-        self.ctx_pos, self.ctx_neg = (
-            nn.Parameter(0.02 * torch.randn(1, 1, n_ctx, encoder.text_width)) for _ in range(2)
-        )
+        self.endings, self.depth, self.length = endings, min(depth, encoder.text_depth), length
+        shapes = [(length, C)] * (self.depth - 1)
+        self.ctx_pos, self.ctx_neg = (nn.Parameter(0.02 * torch.randn(1, 1, n_ctx, C)) for _ in range(2))
         self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes)
-        self._kept: tuple[Tensor, Tensor] | None = None  # values of the parameters, and what they gave
+        self._kept = Kept()
 
     def forward(self, encoder: Encoder) -> Tensor:
         """[2, D] embeddings of the normal and the anomalous sentence, not normalised.
 
         Where no gradient is asked for they are kept as long as all parameters have the same values.
         """
-        if torch.is_grad_enabled():
-            return self._embedded(encoder)
-        now, kept = parameters_to_vector(self.parameters()), self._kept
-        if kept is None or kept[0].device != now.device or not torch.equal(kept[0], now):
-            kept = self._kept = now, self._embedded(encoder)
-        return kept[1]
+        deep = list(self.compound_prompts_text)
+        return self._kept(self.parameters(), lambda: read_prompts(encoder, self.ids, self._words(), deep))
 
-    def _embedded(self, encoder: Encoder) -> Tensor:
-        tokens = encoder.embed_text(self.ids, torch.cat([self.ctx_pos[0], self.ctx_neg[0]]))  # [2, length, C]
-        return encoder.pool_text(encoder.walk_text(tokens, self._deep), self.ids)
+    def with_word(self, encoder: Encoder, word: Tensor) -> Tensor:
+        """[B, 2, D]: the same of sentences in which one more word [B, C] follows the learned ones."""
+        words = torch.cat([self._words().expand(len(word), -1, -1, -1), word[:, None, None].expand(-1, 2, -1, -1)], 2)
+        ids = encoder.tokenize(_sentences(self.endings, words.shape[2])).repeat(len(word), 1)
+        deep = list(self.compound_prompts_text)
+        return read_prompts(encoder, ids, words.flatten(0, 1), deep).unflatten(0, (-1, 2))
 
-    def _deep(self, layer: int, tokens: Tensor) -> Tensor:
-        if not 2 <= layer <= self.depth:
-            return tokens
-        learned = self.compound_prompts_text[layer - 2].expand(len(tokens), -1, -1)
-        return torch.cat([tokens[:, :1], learned, tokens[:, 1 + self.length :]], 1)
+    def _words(self) -> Tensor:
+        return torch.cat([self.ctx_pos[0], self.ctx_neg[0]])  # [2, n_ctx, C]
+
+
+def _sentences(endings: Sequence[str], n_ctx: int) -> list[str]:
+    return [" ".join(["X"] * n_ctx) + ending for ending in endings]
 
 
 def check_joint_text(encoder: Encoder, method: str, official: str) -> None:

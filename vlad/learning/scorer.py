@@ -209,7 +209,10 @@ def official_method(content: Mapping[str, Any]) -> str | None:
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")
-    return "FAPrompt" if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1 else "anomalyclip"
+    if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1:
+        return "FAPrompt"
+    unused = any(str(key).startswith("compound_prompt_projections.") for key in learner)
+    return "anomalyclip" if unused else "crane"  # layers that AnomalyCLIP's code left in its files
 
 
 def _shipped(name: str) -> Path | None:

@@ -17,6 +17,7 @@ METHODS = {
     "april_gan": "AprilGan",
     "clip_ad": "ClipAd",
     "clip_surgery": "ClipSurgery",
+    "crane": "Crane",
     "laft": "Laft",
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
