@@ -83,6 +83,44 @@ def _written(folder, model, config):
 
 
 @pytest.fixture(scope="session")
+def metauas_file(tmp_path_factory, golden_weights) -> Path:
+    """A file as MetaUAS's authors write it, tower and all, with the golden's weights."""
+    return metauas_written(tmp_path_factory.mktemp("metauas") / "metauas-256.ckpt", golden_weights, seed=0)
+
+
+def metauas_written(file, golden_weights, seed):
+    import timm
+    import torch
+
+    from vlad.encoders import efficientnet as b4
+    from vlad.methods.metauas import MetaUas
+
+    model = timm.create_model("tf_efficientnet_b4", num_classes=0)
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    parts = [*b4.OUTER, *(f"_blocks.{number}.{part}" for number in range(32) for part in b4.INNER)]
+    names = {b4.timm_name(name): name for part in parts for kind in kinds if (name := f"{part}.{kind}")}
+    shapes = {f"encoder.{names[name]}": tuple(value.shape) for name, value in model.state_dict().items()}
+    learned = MetaUas(b4.EfficientNet(model, "untrained", 256, "cpu")).learned()
+    shapes |= {name: tuple(value.shape) for name, value in learned.items()}
+    assert len(shapes) == 820
+
+    def drawn(name):
+        made = golden_weights.tensor(f"metauas.{name}", shapes[name], seed)
+        if name.endswith("num_batches_tracked"):
+            return made.long()
+        if name.endswith("dimensionality_reduction.weight"):
+            return made * (5, 3.5, 2)[int(name.split(".")[1])]
+        if not name.endswith("running_var"):
+            return made
+        norm = name.split(".")[-2]
+        spread = 2 if "_blocks" in name and norm == "_bn0" else 0.3 if norm in ("_bn1", "_bn2") else 0.5
+        return spread * (1 + made.abs())
+
+    torch.save({name: drawn(name) for name in shapes}, file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder():
     from vlad import Encoder
 

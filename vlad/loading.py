@@ -10,7 +10,7 @@ from typing import Any
 from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders.clip import Encoder
-from vlad.learning.scorer import LearnedDetector, with_adapter
+from vlad.learning.scorer import LearnedDetector, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.prompts import PromptPack
 
@@ -56,9 +56,8 @@ def load(
             raise TypeError(f"{given} looks at pictures alone and takes no prompts")
         if issubclass(kind, LearnedDetector):
             file = None if adapter is None else Path(adapter).expanduser()
-            detector = with_adapter(
-                kind, _encoder("tiny" if encoder is None else encoder, device, dtype), file, options
-            )
+            tower = own_encoder(kind, file) if encoder is None else encoder
+            detector = with_adapter(kind, _encoder(tower, device, dtype), file, options)
         else:
             _refuse_adapter(given, adapter)
             detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
@@ -80,6 +79,10 @@ def _encoder(given: str | Encoder, device: str | None, dtype: Any) -> Encoder:
         from vlad.encoders import dino
 
         return dino.load(given, device, dtype)
+    if isinstance(given, str) and given.startswith("efficientnet:"):
+        from vlad.encoders import efficientnet
+
+        return efficientnet.load(given, device, dtype)
     if isinstance(given, str):
         return Encoder.load(given, device, dtype)
     if not isinstance(given, Encoder):

@@ -1,7 +1,7 @@
 """The file of an adapter: what a method has learned, without the encoder it was learned on.
 
 Ours is one .safetensors with the learned tensors and, as JSON in its header, what they need. The authors' own files
-(.pth, .pt) are read as plain tensors, never as pickled code; what is in them each method knows itself.
+(.pth, .pt, .ckpt) are read as plain tensors, never as pickled code; what is in them each method knows itself.
 """
 
 import json
@@ -18,7 +18,7 @@ from vlad.files import write_whole
 from vlad.forms import filled
 from vlad.version import __version__
 
-OFFICIAL = (".pth", ".pt")
+OFFICIAL = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)

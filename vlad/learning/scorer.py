@@ -48,7 +48,9 @@ class LearnedDetector(Detector):
         needs_adapter: False for methods that also work without one.
         frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once.
         compares: True where a training step needs a normal picture beside each picture.
-        official_encoder: the encoder that the authors' files were learned on; its activation is part of it.
+        official_encoder: the encoder that the authors' files were learned on.
+        official_activation: part of that; "" where nothing else could be given.
+        own_encoder: the first part of the name of the encoder that their files hold, "efficientnet:"; else "".
         trained_on: names of the data sets it was trained on.
     """
 
@@ -57,6 +59,7 @@ class LearnedDetector(Detector):
     compares: ClassVar[bool] = False
     official_encoder: ClassVar[str] = ""
     official_activation: ClassVar[str] = "quickgelu"
+    own_encoder: ClassVar[str] = ""
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """What the method needs of the frozen encoder for pixels [B, 3, S, S]: tensors [B, ...]."""
@@ -166,6 +169,29 @@ def with_adapter(
     return detector
 
 
+def own_encoder(kind: type[LearnedDetector], adapter: Path | None) -> str:
+    """The name of the encoder that is used when none is given: "tiny", or the method's own, which lies in the file.
+
+    Raises:
+        ValueError: the method has a tower of its own, and no file is given, or one of another method.
+    """
+    if not kind.own_encoder:
+        return "tiny"
+    method = kind.__module__.rpartition(".")[2]
+    if adapter is None:
+        raise ValueError(
+            f"{method} needs its authors' file, which holds the tower and what was learned with it: give adapter=FILE; "
+            "adapters/README.md says where it is"
+        )
+    if adapter.suffix in adapter_file.OFFICIAL:
+        try:
+            refuse_other_methods(adapter_file.read_official(adapter), method)
+        except ValueError as error:
+            raise ValueError(f"{adapter}: {error}") from error
+        return f"{kind.own_encoder}{adapter}"
+    return str(adapter_file.read(adapter).facts["encoder"])
+
+
 def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[Mapping[str, Tensor]]:
     """The parts, tables of tensors, that the files of a method's authors consist of.
 
@@ -206,6 +232,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "april_gan"
     if "linear_layers" in content:
         return "clip_ad"
+    if any(str(key).startswith("alignment.0.alignment_layer.") for key in content):
+        return "metauas"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")
@@ -231,7 +259,7 @@ def _from_official(
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     wanted = f"it belongs to encoder {kind.official_encoder!r}"
-    if encoder.activation != kind.official_activation:
+    if kind.official_activation and encoder.activation != kind.official_activation:
         raise ValueError(
             f"{file} was learned with the activation {kind.official_activation}, and encoder {encoder.name!r} "
             f"computes {encoder.activation}: {wanted}"

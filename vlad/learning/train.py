@@ -57,6 +57,8 @@ def train(
     kind = method_class(plan.method)
     if not issubclass(kind, LearnedDetector):
         raise ValueError(f"{plan.method} has nothing to learn; vlad.load takes it as it is")
+    if kind.loss is LearnedDetector.loss:
+        raise ValueError(f"how {plan.method} learns is not published; vlad.load takes its authors' file")
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; an adapter is a file that ends in .safetensors")

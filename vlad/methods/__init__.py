@@ -19,6 +19,7 @@ METHODS = {
     "clip_surgery": "ClipSurgery",
     "crane": "Crane",
     "laft": "Laft",
+    "metauas": "MetaUas",
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
