@@ -103,6 +103,7 @@ class MetaUas(LearnedDetector):
     own_encoder: ClassVar[str] = PREFIX
 
     encoder: EfficientNet
+    decoder: Any  # its blocks are a list
     prompts: Any  # a Memory of each aligned level, the deepest first
 
     def __init__(self, encoder: EfficientNet, *, resolution: int | None = None):
@@ -114,7 +115,7 @@ class MetaUas(LearnedDetector):
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.alignment = nn.ModuleList(Alignment(*sizes) for sizes in zip(DEEP, HIDDEN, strict=True))
             inputs = (2 * DEEP[0], *STEPS[:-1])
-            steps = [Step(*sizes) for sizes in zip(inputs, SKIPS, STEPS, strict=True)]
+            steps = [Step(inputs[i], SKIPS[i], out) for i, out in enumerate(STEPS)]
             self.decoder = nn.ModuleDict({"blocks": nn.ModuleList(steps)})
             self.mask_head = nn.Conv2d(STEPS[-1], 1, 1)
         self.prompts = nn.ModuleList(Memory(width, metric="euclidean") for width in DEEP)
