@@ -25,6 +25,11 @@ def state_logits(embeddings: Tensor, prototypes: Tensor, temperature: float | Te
     return F.normalize(embeddings.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).mT / temperature
 
 
+def picture_logits(embeddings: Tensor, prototypes: Tensor, temperature: float | Tensor = TEMPERATURE) -> Tensor:
+    """[B, 2]: `state_logits` of one embedding a picture, [B, D], with prototypes [2, D] or each one's own [B, 2, D]."""
+    return state_logits(embeddings[:, None], prototypes, temperature)[:, 0]
+
+
 def anomaly_probability(
     embeddings: Tensor, prototypes: Tensor, temperature: float = TEMPERATURE, negative: float = 1.0
 ) -> Tensor:

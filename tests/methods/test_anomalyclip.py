@@ -305,7 +305,7 @@ def test_files_of_other_methods_are_named(official_copy, small_folder):
         with pytest.raises(ValueError, match=f"it is no file of anomalyclip's authors: .*{words}"):
             official(small_folder, file)
     several = official_copy(FILE, lambda c: c[LEARNER].update(ctx_neg=torch.zeros(1, 10, 2, 128)))
-    with pytest.raises(ValueError, match="looks FAPrompt's"):
+    with pytest.raises(ValueError, match="looks faprompt's"):
         official(small_folder, several)
 
 

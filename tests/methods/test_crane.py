@@ -15,8 +15,8 @@ import vlad
 from vlad.encoders.clip import Features
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.scorer import Batch
-from vlad.maps import CLIP_TEMPERATURE, state_logits
-from vlad.methods.crane import Crane, alike, picture_logits, pooled
+from vlad.maps import CLIP_TEMPERATURE, picture_logits, state_logits
+from vlad.methods.crane import Crane, alike, pooled
 
 FILE = GOLDEN / "crane_official_format.pth"
 FEATURES, MAPS, SCORES, TRAINING = 2e-5, 5e-6, 2e-6, 1e-4
@@ -42,11 +42,8 @@ class GivenDino:
 
 
 @pytest.fixture(scope="module")
-def golden():
-    file = SHARED / "parity" / "crane.npz"
-    if not file.is_file():
-        pytest.skip("the numbers of Crane's code, ../shared/parity/crane.npz, are not here")
-    return np.load(file)
+def golden(parity):
+    return np.load(parity / "crane.npz")
 
 
 @pytest.fixture(scope="module")

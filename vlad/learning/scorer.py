@@ -238,7 +238,7 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return None
     several = learner.get("ctx_neg")
     if isinstance(several, Tensor) and several.ndim == 4 and several.shape[1] > 1:
-        return "FAPrompt"
+        return "faprompt"
     unused = any(str(key).startswith("compound_prompt_projections.") for key in learner)
     return "anomalyclip" if unused else "crane"  # layers that AnomalyCLIP's code left in its files
 

@@ -18,6 +18,7 @@ METHODS = {
     "clip_ad": "ClipAd",
     "clip_surgery": "ClipSurgery",
     "crane": "Crane",
+    "faprompt": "FaPrompt",
     "laft": "Laft",
     "metauas": "MetaUas",
     "musc": "MuSc",

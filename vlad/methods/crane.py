@@ -38,7 +38,7 @@ from vlad.encoders.clip import Encoder
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, stream_walk
 from vlad.learning.scorer import Batch, LearnedDetector, official_parts
-from vlad.maps import CLIP_TEMPERATURE, TEMPERATURE, gaussian, state_logits, to_size
+from vlad.maps import CLIP_TEMPERATURE, gaussian, picture_logits, state_logits, to_size
 
 ENDINGS = (" object.", " damaged object.")
 SHARPNESS, ALIKE = 3.0, 1.2  # of D-Attn's softmax, and how far above the average cosine patches count as alike
@@ -65,11 +65,6 @@ def pooled(patches: Tensor, logits: Tensor) -> Tensor:
     """[B, D] unit: the mean over the maps of patches [M, B, N, D], weighted by how damaged logits [M, B, N, 2] say."""
     weights = logits.mean(0).softmax(-1)[..., 1:]  # [B, N, 1]
     return F.normalize((weights * F.normalize(patches, dim=-1).mean(0)).sum(1), dim=-1)
-
-
-def picture_logits(embeddings: Tensor, states: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """[B, 2] of embeddings [B, D] and states [2, D] or [B, 2, D]."""
-    return state_logits(embeddings[:, None], states, temperature)[:, 0]
 
 
 class Crane(LearnedDetector):
