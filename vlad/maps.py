@@ -101,6 +101,23 @@ def gaussian(maps: Tensor, sigma: float) -> Tensor:
     return torch.from_numpy(np.stack(smooth)).to(maps.device)
 
 
+def enlarge(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """[B, K, *size] from logits [B, N, K], bilinear with the corners' centres aligned."""
+    return F.interpolate(logits.mT.unflatten(-1, grid), size, mode="bilinear", align_corners=True)
+
+
+def blurred(maps: Tensor, side: int, sigma: float) -> Tensor:
+    """[B, h, w] smoothed with a gaussian of sigma px that is cut to `side` px, mirrored border.
+
+    Where a map is too small to be mirrored that far, the gaussian is cut to what it allows. As torchvision and kornia.
+    """
+    reach = min(side // 2, *(length - 1 for length in maps.shape[-2:]))
+    weights = (-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / sigma).square()).exp()
+    kernel = torch.outer(weights, weights) / weights.sum().square()
+    padded = F.pad(maps[:, None], (reach,) * 4, mode="reflect")
+    return F.conv2d(padded, kernel[None, None].to(maps.dtype))[:, 0]
+
+
 def top_mean(grid: Tensor, share: float = 0.01, up: bool = False) -> Tensor:
     """[B] mean of the largest `share` of [B, ...] values, at least one; their number is rounded down, or `up`.
 

@@ -23,10 +23,20 @@ def test_a_file_of_ones_own_is_read_and_an_equal_dict_means_the_same(tmp_path):
     assert recipes.load(recipes.load(table).to_dict()) == recipes.load(table)
 
 
+def test_a_second_stage_is_the_first_with_what_is_other_in_it():
+    second = {"epochs": 2, "options": {"depth": 3}, "optimizer": {"weight_decay": 0.1}}
+    recipe = recipes.load({"method": "anomalyclip", "options": {"n_ctx": 4}, "epochs": 7, "then": second})
+    one, two = recipe.stages()
+    assert (one.epochs, two.epochs) == (7, 2) and not one.then and not two.then
+    assert (one.options, two.options) == ({"n_ctx": 4}, {"n_ctx": 4, "depth": 3})
+    assert (two.optimizer.weight_decay, two.optimizer.learning_rate) == (0.1, one.optimizer.learning_rate)
+    assert recipes.load(recipe.to_dict()) == recipe and recipes.load({"method": "anomalyclip"}).stages()[0].epochs == 15
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (GOOD.replace("data", "daten"), "mine.toml: daten: unknown key; known: .*did you mean 'data'"),
+        (GOOD.replace("data", "datas"), "mine.toml: datas: unknown key; known: .*did you mean 'data'"),
         (
             GOOD.replace("anomalyclip", "anomalclip"),
             "method: unknown 'anomalclip'.*did you mean 'anomalyclip'",
@@ -40,6 +50,9 @@ def test_a_file_of_ones_own_is_read_and_an_equal_dict_means_the_same(tmp_path):
         ('epochs = "many"\n' + GOOD, "epochs: expected a whole number, got 'many'"),
         ("validation = 1.0\n" + GOOD, "validation: expected a share from 0 to below 1"),
         ("method = 3\n", "method: expected text, got 3"),
+        (GOOD + "[then]\nepochs = 0\n", "mine.toml: then: epochs: expected 1 or more, got 0"),
+        (GOOD + "[then]\nepoch = 2\n", "then: epoch: unknown key; .*did you mean 'epochs'"),
+        (GOOD + "[then]\ndata = 'mtd'\n", "then.data: a second stage has the first one's"),
         ("= 1\n", "mine.toml: not valid TOML"),
     ],
 )

@@ -166,6 +166,32 @@ def test_drawn_pictures_are_enough_to_learn_from(tiny_encoder, tmp_path):
     assert made.trained_on == ("synthetic",)
 
 
+STAGES = {**RECIPE, "method": "aaclip", "options": {"stage": 1}, "then": {"options": {"stage": 2}, "batch_size": 6}}
+
+
+@pytest.mark.parametrize("moment", [5, 8])  # steps: three in each epoch of the first stage, two in the second's
+def test_a_second_stage_goes_on_from_the_first_also_when_either_was_stopped(data, tiny_encoder, tmp_path, moment):
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    detector = train(STAGES, data, whole, encoder=tiny_encoder)
+    assert detector.options["stage"] == 2 and len(adapter_file.read(whole).facts["recipe"]["losses"]) == 4
+    first = {**STAGES, "then": {}}
+    train(first, data, tmp_path / "first.safetensors", encoder=tiny_encoder)
+    for key, value in tensors(tmp_path / "first.safetensors").items():
+        assert torch.equal(value, tensors(whole)[key]) == key.startswith("text_adapter"), key
+    steps = []
+
+    def stop(what, done, total):
+        steps.append(what)
+        if sum(step.startswith("epoch") for step in steps) == moment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(STAGES, data, stopped, encoder=tiny_encoder, progress=stop, store_every=0)
+    train(STAGES, data, stopped, encoder=tiny_encoder)
+    check_equal(tensors(whole), tensors(stopped))
+    assert not list(tmp_path.glob(".*checkpoint"))
+
+
 def test_what_ships_is_taken_for_tiny_or_by_its_name_and_another_encoder_needs_a_file(tiny_encoder, small_encoder):
     own = vlad.load("april_gan", encoder=tiny_encoder)
     named = vlad.load("april_gan", adapter="april_gan-tiny", encoder=tiny_encoder)

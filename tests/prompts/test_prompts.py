@@ -259,13 +259,17 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
 
 
 def test_an_unknown_shipped_pack_lists_the_known_ones_and_the_closest():
-    with pytest.raises(ValueError, match=r"'winclp'; known: adaclip, .*winclip, winclip-anomalib.*mean 'winclip'"):
+    with pytest.raises(
+        ValueError, match=r"'winclp'; known: aaclip, adaclip, .*winclip, winclip-anomalib.*mean 'winclip'"
+    ):
         PromptPack.load("winclp")
 
 
 @pytest.mark.parametrize("source", ["nowhere.toml", "folder/winclip", Path("winclip")])
 def test_a_missing_file_is_not_found(source):
-    with pytest.raises(FileNotFoundError, match=r"no such file; give a \.toml file or a shipped pack; known: adaclip"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file; give a \.toml file or a shipped pack; known: aaclip, adaclip"
+    ):
         PromptPack.load(source)
 
 

@@ -69,6 +69,12 @@ def attended(module: Any, tokens: Tensor) -> Tensor:
     return module.ls_1(module.attn.out_proj(mixed)).view_as(tokens).to(tokens.dtype)
 
 
+def fed(module: Any, tokens: Tensor) -> Tensor:
+    """[B, T, C]: what the block's MLP adds to tokens [B, T, C]."""
+    rows = module.ln_2(tokens).to(module.attn.in_proj_weight.dtype)
+    return module.ls_2(module.mlp(rows)).to(tokens.dtype)
+
+
 def _projected(module: Any, groups: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the kept tokens, keys and values of all, [tokens, C] each."""
     weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, groups[0].shape[-1]
@@ -83,9 +89,9 @@ def _projected(module: Any, groups: list[Tensor], kept: list[Tensor]) -> tuple[T
 
 def _residual(module: Any, kept: list[Tensor], mixed: Tensor) -> list[Tensor]:
     """The block's output from what its attention mixed, [all kept tokens, C]."""
-    weight, rows = module.attn.in_proj_weight, _pack(kept)
+    rows = _pack(kept)
     rows = rows + module.ls_1(module.attn.out_proj(mixed)).to(rows.dtype)
-    rows = rows + module.ls_2(module.mlp(module.ln_2(rows).to(weight.dtype))).to(rows.dtype)
+    rows = rows + fed(module, rows)
     sizes = [g.shape[0] * g.shape[1] for g in kept]
     return [r.view_as(g) for r, g in zip(rows.split(sizes), kept, strict=True)]
 

@@ -24,6 +24,7 @@ from vlad.encoders.blocks import (
     attended,
     block,
     checkpointed,
+    fed,
     resample_positions,
     self_attended,
     value_block,
@@ -232,6 +233,10 @@ class Encoder(TextTower):
         attention = self.blocks[layer - 1].attn
         return attention.out_proj(mixed.to(attention.in_proj_weight.dtype)).float()
 
+    def mlp(self, layer: int, tokens: Tensor) -> Tensor:
+        """[B, T, C]: what the MLP of block `layer` (from 1) adds to `tokens`, which its attention has changed."""
+        return fed(self.blocks[layer - 1], tokens)
+
     def value_walk(
         self,
         pixels: Tensor,
@@ -276,7 +281,11 @@ class Encoder(TextTower):
 
     def project(self, tokens: Tensor) -> Tensor:
         """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
-        return self.visual.ln_post(tokens) @ self.visual.proj
+        return self.norm(tokens) @ self.visual.proj
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """[..., C] tokens after the last layer norm alone."""
+        return self.visual.ln_post(tokens)
 
     @contextmanager
     def sharing(self) -> Iterator[None]:

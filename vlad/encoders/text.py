@@ -86,7 +86,10 @@ class TextTower:
 
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """[T, D] from the end-of-text token, the one with the largest id."""
-        tower: Any = getattr(self.model, "text", self.model)
-        ends = tower.ln_final(tokens)[torch.arange(len(tokens), device=tokens.device), ids.argmax(-1)]
-        projection = tower.text_projection
+        ends, projection = self.end_text(tokens, ids), getattr(self.model, "text", self.model).text_projection
         return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
+
+    def end_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """[T, C]: the end-of-text token after the last layer norm, not projected."""
+        tower: Any = getattr(self.model, "text", self.model)
+        return tower.ln_final(tokens)[torch.arange(len(tokens), device=tokens.device), ids.argmax(-1)]

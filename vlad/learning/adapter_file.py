@@ -90,10 +90,15 @@ def read(path: Path) -> Adapter:
 def read_official(path: Path) -> Mapping[str, Any]:
     """The content of a .pth file of a paper's authors: tensors in nested dicts, loaded without running code.
 
+    Of a folder it is the content of all such files in it, for authors who publish the parts of one adapter apart.
+
     Raises:
         FileNotFoundError: there is none.
-        ValueError: not a checkpoint, or one that holds more than tensors and plain values.
+        ValueError: not a checkpoint, or one that holds more than tensors and plain values; a folder in which several
+            files hold the same part.
     """
+    if path.is_dir():
+        return _joined([file for suffix in OFFICIAL for file in sorted(path.glob(f"*{suffix}"))])
     _refuse_missing(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,6 +108,17 @@ def read_official(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a table of tensors")
     return content
+
+
+def _joined(files: list[Path]) -> Mapping[str, Any]:
+    parts: dict[str, Any] = {}
+    holder: dict[str, Path] = {}
+    for file in files:
+        for key, value in read_official(file).items():
+            if isinstance(value, Mapping) and key in holder:
+                raise ValueError(f"{file} holds {key!r}, and so does {holder[key].name}: leave one in the folder")
+            holder[key], parts[key] = file, value
+    return parts
 
 
 def _refuse_missing(path: Path) -> None:

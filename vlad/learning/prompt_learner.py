@@ -18,6 +18,11 @@ from vlad.maps import TEMPERATURE, state_logits, to_size
 NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
 
 
+def value_start(encoder: Encoder) -> int:
+    """The first block with a value stream: 6 of 24, 4 of 12, none where ordinary tokens align with text."""
+    return encoder.depth + 1 - (0 if encoder.dense_path == "ordinary" else max(1, encoder.depth * 19 // 24))
+
+
 def stream_walk(
     encoder: Encoder, pixels: Tensor, sources: str = "v"
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
@@ -32,8 +37,7 @@ def stream_walk(
 
     Source: AnomalyCLIP (arXiv:2310.18961), DPAM in its code.
     """
-    aligned = encoder.dense_path == "ordinary"
-    first = encoder.depth + 1 - (0 if aligned else max(1, encoder.depth * 19 // 24))
+    aligned, first = encoder.dense_path == "ordinary", value_start(encoder)
     positions, stream = "bicubic-antialias" if aligned else "bilinear", None
     for layer, before, after, values in encoder.value_walk(pixels, positions, first, not aligned, sources):
         if values is not None:

@@ -14,13 +14,17 @@ learning_rate = 1e-3
 betas = [0.5, 0.999]
 
 [options]                    # keywords of the method
+
+[then]                       # for methods whose training has two stages: what is other in the second
+epochs = 20
+options = {stage = 2}
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
@@ -81,6 +85,7 @@ class Recipe:
         epochs, batch_size, seed: of the training.
         mosaic: share of pictures replaced by a 2 x 2 mosaic of their category; features are then not cached.
         validation: share of the pictures that is held out, and whose loss chooses the epoch; 0 takes the last one.
+        then: what a second stage changes; it goes on from what the first has learned, on the same data.
     """
 
     method: Annotated[str, one_of(_methods)]
@@ -96,6 +101,27 @@ class Recipe:
     validation: Share = 0.0
     optimizer: Optimizer = Optimizer()
     options: dict[str, Any] = field(default_factory=dict)
+    then: dict[str, Any] = field(default_factory=dict)
+
+    def stages(self) -> list[Recipe]:
+        """The recipes of its stages in their order, none of which has another after it.
+
+        Raises:
+            ValueError: `then` holds a wrong value, or a key that both stages share.
+        """
+        first = replace(self, then={})
+        if not self.then:
+            return [first]
+        table = first.to_dict()
+        for key, value in self.then.items():
+            if key in ("method", "encoder", "data", "pictures", "then"):
+                raise ValueError(f"then.{key}: a second stage has the first one's; leave it out")
+            both = isinstance(value, Mapping) and isinstance(table.get(key), Mapping)
+            table[key] = {**table[key], **value} if both else value
+        try:
+            return [first, filled(Recipe, table)]
+        except ValueError as error:
+            raise ValueError(f"then: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-ready, without what is left open; `load` makes an equal recipe of them."""
@@ -123,5 +149,15 @@ def load(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return filled(Recipe, recipe)
-    return read(Recipe, file_of(recipe, "recipe", "adapters"))
+        return _staged(filled(Recipe, recipe))
+    path = file_of(recipe, "recipe", "adapters")
+    try:
+        return _staged(read(Recipe, path))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def _staged(recipe: Recipe) -> Recipe:
+    recipe.stages()  # a mistake in the second is found before the first is learned
+    return recipe

@@ -43,11 +43,13 @@ class Run:
         checkpoint: the file it goes on from.
     """
 
-    def __init__(self, detector: LearnedDetector, plan: Recipe, data: TrainingSet, out: Path, store_every: float):
+    def __init__(
+        self, detector: LearnedDetector, plan: Recipe, data: TrainingSet, checkpoint: Path, store_every: float
+    ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.detector, self.plan, self.data, self.store_every = detector, plan, data, store_every
-        self.checkpoint = out.with_name(f".{out.name}.checkpoint")
+        self.checkpoint = checkpoint
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # some official prompts are dead
         self.accelerator = Accelerator(cpu=detector.encoder.device.type == "cpu", kwargs_handlers=[unused])
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer.name]

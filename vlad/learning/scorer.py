@@ -46,7 +46,8 @@ class LearnedDetector(Detector):
 
     Attributes:
         needs_adapter: False for methods that also work without one.
-        frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once.
+        frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once. A
+            method whose training has stages may set it for each.
         compares: True where a training step needs a normal picture beside each picture.
         official_encoder: the encoder that the authors' files were learned on.
         official_activation: part of that; "" where nothing else could be given.
@@ -55,7 +56,7 @@ class LearnedDetector(Detector):
     """
 
     needs_adapter: ClassVar[bool] = True
-    frozen_image_side: ClassVar[bool] = True
+    frozen_image_side: bool = True
     compares: ClassVar[bool] = False
     official_encoder: ClassVar[str] = ""
     official_activation: ClassVar[str] = "quickgelu"
@@ -151,7 +152,7 @@ def with_adapter(
                 f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
                 "`vlad train` makes; adapters/README.md lists what ships for 'tiny' and what the authors publish"
             )
-    if adapter.suffix in adapter_file.OFFICIAL:
+    if adapter.suffix in adapter_file.OFFICIAL or adapter.is_dir():
         return _from_official(kind, encoder, adapter, options)
     read = adapter_file.read(adapter)
     if read.facts["method"] != method:
@@ -226,6 +227,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "adaclip"
     if "anomaly_token" in content:
         return "visualad"
+    if content.keys() & {"text_adapter", "image_adapter"}:
+        return "aaclip"
     if "Zero_try" in content:
         return "vcpclip"
     if "trainable_linearlayer" in content:

@@ -66,23 +66,30 @@ def train(
         raise ValueError(f"{out} exists already; name another file, or delete it to learn anew")
     found = gather(plan.data if data is None else data, plan.pictures, plan.seed)
     plan = replace(plan, data=found.sources)
-    detector = _untrained(kind, plan, encoder, device, dtype)
-    run = Run(detector, plan, found, out, store_every)
-    main = run.accelerator.is_main_process
-    run.prepare(progress if main else None)
-    run.train(progress if main else None)
+    tower = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder or plan.encoder, device, dtype)
+    checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
+    detector: LearnedDetector | None = None
+    losses: list[float] = []
+    for stage, checkpoint in zip(plan.stages(), checkpoints, strict=False):
+        before, detector = detector, _untrained(kind, stage, tower)
+        if before is not None:
+            detector.adopt(before.learned())
+        run = Run(detector, stage, found, checkpoint, store_every)
+        main = run.accelerator.is_main_process
+        run.prepare(progress if main else None)
+        run.train(progress if main else None)
+        losses += run.losses
+    assert detector is not None  # there is a first stage
     detector.trained_on = found.sources
     if main:
-        detector.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": run.losses})
-        run.checkpoint.unlink(missing_ok=True)
+        detector.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": losses})
+        for checkpoint in checkpoints:
+            checkpoint.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
     return detector.eval()
 
 
-def _untrained(
-    kind: type[LearnedDetector], plan: Recipe, encoder: str | Encoder | None, device: str | None, dtype: Any
-) -> LearnedDetector:
-    tower = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder or plan.encoder, device, dtype)
+def _untrained(kind: type[LearnedDetector], plan: Recipe, tower: Encoder) -> LearnedDetector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         return kind(tower, resolution=plan.resolution, **plan.options).to(tower.device)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 METHODS = {
+    "aaclip": "AaClip",
     "adaclip": "AdaClip",
     "adaptclip": "AdaptClip",
     "anomalyclip": "AnomalyClip",

@@ -34,7 +34,7 @@ from vlad.encoders.clip import Encoder
 from vlad.learning.losses import focal, segmentation
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
-from vlad.maps import gaussian
+from vlad.maps import enlarge, gaussian
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
 
@@ -76,11 +76,6 @@ def most_anomalous(logits: Tensor) -> Tensor:
     """[B, M] numbers of the patches with the highest probability, best first, from logits [L, B, N, 2]."""
     probability = logits.mean(0).softmax(-1)[..., 1]
     return probability.topk(min(CLUSTERS * PER_CLUSTER, probability.shape[1])).indices
-
-
-def enlarge(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """[B, 2, *size] from logits [B, N, 2], bilinear with the corners' centres aligned."""
-    return F.interpolate(logits.mT.unflatten(-1, grid), size, mode="bilinear", align_corners=True)
 
 
 def class_probabilities(whole: Tensor, states: Tensor) -> Tensor:
@@ -125,7 +120,7 @@ class AdaClip(LearnedDetector):
 
     default_prompts: ClassVar[str] = "adaclip"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
-    frozen_image_side: ClassVar[bool] = False
+    frozen_image_side: bool = False
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"
 

@@ -141,7 +141,7 @@ class VisualAD(LearnedDetector):
 
     needs_text: ClassVar[bool] = False
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
-    frozen_image_side: ClassVar[bool] = False
+    frozen_image_side: bool = False
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
     def __init__(
