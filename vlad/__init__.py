@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlad.datasets import datasets as datasets
     from vlad.datasets.samples import Sample as Sample
     from vlad.detector import Detector as Detector
-    from vlad.encoders.clip import Encoder as Encoder
+    from vlad.encoders.encoder import Encoder as Encoder
     from vlad.encoders.weights import WeightsError as WeightsError
     from vlad.encoders.weights import encoders as encoders
     from vlad.evaluate import evaluate as evaluate
@@ -33,7 +33,7 @@ _MODULES = ("datasets", "encoders", "evaluate", "explain", "methods", "metrics")
 
 _HOME = {
     "Detector": "detector",
-    "Encoder": "encoders.clip",
+    "Encoder": "encoders.encoder",
     "Explanation": "explain.explanation",
     "ImageError": "images",
     "Prediction": "prediction",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad import detector_file
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.fitting import learn
 from vlad.images import ImageError, read
 from vlad.memory import Memory

@@ -18,7 +18,7 @@ from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlad import detector_file
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders import load as load_encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.scorer import LearnedDetector, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.prompts import PromptPack
@@ -57,10 +58,10 @@ def load(
         if issubclass(kind, LearnedDetector):
             file = None if adapter is None else Path(adapter).expanduser()
             tower = own_encoder(kind, file) if encoder is None else encoder
-            detector = with_adapter(kind, _encoder(tower, device, dtype), file, options)
+            detector = with_adapter(kind, load_encoder(tower, device, dtype), file, options)
         else:
             _refuse_adapter(given, adapter)
-            detector = kind(_encoder("tiny" if encoder is None else encoder, device, dtype), **options)
+            detector = kind(load_encoder(encoder, device, dtype), **options)
         if prompts is not None:
             detector.pack = PromptPack.load(prompts)
     detector.to(detector.encoder.device)
@@ -72,26 +73,6 @@ def load(
 def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
     if adapter is not None:
         raise TypeError(f"{given} has no learned weights and takes no adapter; got {os.fspath(adapter)!r}")
-
-
-def _encoder(given: str | Encoder, device: str | None, dtype: Any) -> Encoder:
-    if isinstance(given, str) and given.startswith("dino:"):
-        from vlad.encoders import dino
-
-        return dino.load(given, device, dtype)
-    if isinstance(given, str) and given.startswith("efficientnet:"):
-        from vlad.encoders import efficientnet
-
-        return efficientnet.load(given, device, dtype)
-    if isinstance(given, str):
-        return Encoder.load(given, device, dtype)
-    if not isinstance(given, Encoder):
-        raise TypeError(f"encoder is a {type(given).__name__}; expected a name such as 'tiny' or a vlad.Encoder")
-    if device is not None or dtype is not None:
-        raise TypeError(
-            "device and dtype belong to the encoder: give them to Encoder.load, not beside a loaded Encoder"
-        )
-    return given
 
 
 def _check_options(method: str, kind: type[Detector], options: Mapping[str, Any]) -> None:
@@ -113,7 +94,7 @@ def _load_file(
     header, tensors = detector_file.read(path)
     if not isinstance(encoder, Encoder):
         recorded = header["encoder"] if encoder is None else encoder
-        encoder = _encoder(recorded, device, dtype or header["dtype"])
+        encoder = load_encoder(recorded, device, dtype or header["dtype"])
     if encoder.digest != header["encoder_digest"]:
         raise ValueError(
             f"{path.name} was made with other weights than encoder {encoder.name!r} has: it names "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.train import train
 
 

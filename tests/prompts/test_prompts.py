@@ -67,15 +67,15 @@ def write(tmp_path):
 @pytest.fixture(scope="module")
 def golden_encoder():
     open_clip = pytest.importorskip("open_clip")
-    from vlad.encoders.clip import Encoder
-    from vlad.encoders.weights import Tower
+    from vlad.encoders.clip import ClipEncoder
+    from vlad.encoders.weights import LoadedModel
 
     spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
     weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(weights)
     model = weights.fill_(open_clip.model.CLIP(**weights.TINY_CLIP), seed=0).eval()
-    tower = Tower(model, open_clip.get_tokenizer("ViT-B-32"), (0.5,) * 3, (0.5,) * 3, "golden-seed-0")
-    return Encoder(tower, "golden", dtype="float32")
+    loaded = LoadedModel(model, open_clip.get_tokenizer("ViT-B-32"), (0.5,) * 3, (0.5,) * 3, "golden-seed-0")
+    return ClipEncoder(loaded, "golden", dtype="float32")
 
 
 # The shipped packs

@@ -158,7 +158,7 @@ def _read(spec: str) -> list[Any]:
 
 def _built(detectors: list[dict[str, Any]], loaded: dict[str, Any], encoders: dict[Any, Any]) -> dict[str, Any]:
     """Label -> Detector; detectors of one encoder name share the encoder."""
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders import load as load_encoder
     from vlad.loading import load
     from vlad.methods import METHODS
 
@@ -170,7 +170,7 @@ def _built(detectors: list[dict[str, Any]], loaded: dict[str, Any], encoders: di
         dtype = one.get("dtype", loaded["dtype"])
         if one["method"] in METHODS or "encoder" in one:
             key = one.get("encoder", "tiny"), dtype
-            encoder = encoders.get(key) or Encoder.load(key[0], loaded["device"], dtype)
+            encoder = encoders.get(key) or load_encoder(key[0], loaded["device"], dtype)
             detector = load(one["method"], encoder=encoder, **settings, **one.get("options", {}))
         else:  # a saved detector records its encoder; a method that is not known gives the error that lists them
             detector = load(one["method"], device=loaded["device"], dtype=dtype, **settings)

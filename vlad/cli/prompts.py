@@ -151,10 +151,11 @@ def check(
         if anomalous is not None and normals is None:
             raise ValueError("anomalous pictures are compared with good ones; give those with --normals")
         good, bad = ([one.path for one in list_images([folder])] if folder else [] for folder in (normals, anomalous))
+        from vlad.encoders import load as load_encoder
         from vlad.prompts.check import check_pack
         from vlad.prompts.comparison import LEAST_NORMALS, compare_words
 
-        model = vlad.Encoder.load(encoder or "tiny")
+        model = load_encoder(encoder)
         checked = check_pack(words, name, model, good)
         compared = compare_words(words, name, model, good, bad) if len(good) >= LEAST_NORMALS else []
         if as_json:

@@ -1,10 +1,34 @@
 """Frozen towers that turn pictures, and words where they can, into embeddings.
 
-`vlad.encoders` is this folder and also the public call `vlad.encoders()`.
+`vlad.encoders` is this folder; called, `vlad.encoders()`, it lists names, and `vlad.encoders.load` is the one door from
+a name to an `Encoder`.
 """
 
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlad.encoders.encoder import Encoder
+
+
+def load(encoder: "str | Encoder | None" = "tiny", device: str | None = None, dtype: Any = None) -> "Encoder":
+    """The encoder of a name, as `vlad.Encoder.load` has it; None is "tiny", and an Encoder is returned as it is.
+
+    Raises:
+        TypeError: neither a name nor an Encoder, or a device or dtype beside one; and what `Encoder.load` raises.
+    """
+    from vlad.encoders.encoder import Encoder
+
+    if encoder is None or isinstance(encoder, str):
+        return Encoder.load("tiny" if encoder is None else encoder, device, dtype)
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"encoder is a {type(encoder).__name__}; expected a name such as 'tiny' or a vlad.Encoder")
+    if device is not None or dtype is not None:
+        raise TypeError(
+            "device and dtype belong to the encoder: give them to Encoder.load, not beside a loaded Encoder"
+        )
+    return encoder
 
 
 class _CallableModule(ModuleType):

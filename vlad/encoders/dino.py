@@ -4,9 +4,7 @@ Names: "dino:small", "dino:base", "dino:large" (the published weights, fetched o
 hub, "dino:<folder>" with config.json and weights, "dino:<size>/random:<seed>" (untrained; warns).
 """
 
-import threading
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.encoders.clip import Encoder, Features, _shared
-from vlad.encoders.dtypes import checked_dtype, fastest_safe_dtype
-from vlad.encoders.weights import WeightsError, _digest, require_repository
+from vlad.encoders.encoder import Encoder, Features
+from vlad.encoders.sharing import once
+from vlad.encoders.weights import WeightsError, digest_of, require_repository
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
@@ -25,60 +23,59 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 class DinoEncoder(Encoder):
-    """A frozen DINOv2. `pixels`, `grid`, the call and `sharing` are those of `Encoder`; tokens have the final norm.
+    """A frozen DINOv2. Its tokens have the final norm; the space it projects to is its own, of no words.
 
     Source: AnomalyDINO (arXiv:2405.14529) and MuSc (arXiv:2401.16753) both tap DINOv2 after its final norm.
     """
 
     reads_text = False
+    walks = False
 
-    def __init__(self, model: Any, name: str, device: str | torch.device | None = None, dtype: Any = None):
+    def __init__(self, model: Any, name: str, device: Any = None, dtype: Any = None):
         """`model` is a transformers Dinov2Model or one with registers; errors as in `Encoder.load`."""
+        super().__init__(name, MEAN, STD, device, dtype)
         config = model.config
-        self.name, self.digest = name, _digest(model, {"dino": _shape(config)})
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
+        self.digest = digest_of(model, {"dino": _shape(config)})
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
-        self.mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(STD, device=self.device).view(1, 3, 1, 1)
-        self.per_picture = False
         self.patch_size = config.patch_size
         self.resolution = min(config.image_size, RESOLUTION) // self.patch_size * self.patch_size
         self.depth, self.width, self.embed_dim = config.num_hidden_layers, config.hidden_size, config.hidden_size
+        self.norm, self.projection = self.model.layernorm, torch.eye(self.width, device=self.device)
         self.skipped = 1 + getattr(config, "num_register_tokens", 0)
-        self._shared = threading.local()
 
-    @_shared
+    @once
     def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic") -> Features:
         """Class token and the patch tokens of the asked layers (from 1), all after the final norm.
 
         `positions` changes nothing: DINOv2's own code, which resamples them, knows one way.
-
-        Raises:
-            ValueError: a layer is outside 1..depth.
         """
-        if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
-            raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
+        self.check_layers(layers)
+        states = self._states(pixels)
+        image = F.normalize(self.norm(states[self.depth].float())[:, 0], dim=-1)
+        patches = (self.norm(states[layer].float())[:, self.skipped :] for layer in layers)
+        return Features(image, tuple(patches), self.grid(pixels))
+
+    @once
+    def dense(self, pixels: Tensor, blocks: int = 0, positions: str = "bicubic") -> tuple[Tensor, Tensor]:
+        last = self.norm(self._states(pixels)[self.depth].float())
+        return last[:, 0], last[:, self.skipped :]
+
+    def _states(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """[B, special + N, C] before the first block and after each, without the final norm."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            states = self.model(pixels, output_hidden_states=True).hidden_states
-        normed = {layer: self.model.layernorm(states[layer].float()) for layer in {*layers, self.depth}}
-        image = F.normalize(normed[self.depth][:, 0], dim=-1)
-        return Features(image, tuple(normed[i][:, self.skipped :] for i in layers), self.grid(pixels))
-
-    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Raises TypeError: DINOv2 was never taught words."""
-        raise TypeError(f"{self.name} knows pictures alone; take a vision-language encoder for words")
+            return self.model(pixels, output_hidden_states=True).hidden_states
 
 
-def load(name: str, device: str | None = None, dtype: Any = None) -> DinoEncoder:
+def load(name: str, device: str | None = None, dtype: Any = None, activation: str | None = None) -> DinoEncoder:
     """The DINOv2 of that name; see the module.
 
     Raises:
-        ValueError: unknown size, seed or dtype, or the folder's model is no DINOv2.
+        ValueError: unknown size, seed or dtype, an activation, or the folder's model is no DINOv2.
         FileNotFoundError: the folder is missing.
         vlad.WeightsError: the weights are not here and cannot be fetched.
     """
-    checked_dtype(dtype)
+    if activation is not None:
+        raise ValueError(f"{name} has one activation; leave activation out")
     given = name.removeprefix(PREFIX)
     size, _, seed = given.partition("/random:")
     if seed or given.endswith("/random:"):
@@ -112,7 +109,7 @@ def _random(size: str, seed: str, name: str) -> Any:
 
     if size not in SIZES or not seed.isdigit():
         raise ValueError(f"encoder {name!r}: expected 'dino:<size>/random:<seed>' with a size of {', '.join(SIZES)}")
-    warnings.warn(f"{name} has untrained weights: its scores mean nothing", stacklevel=5)
+    warnings.warn(f"{name} has untrained weights: its scores mean nothing", stacklevel=6)
     width, blocks, heads = SIZES[size]
     config = Dinov2Config(
         hidden_size=width, num_hidden_layers=blocks, num_attention_heads=heads, image_size=518, patch_size=14

@@ -6,7 +6,6 @@ follows the picture's size as TensorFlow's does, and for sides that 32 divides t
 """
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder, Features
 from vlad.encoders.dino import MEAN, STD
-from vlad.encoders.dtypes import checked_dtype
-from vlad.encoders.weights import _digest
+from vlad.encoders.encoder import Encoder, Features
+from vlad.encoders.weights import digest_of
 from vlad.learning.adapter_file import read_official
 
 PREFIX = "efficientnet:"
@@ -62,21 +60,16 @@ class EfficientNet(Encoder):
     """A frozen EfficientNet-B4. Its five `levels` have grids of their own; the last is its only layer of patches."""
 
     reads_text = False
+    walks = False
 
-    def __init__(
-        self, model: Any, name: str, resolution: int, device: str | torch.device | None = None, dtype: Any = None
-    ):
+    def __init__(self, model: Any, name: str, resolution: int, device: Any = None, dtype: Any = None):
         """`model` is timm's tf_efficientnet_b4 without classes; float32 unless another dtype is asked for."""
-        self.name, self.digest = name, _digest(model, {"efficientnet": "b4"})
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = checked_dtype(dtype) or torch.float32
+        super().__init__(name, MEAN, STD, device, torch.float32 if dtype is None else dtype)
+        self.digest = digest_of(model, {"efficientnet": "b4"})
         self.model: Any = model.to(self.device).eval().requires_grad_(False)
-        self.mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(STD, device=self.device).view(1, 3, 1, 1)
         self.patch_size, self.resolution, self.depth = STRIDE, resolution, 1
         self.width = self.embed_dim = WIDTHS[-1]
-        self.text_width, self.text_depth = None, 0
-        self._shared = threading.local()
+        self.norm, self.projection = nn.Identity(), torch.eye(self.width, device=self.device)
 
     def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
         """[B, 3, S, S] as `Encoder.pixels`, but as MetaUAS resizes: bilinear, corners aligned, not antialiased."""
@@ -111,18 +104,16 @@ class EfficientNet(Encoder):
         patches = self.levels(pixels)[-1].flatten(2).mT  # [B, N, C]
         return Features(F.normalize(patches.mean(1), dim=-1), (patches,) * len(layers), self.grid(pixels))
 
-    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Raises TypeError: it was never taught words."""
-        raise TypeError(f"{self.name} knows pictures alone; take a vision-language encoder for words")
 
-
-def load(name: str, device: str | None = None, dtype: Any = None) -> EfficientNet:
+def load(name: str, device: str | None = None, dtype: Any = None, activation: str | None = None) -> EfficientNet:
     """The tower in a file of MetaUAS's authors; see the module.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no EfficientNet-B4.
+        ValueError: it holds no EfficientNet-B4, or an activation is asked for.
     """
+    if activation is not None:
+        raise ValueError(f"{name} has one activation; leave activation out")
     file = Path(name.removeprefix(PREFIX)).expanduser()
     content = read_official(file)
     tensors = {key.removeprefix("encoder."): value for key, value in content.items() if key.startswith("encoder.")}

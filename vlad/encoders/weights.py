@@ -2,7 +2,7 @@
 
 Names (see `encoders`): "tiny", "<model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
 "<model>/random:<seed>".
-Nothing here knows what a model is used for; `vlad.encoders.clip` does.
+Nothing here knows what a model is used for; `vlad.encoders.clip` does. `Encoder.load` takes other families' names too.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class WeightsError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Tower:
+class LoadedModel:
     """A loaded model and what must be known to feed it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Tower:
     dense: str = "value"
 
 
-def load_tower(name: str, activation: str | None = None) -> Tower:
+def load_model(name: str, activation: str | None = None) -> LoadedModel:
     """The model that `name` stands for.
 
     Args:
@@ -93,15 +93,15 @@ def encoders() -> list[str]:
     return ["tiny", *(f"{model}/{tag}" for model, tag in pairs if model in usable)]
 
 
-def _tiny() -> Tower:
+def _tiny() -> LoadedModel:
     from vlad.encoders import tiny
 
     model, tokenizer, config = tiny.load()
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Tower(model, tokenizer, mean, std, _digest(model, config), config["per_picture"], "ordinary")
+    return LoadedModel(model, tokenizer, mean, std, digest_of(model, config), config["per_picture"], "ordinary")
 
 
-def _from_tag(model: str, tag: str, activation: str | None) -> Tower:
+def _from_tag(model: str, tag: str, activation: str | None) -> LoadedModel:
     config = _known_config(model)
     pretrained = open_clip.pretrained.get_pretrained_cfg(model, tag)
     if not pretrained:
@@ -124,14 +124,14 @@ def _from_tag(model: str, tag: str, activation: str | None) -> Tower:
     return _filled(config, file, activation, pretrained.get("mean"), pretrained.get("std"), _tokenizer(model, config))
 
 
-def _from_file(model: str, file: Path, activation: str | None) -> Tower:
+def _from_file(model: str, file: Path, activation: str | None) -> LoadedModel:
     config = _known_config(model)
     if not file.is_file():
         raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}")
     return _filled(config, file, activation, None, None, _tokenizer(model, config))
 
 
-def _from_folder(folder: Path, activation: str | None) -> Tower:
+def _from_folder(folder: Path, activation: str | None) -> LoadedModel:
     described = folder / "open_clip_config.json"
     if not described.is_file():
         raise FileNotFoundError(
@@ -146,7 +146,7 @@ def _from_folder(folder: Path, activation: str | None) -> Tower:
     return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation)
 
 
-def _from_hub(repo: str, activation: str | None) -> Tower:
+def _from_hub(repo: str, activation: str | None) -> LoadedModel:
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ValueError(f"encoder 'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
     what = f"open_clip_config.json and the weights of {repo} are"
@@ -156,7 +156,7 @@ def _from_hub(repo: str, activation: str | None) -> Tower:
     return _described(config, weights, f"hf-hub:{repo}", activation)
 
 
-def _described(file: Path, weights: Path, name: str, activation: str | None) -> Tower:
+def _described(file: Path, weights: Path, name: str, activation: str | None) -> LoadedModel:
     """The tower of an `open_clip_config.json` and the weights beside it."""
     try:
         described = json.loads(file.read_text("utf-8"))
@@ -177,7 +177,7 @@ def _tokenizer(name: str, config: Mapping[str, Any]) -> Callable[[list[str]], Te
     return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
 
 
-def _random(model: str, tag: str, activation: str | None) -> Tower:
+def _random(model: str, tag: str, activation: str | None) -> LoadedModel:
     seed = tag.partition(":")[2]
     if not seed.isdigit():
         raise ValueError(
@@ -190,7 +190,7 @@ def _random(model: str, tag: str, activation: str | None) -> Tower:
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     # torch owns the generator's stream, open_clip the model's shape
     key = f"{json.dumps(config, sort_keys=True)}/random:{seed}/{open_clip.__version__}/{torch.__version__}"
-    return Tower(built, _tokenizer(model, config), mean, std, hashlib.sha256(key.encode()).hexdigest())
+    return LoadedModel(built, _tokenizer(model, config), mean, std, hashlib.sha256(key.encode()).hexdigest())
 
 
 def _known_config(model: str) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _filled(
     mean: Any,
     std: Any,
     tokenizer: Callable[[list[str]], Tensor],
-) -> Tower:
+) -> LoadedModel:
     if reason := _unusable(config):
         raise ValueError(f"{file} cannot be used: {reason}")
     config = _with_activation(config, activation)
@@ -237,7 +237,7 @@ def _filled(
     except Exception as error:  # each format has errors of its own; some advise what is unsafe
         raise ValueError(f"{file} is damaged or holds no weights ({type(error).__name__}); fetch it again") from error
     mean, std = tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
-    return Tower(model, tokenizer, mean, std, _digest(model, {**config, "mean": mean, "std": std}))
+    return LoadedModel(model, tokenizer, mean, std, digest_of(model, {**config, "mean": mean, "std": std}))
 
 
 def _with_activation(config: dict[str, Any], activation: str | None) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _fill_randomly(model: nn.Module, seed: int) -> None:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def _digest(model: nn.Module, config: Mapping[str, Any]) -> str:
+def digest_of(model: nn.Module, config: Mapping[str, Any]) -> str:
     """sha256 over the configuration and every tensor's name, shape and bytes: 0.6 s for a model of 200 M numbers.
 
     The configuration belongs to it: the same tensors under another activation or colour mean are another encoder.

@@ -32,7 +32,7 @@ from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
     from vlad.explain.defects import Found
     from vlad.explain.interview import Interview
     from vlad.explain.words import RegionNames
@@ -186,7 +186,7 @@ def _interview(model: Reasoner, case: Case, passes: int | None, strict: bool) ->
 
 @cache
 def _tiny() -> Encoder:
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
     return Encoder.load("tiny")
 

@@ -29,7 +29,7 @@ from vlad.prompts import PromptPack, embed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 UNSPECIFIED = "unspecified anomaly"
 MARGIN = 0.1  # of the first type over the second

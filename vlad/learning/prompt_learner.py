@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.maps import TEMPERATURE, state_logits, to_size
 
 # In the authors' files beside what was learned: copies of CLIP's own embeddings, ids, and layers that nothing uses.
@@ -57,7 +57,7 @@ def value_stream(encoder: Encoder, pixels: Tensor, layers: Sequence[int]) -> tup
         if layer in layers:
             taps[layer] = after if stream is None else stream
     own = encoder.project(after[:, 0])
-    scored = own if encoder.dense_path == "ordinary" else after[:, 0] @ encoder.visual.proj
+    scored = own if encoder.dense_path == "ordinary" else after[:, 0] @ encoder.projection
     return own, scored, [encoder.project(taps[layer]) for layer in layers]
 
 

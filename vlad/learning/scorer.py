@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.files import resource
 from vlad.learning import adapter_file
 from vlad.memory import Memory

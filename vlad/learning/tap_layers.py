@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal
 from vlad.maps import CLIP_TEMPERATURE, state_logits, to_size
 from vlad.prompts import PromptPack

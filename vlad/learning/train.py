@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders import load as load_encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning import recipes
 from vlad.learning.data import gather
 from vlad.learning.features import Progress
@@ -66,7 +67,7 @@ def train(
         raise ValueError(f"{out} exists already; name another file, or delete it to learn anew")
     found = gather(plan.data if data is None else data, plan.pictures, plan.seed)
     plan = replace(plan, data=found.sources)
-    tower = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder or plan.encoder, device, dtype)
+    tower = load_encoder(encoder or plan.encoder, device, dtype)
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
     detector: LearnedDetector | None = None
     losses: list[float] = []

@@ -281,7 +281,7 @@ class Memory(nn.Module):
         return nearest(queries, rows, k, owners=owners, **how)[0].mean(1)
 
     def _arithmetic(self) -> torch.dtype:
-        from vlad.encoders.clip import fastest_safe_dtype
+        from vlad.encoders.dtypes import fastest_safe_dtype
 
         return torch.float32 if self.store == torch.float32 else fastest_safe_dtype(self.rows.device)
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.encoders.text import Edit
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import value_start

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
 from vlad.learning.scorer import Batch, LearnedDetector, official_parts

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import moved
 from vlad.maps import CERTAIN, TEMPERATURE, anomaly_probability, state_logits, to_size
 from vlad.memory import middle_layers

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder, Features
+from vlad.encoders.encoder import Encoder, Features
 from vlad.learning.scorer import Batch, LearnedDetector, official_parts
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import anomaly_probability, rescaled, to_size

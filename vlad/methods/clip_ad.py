@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.scorer import Batch, LearnedDetector, official_parts
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import (

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoders.clip import VALUE_PATH_BLOCKS, Encoder
+from vlad.encoders.encoder import VALUE_PATH_BLOCKS, Encoder
 from vlad.images import read
 from vlad.maps import CERTAIN, anomaly_probability, feature_surgery, surgery_probability, to_size
 from vlad.memory import middle_layers

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders import dino as dinov2
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, stream_walk
 from vlad.learning.scorer import Batch, LearnedDetector, official_parts

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.memory import Memory
 from vlad.memory.nearest import nearest
 from vlad.prompts import embed

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.maps import to_size
 from vlad.memory import Memory, neighbourhood_mean, quarters
 from vlad.memory.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores

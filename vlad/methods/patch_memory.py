@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import moved
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
@@ -173,7 +173,7 @@ class PatchMemory(Detector):
     def _masks(self, pixels: Tensor) -> Tensor:
         """[B, N] 1 where the object is."""
         last = self.encoder(pixels, layers=(self.encoder.depth,))
-        level = DINO_LEVEL if not getattr(self.encoder, "reads_text", True) else None
+        level = None if self.encoder.reads_text else DINO_LEVEL
         return torch.stack([foreground(tokens, last.grid, level) for tokens in last.patches[0]]).to(pixels.dtype)
 
     def _remember(self, batches: Iterable[Tensor]) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.maps import anomaly_probability
 from vlad.memory import checked_layers
 from vlad.memory.layers import LayerMemory

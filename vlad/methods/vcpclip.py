@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, pixel_loss, raw_taps

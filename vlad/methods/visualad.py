@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal
 from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
 from vlad.maps import gaussian, to_size, top_mean
@@ -158,7 +158,7 @@ class VisualAD(LearnedDetector):
         checkpointing: bool = False,
     ):
         super().__init__(encoder, resolution=resolution)
-        if not isinstance(encoder, Encoder):
+        if not encoder.walks:
             raise TypeError(f"visualad works in the vision tower of a CLIP; {encoder.name!r} is none")
         patches = (self.resolution // encoder.patch_size) ** 2
         if anchors < 1 or places < patches:
@@ -176,7 +176,7 @@ class VisualAD(LearnedDetector):
             self.anomaly_token, self.normal_token = (nn.Parameter(0.1 * C**-0.5 * torch.randn(C)) for _ in range(2))
             self.layer_attentions = nn.ModuleDict({name: SpatialAttention(C, anchors, places) for name in names})
             self.layer_transforms = nn.ModuleDict({name: Realignment(C, hidden) for name in names})
-        self.ln_post = copy.deepcopy(encoder.visual.ln_post).requires_grad_(True)
+        self.ln_post = copy.deepcopy(encoder.norm).requires_grad_(True)
         self.to(encoder.device).eval()
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -184,7 +184,7 @@ class VisualAD(LearnedDetector):
         return (pixels,)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
-        _, layers = self.see(pixels, self.encoder.visual.ln_post if self.clip_norm else self.ln_post)
+        _, layers = self.see(pixels, self.encoder.norm if self.clip_norm else self.ln_post)
         logits = gaussian(layers.sum(0), self.sigma)
         return top_mean(logits, up=True).sigmoid(), logits.sigmoid(), None
 

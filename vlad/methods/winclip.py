@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.detector import Detector
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.maps import anomaly_probability, harmonic_mean, to_size
 from vlad.memory import Memory
 
@@ -86,7 +86,7 @@ class WinClip(Detector):
 
     def _patch_tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C]: a pass of its own, as the windows' pass computes class tokens alone in the last block."""
-        return self.encoder.visual.ln_post(self.encoder(pixels, layers=(self.encoder.depth,)).patches[0])
+        return self.encoder.norm(self.encoder(pixels, layers=(self.encoder.depth,)).patches[0])
 
     def _remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:

@@ -25,7 +25,7 @@ from vlad.prompts.wording import PACK_KEYS, NamesFile, PackFile, checked_pack, n
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 log = logging.getLogger(__name__)
 

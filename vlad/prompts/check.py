@@ -16,7 +16,7 @@ from vlad.prompts import PromptPack, phrase_prototypes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 DUPLICATE = 0.95  # cosine above which two phrases of one state are the same
 QUANTILE = 0.95  # of the cosines between normal phrases

@@ -13,7 +13,7 @@ from vlad import loading, metrics
 from vlad.prompts import PromptPack
 
 if TYPE_CHECKING:
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 GENERIC = "winclip"
 LEAST_NORMALS = 2  # a deviation of their scores takes two

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datasets import load as read_samples
-from vlad.encoders.clip import Encoder
+from vlad.encoders import load as load_encoder
+from vlad.encoders.encoder import Encoder
 from vlad.explain import explain
 from vlad.explain.exam import agreement, mmad, visa_dr
 from vlad.explain.exam.answering import Answerer, by_reasoner, by_words, total_usage, usage_line
@@ -94,7 +95,7 @@ def evaluate_explanations(
     """
     kind, _, root = str(data).partition(":")
     model, pack = make_reasoner(reasoner), PromptPack.load("winclip" if prompts is None else prompts)
-    tower = encoder if isinstance(encoder, Encoder) else Encoder.load(encoder or "tiny")
+    tower = load_encoder(encoder)
     tier, place = Tier(model, tower, pack), None if out is None else Path(out)
     settings = {"data": str(data), **tier.settings()}
     if kind == "mmad":

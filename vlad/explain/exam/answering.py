@@ -19,7 +19,7 @@ from vlad.prompts import PromptPack, check_name, prototypes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlad.encoders.clip import Encoder
+    from vlad.encoders.encoder import Encoder
 
 MAX_SECONDS = 300.0  # for one question
 SCALE = 100.0  # of the softmax over cosines, CLIP's own

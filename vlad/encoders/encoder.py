@@ -1,0 +1,344 @@
+"""The face of every frozen tower, and the one door from a name to a tower.
+
+Methods know this face and no tower behind it: no other file knows how open_clip or transformers names its parts. A
+family of towers is one file with a subclass of `Encoder` and a function `load`, and one line in FAMILIES.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, NoReturn, Self, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from vlad.encoders.dtypes import checked_dtype, fastest_safe_dtype
+from vlad.encoders.sharing import Passes, once
+
+# How a name begins -> the file that loads it; all others are CLIPs.
+FAMILIES = {"dino:": "vlad.encoders.dino", "efficientnet:": "vlad.encoders.efficientnet"}
+CLIP = "vlad.encoders.clip"
+
+VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
+
+Edit = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one pass over B pictures gives.
+
+    Attributes:
+        image: [B, D] unit embeddings of the class token.
+        patches: one [B, N, C] per asked layer: patch tokens, class token removed.
+        grid: (rows, columns), rows * columns = N.
+    """
+
+    image: Tensor
+    patches: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+
+class Encoder:
+    """A frozen tower. Shared between detectors: it holds no state of any of them, and a copy of one is itself.
+
+    It pickles as its name: what is unpickled loads the weights anew and compares their digest.
+
+    Attributes:
+        reads_text: whether it also reads sentences; one that does not raises TypeError where it is asked to.
+        walks: whether `embed`, `walk` and `windows` can be entered with tokens of one's own.
+        name: as given to `load`.
+        digest: hex, the same for the same weights whatever file they came from.
+        resolution: side of the square that the model was made for, in pixels; `patch_size`: side of a patch.
+        depth, width, embed_dim: number of vision blocks, C, D.
+        activation: of the blocks, "gelu" or "quickgelu"; adapters work with the one they were learned with.
+        text_width, text_depth: width of the tokens in the text tower and number of its blocks; None and 0 for towers
+            that do not read as CLIP's does, from left to right, and so cannot be walked.
+        logit_scale: what it was trained to multiply cosines of pictures and words with, before a softmax.
+        temperature: of the softmax over texts that its class token was trained for: 0.01, CLIP's, or 0.07, `tiny`'s.
+        dense_path: "ordinary" where patch tokens of the last block align with text, "value" where a value path does.
+        norm: the last layer norm, of [..., C] tokens; `projection`: [C, D] into the space of pictures and words.
+        mean, std: [1, 3, 1, 1] of the colour channels.
+        device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
+    """
+
+    reads_text: ClassVar[bool] = True
+    walks: ClassVar[bool] = True
+
+    digest: str
+    resolution: int
+    patch_size: int
+    depth: int
+    width: int
+    embed_dim: int
+    activation: str
+    dense_path: str
+    norm: nn.Module
+    projection: Tensor
+    text_width: int | None = None
+    text_depth: int = 0
+    logit_scale: float
+    temperature: float
+    tokenizer: Callable[[list[str]], Tensor]
+
+    def __init__(self, name: str, mean: Sequence[float], std: Sequence[float], device: Any, dtype: Any):
+        self.name = name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
+        self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self.passes = Passes()
+
+    @staticmethod
+    def load(
+        name: str = "tiny", device: str | None = None, dtype: Any = None, activation: str | None = None
+    ) -> "Encoder":
+        """The encoder of that name.
+
+        Args:
+            name: "tiny", "<open_clip model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
+                "<model>/random:<seed>" (untrained; warns), or, for pictures alone, "dino:<size, folder or repo>" or
+                "efficientnet:<file>".
+            device: torch device; None takes a GPU where there is one.
+            dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16); None takes the fastest safe one.
+            activation: "gelu" or "quickgelu" instead of the model's own; some published adapters depend on it.
+
+        Raises:
+            ValueError: unknown name, dtype or activation.
+            FileNotFoundError: a local file or folder is missing.
+            vlad.WeightsError: the weights are not here and cannot be fetched.
+        """
+        checked_dtype(dtype)  # a wrong dtype is refused before seconds of loading
+        family = next((file for start, file in FAMILIES.items() if name.startswith(start)), CLIP)
+        return import_module(family).load(name, device, dtype, activation)
+
+    def __repr__(self) -> str:
+        size = f"{self.resolution} px, {self.depth} blocks of width {self.width}"
+        return f"Encoder({self.name!r}, {size}, {self.device}, {self.dtype})"
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # frozen, and large: the copy of a detector works with the very encoder that the detector has
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _loaded_again, (self.digest, self.name, str(self.device), self.dtype, self.asked_activation)
+
+    asked_activation: str | None = None  # as given to `load`; None is the model's own
+
+    # Pictures
+
+    def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
+        """[B, 3, S, S] float32, normalised as the tower wants it, from uint8 [H, W, 3] pictures.
+
+        Both sides are resized to S (PIL bicubic, antialiased), nothing is cut off; S is `resolution` or the native one.
+
+        Raises:
+            ValueError: resolution is not a positive multiple of the patch size.
+        """
+        side = self.resolution if resolution is None else resolution
+        if side < self.patch_size or side % self.patch_size:
+            raise ValueError(
+                f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
+            )
+        squares = [np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures]
+        batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
+        return (self.levelled(batch) - self.mean) / self.std
+
+    def levelled(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first."""
+        return pixels
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches of [B, 3, H, W]."""
+        return pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Until the block ends, passes over the same pixels (the same tensor object) are computed once.
+
+        For many detectors on one batch: `dense`, `windows` and the call itself are the passes that methods start from.
+        """
+        return self.passes.kept()
+
+    @once
+    def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias") -> Features:
+        """Image embedding and the patch tokens of the asked layers (from 1), in one pass; `positions` as in `embed`.
+
+        Raises:
+            ValueError: a layer is outside 1..depth.
+        """
+        self.check_layers(layers)
+        taps = {}
+        for layer, _, after, _ in self.value_walk(pixels, positions, first=self.depth + 1):
+            if layer in layers:
+                taps[layer] = after[:, 1:]
+        return Features(
+            F.normalize(self.project(after[:, 0]), dim=-1), tuple(taps[i] for i in layers), self.grid(pixels)
+        )
+
+    @once
+    def dense(
+        self, pixels: Tensor, blocks: int = VALUE_PATH_BLOCKS, positions: str = "bicubic-antialias"
+    ) -> tuple[Tensor, Tensor]:
+        """([B, D], [B, N, D]), not normalised: class embedding, and patch embeddings that align with text.
+
+        `tiny` is trained to align its last block's tokens. Published CLIPs do not align theirs: for them the patches
+        come from the value path, a sum of value attentions of the last `blocks` beside the ordinary stream (CLIP
+        Surgery, arXiv:2304.05653). `positions` as in `embed`.
+        """
+        beside = self.dense_path == "value"
+        first = max(1, self.depth - blocks + 1) if beside else self.depth + 1
+        value_path = None
+        for _, before, after, values in self.value_walk(pixels, positions, first, class_only=beside):  # noqa: B007
+            if values is not None:
+                value_path = (before if value_path is None else value_path) + values
+        patches = after if value_path is None else value_path
+        return self.project(after[:, 0]), self.project(patches[:, 1:])
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """ValueError where a layer is outside 1..depth."""
+        if wrong := [layer for layer in layers if not 1 <= layer <= self.depth]:
+            raise ValueError(f"layers {wrong} asked; {self.name} has layers 1 to {self.depth}")
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
+        return self.norm(tokens) @ self.projection
+
+    # What only some towers can do
+
+    def cannot(self, what: str) -> NoReturn:
+        """TypeError: one sentence that names the tower, what was asked of it, and the way out."""
+        raise TypeError(f"{self.name} {what}; take a CLIP, such as 'tiny' or 'ViT-L-14-336/openai'")
+
+    def embed(self, pixels: Tensor, positions: str = "bicubic-antialias", first: Tensor | None = None) -> Tensor:
+        """[B, 1 + N, C] float32 tokens that enter the first block: class token, patches, positions, first layer norm.
+
+        Args:
+            pixels: [B, 3, H, W] from `pixels`.
+            positions: how the position table is brought to another grid than its own: "bicubic-antialias" (open_clip),
+                "bicubic", "bilinear" (AnomalyCLIP); align_corners=False in all.
+            first: [n, C], other tokens to stand before the class token, with its position (VisualAD).
+        """
+        self.cannot("takes no tokens of others into its blocks")
+
+    @overload
+    def walk(
+        self, tokens: Tensor, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
+    ) -> Iterator[tuple[int, Tensor, Tensor]]: ...
+    @overload
+    def walk(
+        self, tokens: list[Tensor], edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
+    ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]: ...
+    def walk(
+        self, tokens: Any, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """The vision tower's block loop: yields (layer, tokens before the block, tokens after), layer from 1.
+
+        Args:
+            tokens: [B, T, C] from `embed`; or a list of such groups of different lengths, which then share every matrix
+                product (WinCLIP's windows) while attention stays within each sequence.
+            edit: called before each block with (layer, tokens); what it returns goes on. One group only.
+            class_only: the last block computes the first token of each sequence alone, [B, 1, C]; exact, and cheaper.
+            checkpointing: for gradients, what is inside a block is computed again instead of kept; same results.
+        """
+        self.cannot("takes no tokens of others into its blocks")
+
+    def value_walk(
+        self,
+        pixels: Tensor,
+        positions: str = "bicubic-antialias",
+        first: int = 1,
+        class_only: bool = False,
+        sources: str = "v",
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+        """The block loop with what value paths are made of: yields (layer, tokens before, tokens after, values).
+
+        `values` [B, T, C] is what `value_attention` gives for `sources`; None before block `first`. Within `sharing`
+        the walk over a batch is recorded, and later ones over it are replayed; elsewhere `class_only` spares the last
+        block's tokens after it but the first, as in `walk`. The call, `dense` and most methods are written on this one
+        loop.
+        """
+        self.cannot("has no value path")
+
+    def value_attention(self, layer: int, tokens: Tensor, sources: str = "v") -> Tensor:
+        """[B, T, C]: what block `layer` (from 1) attends to in `tokens` when values stand for queries and keys too.
+
+        `sources` "qkv" is the sum of three such attentions, with the queries, the keys and the values on both sides.
+
+        Source: CLIP Surgery (arXiv:2304.05653), the v-v attention; all three: Crane (arXiv:2504.11055), E-Attn.
+        """
+        self.cannot("takes no tokens of others into its blocks")
+
+    def attention(self, layer: int, tokens: Tensor) -> Tensor:
+        """[B, T, C]: what the attention of block `layer` (from 1) adds to `tokens`, before its MLP sees them."""
+        self.cannot("takes no tokens of others into its blocks")
+
+    def values(self, layer: int, tokens: Tensor, bare: bool = False) -> Tensor:
+        """[B, T, C]: the values that block `layer` (from 1) makes of `tokens`; `bare` without its norm and its bias."""
+        self.cannot("takes no tokens of others into its blocks")
+
+    def joined(self, layer: int, mixed: Tensor) -> Tensor:
+        """[B, T, C] float32: what the attention of block `layer` projects mixed values [B, T, C] to."""
+        self.cannot("takes no tokens of others into its blocks")
+
+    def mlp(self, layer: int, tokens: Tensor) -> Tensor:
+        """[B, T, C]: what the MLP of block `layer` (from 1) adds to `tokens`, which its attention has changed."""
+        self.cannot("takes no tokens of others into its blocks")
+
+    def windows(self, pixels: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Class embeddings, not normalised: [B, D] of whole pictures, then [B, windows, D] of square windows per scale.
+
+        A window is the class token and k x k patches with their own positions, run through the tower as a short
+        sequence (WinCLIP, arXiv:2303.14814); stride 1, row-major.
+        """
+        self.cannot("looks at no windows of patches")
+
+    # Words
+
+    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
+        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device; raises what `tokenize` does."""
+        self.cannot("knows pictures alone")
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """[T, context] token ids on the encoder's device.
+
+        Raises:
+            ValueError: a sentence fills the tower's context, where its end (and what it says) would be cut off.
+        """
+        self.cannot("knows pictures alone")
+
+    def embed_text(self, ids: Tensor, words: Tensor | None = None, at: int = 1) -> Tensor:
+        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there.
+
+        `words` [T, n, C] stand in the place of the embeddings of n tokens, from token `at` on, before positions are
+        added; 1 is the first word.
+        """
+        self.cannot("knows pictures alone")
+
+    def walk_text(self, tokens: Tensor, edit: Edit | None = None, checkpointing: bool = False) -> Tensor:
+        """[T, length, C] after all text blocks; `edit`, which may change T, and `checkpointing` as in `walk`."""
+        self.cannot("knows pictures alone")
+
+    def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """[T, D] from the end-of-text token, the one with the largest id."""
+        self.cannot("knows pictures alone")
+
+    def end_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """[T, C]: the end-of-text token after the last layer norm, not projected."""
+        self.cannot("knows pictures alone")
+
+
+def _loaded_again(digest: str, name: str, device: str, dtype: torch.dtype, activation: str | None) -> Encoder:
+    """What unpickling calls."""
+    encoder = Encoder.load(name, device, dtype, activation)
+    if encoder.digest != digest:
+        raise ValueError(
+            f"the pickled encoder {name!r} had other weights (digest {digest[:12]}) than that name has here "
+            f"({encoder.digest[:12]}); bring the same weights here under that name"
+        )
+    return encoder
