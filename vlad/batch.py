@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.images import Found, ImageError, list_images
+from vlad.images import ImageError
+from vlad.images.listing import Found, list_images
 from vlad.prediction import Prediction
 from vlad.version import __version__
 

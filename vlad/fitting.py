@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.images import list_images, read
+from vlad.images import read
+from vlad.images.listing import list_images
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
 
 if TYPE_CHECKING:

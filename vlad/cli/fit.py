@@ -45,7 +45,7 @@ def fit(
     """
 
     def work() -> int:
-        from vlad.images import list_images
+        from vlad.images.listing import list_images
 
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")

@@ -110,7 +110,7 @@ def rules(
     def work() -> int:
         from vlad.explain.interview.induction import propose_rules
         from vlad.files import write_whole
-        from vlad.images import list_images
+        from vlad.images.listing import list_images
 
         if name is None:
             raise ValueError('the model must know what it sees; say it with --name "metal nut"')
@@ -143,7 +143,7 @@ def check(
     """
 
     def work() -> int:
-        from vlad.images import list_images
+        from vlad.images.listing import list_images
 
         words = vlad.PromptPack.load(pack)
         if name is None:

@@ -32,7 +32,7 @@ from vlad.cli.shared import (
 
 if TYPE_CHECKING:
     from vlad.batch import Line, Progress, Summary
-    from vlad.images import Found
+    from vlad.images.listing import Found
 
 Threshold = Annotated[
     str | None,

@@ -59,7 +59,7 @@ from vlad.datasets.medical import (
 )
 from vlad.datasets.samples import Sample
 from vlad.forms import closest
-from vlad.images import MASK_FOLDER
+from vlad.images.listing import MASK_FOLDER
 
 logger = logging.getLogger(__name__)
 

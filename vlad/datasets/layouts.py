@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlad.datasets.samples import Sample
-from vlad.images import MASK_FOLDER, SUFFIXES
+from vlad.images.listing import MASK_FOLDER, SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlad.images import FORMATS, SUFFIXES, ImageError
+from vlad.images import FORMATS, ImageError
+from vlad.images.listing import SUFFIXES
 from vlad.prompts import category_name
 
 if TYPE_CHECKING:

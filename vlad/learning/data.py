@@ -14,7 +14,8 @@ from PIL import Image
 from vlad.datasets import load
 from vlad.datasets.layouts import NORMAL_FOLDERS
 from vlad.datasets.samples import Sample, read_mask
-from vlad.images import list_images, read
+from vlad.images import read
+from vlad.images.listing import list_images
 from vlad.synthetic import sample as draw
 from vlad.synthetic.photos import another_shot, paint
 

@@ -1,0 +1,221 @@
+"""Levels of any depth and kind to uint8 RGB, and what a run should be told about them once."""
+
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+FULL = 65535  # white of 16 bits
+FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
+ENOUGH = 16  # dark pictures in a row after which a run that may never end is told
+
+
+class PictureWarning(UserWarning):
+    """Pictures were read, but perhaps not as they were meant."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A picture's levels as its file or array holds them.
+
+    Attributes:
+        values: [H, W, 1|2|3|4] of bool, integers or floats; of 2 and 4 channels the last is alpha.
+        white: the level that the file states to be white; None where it states none beyond its type.
+        premultiplied: the colours have been multiplied with alpha already.
+        inverted: 0 is white.
+        hint: what else the file says of its depth, for the warning.
+    """
+
+    values: np.ndarray
+    white: float | None = None
+    premultiplied: bool = False
+    inverted: bool = False
+    hint: str = ""
+
+
+class Remarks:
+    """What is worth saying of a run's pictures once, however many they are; said when the `with` block ends."""
+
+    def __init__(self) -> None:
+        self._deep = 0  # pictures of 16 bits of unstated depth
+        self._highest = 0  # of their levels
+        self._where = self._hint = ""
+        self._told = False
+        self._paged: list[tuple[str, int]] = []
+        self._clear: list[str] = []
+
+    def __enter__(self) -> "Remarks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.say()
+
+    def deep(self, label: str, highest: int, hint: str = "") -> None:
+        """Notes a 16-bit picture whose file does not say which level is white."""
+        self._deep += 1
+        self._where, self._hint = self._where or label, self._hint or hint
+        self._highest = max(self._highest, highest)
+        if self._deep == ENOUGH:
+            self._say_deep()
+
+    def paged(self, label: str, count: int) -> None:
+        """Notes a file of which only the first of `count` pages was read."""
+        self._paged.append((label, count))
+
+    def clear(self, label: str) -> None:
+        """Notes a picture that is transparent everywhere."""
+        self._clear.append(label)
+
+    def say(self) -> None:
+        """Warns of what was noted and forgets it."""
+        self._say_deep()
+        if self._paged:
+            (label, count), others = self._paged[0], len(self._paged) - 1
+            more = f", and so of {others} more file{'s' * (others > 1)}" if others else ""
+            _warn(f'{label} has {count} pages and only the first was read{more}; pages="all" (--pages all) reads each')
+        if self._clear:
+            more = f" and {len(self._clear) - 1} more" if len(self._clear) > 1 else ""
+            _warn(f"{self._clear[0]}{more}: alpha is 0 everywhere, so it was left out and the colours were taken")
+        self._paged, self._clear = [], []
+
+    def _say_deep(self) -> None:
+        if self._deep and not self._told and 0 < self._highest <= FULL // 8:
+            self._told = True
+            bits = next(bits for bits in (8, 10, 12, 14) if self._highest < 2**bits)
+            first = f"first {self._where}" if self._deep > 1 else self._where
+            said = f"; {self._hint}" if self._hint else ""
+            _warn(
+                f"16-bit pictures reach level {self._highest} of {FULL} at most and are read as nearly black "
+                f"({first}{said}); if the camera gives {bits} bits, say bits={bits} (--bits {bits})"
+            )
+
+
+def _warn(message: str) -> None:
+    """As if the first caller outside this package had caused it, so that Python shows the user's own line."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vlad."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, PictureWarning, stacklevel=level - 1)
+
+
+def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str) -> np.ndarray:
+    """uint8 RGB [H, W, 3], contiguous, over white where it is transparent.
+
+    Args:
+        levels: what was read.
+        bits: depth of pictures of more than 8 bits that do not state theirs: white is 2**bits - 1; None: their type's.
+        remarks: told of doubtful depths.
+        label: the picture's name there.
+
+    Raises:
+        ValueError: which level is black or white cannot be told.
+    """
+    values = levels.values
+    colours, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] in (2, 4) else (values, None)
+    white = _white(colours, levels, bits, remarks, label)
+    eight = _scaled(colours, white)
+    if levels.inverted:
+        eight = 255 - eight
+    if alpha is not None and not alpha.any():  # a fourth byte that nobody filled: no picture is meant to be invisible
+        remarks.clear(label)
+    elif alpha is not None:
+        eight = _on_white(eight, _scaled(alpha, white), levels.premultiplied)
+    if eight.shape[2] == 1:
+        eight = np.broadcast_to(eight, (*eight.shape[:2], 3))
+    return np.ascontiguousarray(eight)
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels [H, W, ...] upright, by the tag of EXIF and TIFF: where row 0 and column 0 belong."""
+    if orientation in range(5, 9):
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+
+
+def _on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool) -> np.ndarray:
+    """Alpha composited on white; colours [H, W, 1|3], alpha [H, W, 1], all uint8."""
+    if premultiplied:
+        return np.minimum(colours.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
+    mask = Image.fromarray(np.ascontiguousarray(alpha[..., 0]))
+    over = Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (*alpha.shape[:2], 3))))
+    return np.array(Image.composite(over, Image.new("RGB", over.size, "white"), mask))
+
+
+def _scaled(values: np.ndarray, white: float) -> np.ndarray:
+    """uint8 of levels from 0 to white."""
+    if values.dtype == np.uint8 and white == 255:
+        return values
+    if values.dtype == np.bool_:
+        return values * np.uint8(255)
+    exact = np.float64 if values.dtype.itemsize > 2 and values.dtype.kind != "f" else np.float32
+    step = exact(white / 255)
+    if values.dtype.kind == "f":
+        return np.round(np.clip(values, 0, white) * np.float32(255 / white)).astype(np.uint8)
+    return np.round(np.minimum(values / step, 255)).astype(np.uint8)
+
+
+def _white(colours: np.ndarray, levels: Levels, bits: int | None, remarks: Remarks, label: str) -> float:
+    kind = colours.dtype.newbyteorder("=")
+    if kind == np.bool_:
+        return 1
+    if kind.kind == "f":
+        return _white_of_floats(colours, levels.white)
+    if kind == np.uint8:
+        return levels.white or 255
+    low, high = int(colours.min()), int(colours.max())
+    if low < 0:
+        raise ValueError(f"signed levels reach from {low} to {high}: which is black is not said; {UNSIGNED}")
+    if levels.white is not None and high <= levels.white:
+        return levels.white
+    if kind.itemsize == 1:
+        return int(np.iinfo(kind).max)
+    if bits is not None:
+        if high >= 2**bits:
+            raise ValueError(f"it holds level {high} and {bits} bits end at {2**bits - 1}; give bits={_depth(high)}")
+        return 2**bits - 1
+    return _white_of_type(kind, high, levels, remarks, label)
+
+
+UNSIGNED = "shift them so that black is 0, and save uint16"
+
+
+def _white_of_type(kind: np.dtype[Any], high: int, levels: Levels, remarks: Remarks, label: str) -> float:
+    top = int(np.iinfo(kind).max)
+    if kind == np.int16 or high <= FULL:
+        white = min(top, FULL)
+        remarks.deep(label, high * FULL // white, levels.hint)
+        return white
+    if high > top // 8:
+        return top
+    raise ValueError(
+        f"{8 * kind.itemsize}-bit grey levels reach {high}; expected 16 bits, 0 to {FULL}, or the full range {top}"
+    )
+
+
+def _white_of_floats(colours: np.ndarray, stated: float | None) -> float:
+    low, high = float(colours.min()), float(colours.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("it holds NaN or infinite values; expected numbers in [0, 1] (numpy.nan_to_num replaces them)")
+    if stated is not None and low >= 0 and high <= stated:
+        return stated
+    if low < -FLOAT_SLACK or high > 1 + FLOAT_SLACK:
+        raise ValueError(f"float values reach from {low:.4g} to {high:.4g}; expected [0, 1] ({_float_hint(low, high)})")
+    return 1
+
+
+def _float_hint(low: float, high: float) -> str:
+    if low < 0:
+        return "undo the normalisation first"
+    if high <= 255:
+        return "divide by 255"
+    likely = [str(2**bits - 1) for bits in (10, 12, 14, 16) if high < 2**bits][:2]
+    return f"divide by the white level: {' or '.join(likely)}?" if likely else "divide by the white level"
+
+
+def _depth(high: int) -> int:
+    return next((bits for bits in range(8, 17) if high < 2**bits), 16)
