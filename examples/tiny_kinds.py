@@ -119,7 +119,7 @@ def measure(encoder: vlad.Encoder, parts: Parts, shots: int, method: str, unlike
     """Image AUROC in percent of a method that learnt from the first `shots` normals; `ranked` are pixels already."""
     layer_memory.UNLIKE = unlike
     detector = vlad.load(method, encoder=encoder, **options).fit(parts.normals[:shots])
-    return 100 * auroc(detector.forward(parts.ranked)[0].numpy(), LABEL)
+    return 100 * auroc(detector.scorer(parts.ranked).score.numpy(), LABEL)
 
 
 def main() -> None:

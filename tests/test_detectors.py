@@ -12,14 +12,15 @@ from PIL import Image
 import vlad
 import vlad.fitting
 from vlad.encoders import efficientnet
-from vlad.learning.scorer import LearnedDetector
+from vlad.learning.scorer import LearnedScorer
 from vlad.methods import METHODS, method_class
+from vlad.scorer import Scorer
 
-LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedDetector)]
-TEXT = [name for name in METHODS if method_class(name).needs_text and not method_class(name).needs_normals]
+LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedScorer)]
+TEXT = [name for name in METHODS if method_class(name).words == "required" and not method_class(name).needs_normals]
 IMAGE_LEVEL = ("laft",)  # no maps
 
-FITTED = [name for name in METHODS if method_class(name)._remember is not vlad.Detector._remember]
+FITTED = [name for name in METHODS if method_class(name).remember is not Scorer.remember]
 
 
 SHARP = ("adaclip",)  # its logits are 100 times a cosine of prompted towers, and so is what rounding does to them
@@ -55,7 +56,7 @@ def load(encoders, tmp_path_factory):
 def made(load, method, normals, **options):
     """A detector that is ready to predict: a text method has a name, one that needs normals has learnt them."""
     kind = method_class(method)
-    detector = load(method, "metal bolt" if kind.needs_text else None, **options)
+    detector = load(method, "metal bolt" if kind.words == "required" else None, **options)
     if kind.needs_normals or detector.transductive:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # too few for a threshold
             detector.fit(normals)
@@ -95,7 +96,7 @@ def test_scores_are_finite_and_maps_cover_the_picture(detector, pictures):
             assert prediction.regions() == []
             continue
         assert prediction.map.dtype == np.float32 and np.isfinite(prediction.map).all()
-        low, high = detector.scale
+        low, high = detector.scorer.map_range
         assert low <= prediction.map.min() <= prediction.map.max() <= high
         assert prediction.full_map().shape == picture.shape[:2] == prediction.size
         json.dumps(prediction.to_dict())
@@ -145,7 +146,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path):
     detector.save(file)
     loaded = vlad.load(file)
     assert (loaded.method, loaded.name, loaded.options) == (detector.method, detector.name, detector.options)
-    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == detector.default_prompts)
+    assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == detector.scorer.default_prompts)
     for one, other in zip(detector.predict(pictures), loaded.predict(pictures), strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-6)
         check_same_map(one, other, atol=1e-6)
@@ -230,7 +231,7 @@ def many(golden_weights):
 def fitted_file(request, load, many, tmp_path_factory):
     """A detector that has learnt from six normals, enough for a threshold."""
     kind = method_class(request.param)
-    detector = load(request.param, "metal bolt" if kind.needs_text else None).fit(many)
+    detector = load(request.param, "metal bolt" if kind.words == "required" else None).fit(many)
     detector.save(file := tmp_path_factory.mktemp(request.param) / "fitted.safetensors")
     return detector, file
 
@@ -343,7 +344,7 @@ def test_normals_that_do_not_fit_into_memory_are_read_twice_to_the_same_end(smal
 def test_a_detector_of_coarse_arithmetic_keeps_half_the_bytes_and_still_knows_its_normals(small_folder, many):
     encoder = vlad.Encoder.load(f"local-dir:{small_folder}", device="cpu", dtype="bfloat16")
     detector = vlad.load("patch_text", "bolt", encoder=encoder).fit(many)
-    assert detector.memory.rows.dtype == torch.float16
+    assert detector.scorer.memory.rows.dtype == torch.float16
     for batch_size in (1, 4):
         maps = [p.map.max() for p in detector.predict(many, batch_size=batch_size)]
         assert max(maps) < 0.05 * detector.map_threshold
@@ -356,7 +357,7 @@ def test_a_threshold_set_by_hand_has_no_band_around_it(fitted, pictures):
 
 
 def test_other_words_drop_the_thresholds(fitted, caplog):
-    if not fitted.needs_text:
+    if fitted.scorer.words != "required":
         pytest.skip(f"{fitted.method} takes no words")
     fitted.describe("metal bolt")
     assert fitted.threshold is not None, "the same words"
@@ -367,7 +368,7 @@ def test_other_words_drop_the_thresholds(fitted, caplog):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if method_class(name).needs_normals])
 def test_a_method_that_needs_normals_says_so(method, load, pictures):
-    detector = load(method, "metal bolt" if method_class(method).needs_text else None)
+    detector = load(method, "metal bolt" if method_class(method).words == "required" else None)
     for call in (detector.predict, detector.stream):
         with pytest.raises(RuntimeError, match=r"call fit\(normals\)"):
             call(pictures)
@@ -394,7 +395,7 @@ def test_words_matter_and_can_be_changed(method, load, pictures):
     second = detector.describe("iron pipe", prompts=own).predict(pictures[0])
     assert set(second.phrases) == {"smooth iron pipe", "iron pipe with rust"}
     assert abs(second.score - first) > 1e-4
-    again = detector.describe("metal bolt", prompts=detector.default_prompts).predict(pictures[0])
+    again = detector.describe("metal bolt", prompts=detector.scorer.default_prompts).predict(pictures[0])
     assert again.score == pytest.approx(first, abs=1e-6)
     with pytest.raises(ValueError):
         detector.describe(" ")
@@ -480,7 +481,7 @@ def test_headers_that_are_wrong_are_refused(header, words, small_encoder, pictur
 
 def test_tensors_that_are_wrong_are_refused(fitted_file, encoders, tmp_path):
     encoder = encoders[fitted_file[0].method]
-    bad, key = tmp_path / "bad.safetensors", next(k for k in fitted_file[0].state_dict() if k.endswith("rows"))
+    bad, key = tmp_path / "bad.safetensors", next(k for k in fitted_file[0].scorer.state_dict() if k.endswith("rows"))
     for change, words in [
         (lambda t: t.update(extra=torch.zeros(2, 2)), "a tensor 'extra'"),
         (lambda t: t.pop(key), "both rows and owners"),
@@ -516,7 +517,7 @@ def test_a_save_that_fails_leaves_the_old_file(fitted, fitted_file, tmp_path, mo
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        fitted.describe("pipe").save(file) if fitted.needs_text else fitted.save(file)
+        fitted.describe("pipe").save(file) if fitted.scorer.words == "required" else fitted.save(file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
 

@@ -195,7 +195,7 @@ def distances(shared, tiny_encoder):
     def between(category):
         files = sorted((shared / "data" / category).glob("t*/good/*"))
         batches = [files[i : i + 8] for i in range(0, len(files), 8)]
-        tokens = torch.cat([detector.tokens(tiny_encoder.pixels([read(f) for f in batch])) for batch in batches])
+        tokens = torch.cat([detector.scorer.tokens(tiny_encoder.pixels([read(f) for f in batch])) for batch in batches])
         return torch.stack([1 - (one @ tokens.transpose(1, 2)).amax(2) for one in tokens]).numpy()
 
     return between

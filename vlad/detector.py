@@ -1,115 +1,138 @@
-"""What every method shares: words in, pictures in, predictions out, one small file to keep it.
+"""What users hold: words in, pictures in, predictions out, one small file to keep it.
 
-A method subclasses `Detector` and writes `forward`; reading pictures, batching, words, thresholds and files are here.
+A `Detector` has a scorer, the method, and the thresholds that belong to it. It reads, checks, learns and saves; the
+scorer computes.
 """
 
 import logging
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Any, Literal, Self, overload
 
 from vlad import detector_file
 from vlad.encoders.encoder import Encoder
 from vlad.fitting import learn
-from vlad.images import ImageError, read
-from vlad.memory import Memory
+from vlad.images import ImageError
+from vlad.predicting import Judge, Reading, predictions
 from vlad.prediction import Prediction
-from vlad.prompts import PromptPack, check_name, phrase_prototypes, prototypes
-from vlad.thresholds import Calibration, p_value
+from vlad.prompts import PromptPack, check_name
+from vlad.scorer import Scorer
+from vlad.thresholds import Calibration
 from vlad.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-class Detector(nn.Module):
+class Detector:
     """One method looking for one kind of thing with one (shared) encoder. Build it with `vlad.load`.
 
-    A method's class states what differs in these, and writes `forward`; one that learns from normal pictures has a
-    `Memory` or several as attributes and writes `_remember`.
-
-    Attributes:
-        needs_text: False for methods that do without a name.
-        takes_text: True for those of them whose words are the same for all things: a name is then only remembered, and
-            `Prediction.phrases` filled; None says the same as needs_text.
-        needs_normals: True for methods that say nothing before `fit`.
-        default_prompts: name of the prompt pack the paper uses.
-        scale: (low, high), what its maps can hold; drawn cold and hot unless `_range` says a part of it.
-        region_level: where its maps are cut into regions when nothing was calibrated.
-        paper_resolution: native side of a published encoder -> the side at which the paper uses it.
+    `describe`, `fit` and the thresholds exchange what it is as a whole: a `predict` that runs in another thread
+    meanwhile answers as the old or as the new one, never as half of each, and a call that fails changes nothing.
     """
 
-    needs_text: ClassVar[bool] = True
-    takes_text: ClassVar[bool | None] = None
-    needs_normals: ClassVar[bool] = False
-    default_prompts: ClassVar[str] = "winclip"
-    scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    region_level: ClassVar[float] = 0.5
-    paper_resolution: ClassVar[Mapping[int, int]] = {}
+    def __init__(self, scorer: Scorer):
+        self._judge = Judge(scorer)
 
-    progress: Callable[[str, int, int], None] | None = None  # told (stage, done, in all or 0) before a set's results
-
-    encoder: Encoder
-    resolution: int
-    trained_on: tuple[str, ...] = ()  # data sets whose annotated pictures it has learned from
-    prototypes: Tensor  # None until described
-    phrase_embeddings: Tensor
-
-    def __init__(self, encoder: Encoder, *, resolution: int | None = None):
-        super().__init__()
-        if self.reads_words() and not getattr(encoder, "reads_text", True):
-            raise TypeError(
-                f"{self.method} needs an encoder of words and pictures; {encoder.name!r} knows pictures alone"
-            )
-        if resolution is not None and (
-            not isinstance(resolution, int) or resolution < encoder.patch_size or resolution % encoder.patch_size
-        ):
-            raise ValueError(
-                f"resolution is {resolution!r}; expected a positive multiple of {encoder.name}'s patch size "
-                f"{encoder.patch_size}"
-            )
-        # past nn.Module's books: the encoder is shared and frozen, never moved, trained or saved with one detector
-        object.__setattr__(self, "encoder", encoder)
-        native = encoder.resolution
-        self.resolution = self.paper_resolution.get(native, native) if resolution is None else resolution
-        self.options: dict[str, Any] = {"resolution": self.resolution}
-        self.pack: PromptPack | None = None
-        self.name: str | None = None
-        self.phrases: list[str] = []
-        self.threshold: float | None = None
-        self.map_threshold: float | None = None
-        self.calibration: Calibration | None = None  # what the threshold rests on; None until fitted
-        self.map_calibration: Calibration | None = None  # the same of the largest value of the map
-        self.register_buffer("prototypes", None)  # [2, D]
-        self.register_buffer("phrase_embeddings", None)  # [phrases, D] unit
+    # What it is
 
     @property
-    def transductive(self) -> bool:
-        """True for methods that, as they stand, score a set of pictures against each other; they write `score`."""
-        return False
+    def scorer(self) -> Scorer:
+        """The method itself, which computes; another one after `describe` and `fit`."""
+        return self._judge.scorer
 
-    @classmethod
-    def reads_words(cls) -> bool:
-        """Whether it works with words at all, and so needs an encoder of words and pictures."""
-        return cls.needs_text if cls.takes_text is None else cls.takes_text
+    @property
+    def judge(self) -> Judge:
+        """The scorer and the thresholds as they stand now, never changed afterwards."""
+        return self._judge
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen tower, shared between detectors."""
+        return self.scorer.encoder
 
     @property
     def method(self) -> str:
-        """The method's name, which is its file's name."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name."""
+        return self.scorer.method
+
+    @property
+    def name(self) -> str | None:
+        """What the pictures show, in words."""
+        return self.scorer.name
+
+    @property
+    def pack(self) -> PromptPack | None:
+        """The prompt pack in use; None where there are no words."""
+        return self.scorer.pack
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's keywords as they are."""
+        return self.scorer.options
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square that pictures are resized to, in pixels."""
+        return self.scorer.resolution
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the normal pictures it has learnt from; empty before `fit`."""
+        return self.scorer.references
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Data sets whose annotated pictures the method has learned from."""
+        return self.scorer.trained_on
+
+    @property
+    def transductive(self) -> bool:
+        """True where, as it stands, it scores a set of pictures against each other."""
+        return self.scorer.score_set is not None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the threshold rests on; None until fitted."""
+        return self._judge.calibration
+
+    @property
+    def map_calibration(self) -> Calibration | None:
+        """The same of the largest value of the map."""
+        return self._judge.map_calibration
+
+    @property
+    def threshold(self) -> float | None:
+        """Scores from here on are anomalous; may be set by hand."""
+        return self._judge.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._judge = replace(self._judge, threshold=value)
+
+    @property
+    def map_threshold(self) -> float | None:
+        """Map values from here on are regions; may be set by hand."""
+        return self._judge.map_threshold
+
+    @map_threshold.setter
+    def map_threshold(self, value: float | None) -> None:
+        self._judge = replace(self._judge, map_threshold=value)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, encoder={self.encoder.name!r}, threshold={self.threshold})"
+        kind = type(self.scorer).__name__
+        return f"Detector({kind}, {self.name!r}, encoder={self.encoder.name!r}, threshold={self.threshold})"
+
+    def copy(self) -> "Detector":
+        """An independent detector round the same encoder."""
+        other = Detector(self.scorer.copied())
+        other._judge = replace(self._judge, scorer=other.scorer)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Detector":
+        return self.copy()
 
     # Words
 
@@ -121,31 +144,30 @@ class Detector(nn.Module):
             prompts: a prompt pack, its name, its .toml file, or a dict of its lists; None keeps the present one.
 
         Raises:
-            ValueError, TypeError, FileNotFoundError: an empty name or a wrong pack; the detector is then unchanged.
+            ValueError, TypeError, FileNotFoundError: an empty name, one longer than the encoder reads, or a wrong pack;
+                the detector is then unchanged.
         """
-        if not self.reads_words():
+        now = self._judge
+        if now.scorer.words == "none":
             raise TypeError(f"{self.method} looks at pictures alone and takes no name")
         check_name(name)
-        pack = PromptPack.load(prompts) if prompts is not None else self.pack or PromptPack.load(self.default_prompts)
-        if self.needs_text and self.calibration and (pack, name) != (self.pack, self.name):
+        pack = PromptPack.load(prompts) if prompts is not None else self.pack or self._default_pack()
+        scorer = now.scorer.copied()
+        scorer.describe(pack, name)
+        if scorer.words == "required" and now.calibration and (pack, name) != (self.pack, self.name):
             logger.warning("other words give other scores: the thresholds from %r are dropped, fit again", self.name)
-            self._calibrate(None, None)
-        if self.needs_text:
-            self.prototypes = self._prototypes(pack, name)
-        self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
-        self.pack, self.name = pack, name
+            now = Judge(scorer)
+        self._judge = replace(now, scorer=scorer)
         return self
 
-    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
-        """[2, D] of the two states; papers differ in how sentences are averaged."""
-        return prototypes(self.encoder, pack, name)
+    def take_pack(self, prompts: Any) -> None:
+        """Keeps a prompt pack for the `describe` to come."""
+        self.scorer.pack = PromptPack.load(prompts)
+
+    def _default_pack(self) -> PromptPack:
+        return PromptPack.load(self.scorer.default_prompts)
 
     # Normal pictures
-
-    @property
-    def references(self) -> list[str]:
-        """Names of the normal pictures it has learnt from; empty before `fit`."""
-        return next((list(memory.ids) for memory in self._memories().values()), [])
 
     def fit(self, normals: Any, *, max_false_positive_rate: float | None = None, anomalous: Any = None) -> Self:
         """Learns from a few normal pictures, in place of any earlier ones, and sets the thresholds. Returns self.
@@ -166,45 +188,32 @@ class Detector(nn.Module):
             RuntimeError: a text method has no name yet.
             TypeError: the method does not learn from normal pictures.
         """
-        if not self._memories():
+        scorer = self.scorer.copied()
+        if not scorer.memories():
             raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
-        self._require_words()
-        self._calibrate(*learn(self, normals, max_false_positive_rate, anomalous))
-        if self.threshold is None and self.calibration is not None:
-            warnings.warn(f"no threshold from {len(self.references)} normals: {self.calibration.note}", stacklevel=2)
+        _require_words(scorer)
+        made = learn(scorer, normals, max_false_positive_rate, anomalous)
+        self._judge = judge = Judge.calibrated(scorer, *made)
+        if judge.threshold is None and judge.calibration is not None:
+            warnings.warn(f"no threshold from {len(self.references)} normals: {judge.calibration.note}", stacklevel=2)
         return self
-
-    def _remember(self, batches: Iterable[Tensor]) -> None:
-        """Adds the tokens of batches of normal pixels [B, 3, S, S] to the method's memories."""
-        raise NotImplementedError  # each method's own
-
-    def _memories(self) -> dict[str, Memory]:
-        return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
-
-    def _calibrate(self, score: Calibration | None, amap: Calibration | None) -> None:
-        if self.transductive:  # a score within a set says nothing of another set
-            score = None
-        self.calibration, self.map_calibration = score, amap
-        self.threshold = None if score is None else score.threshold
-        self.map_threshold = None if amap is None else amap.threshold
 
     # Pictures
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(score [B], finished map [B, h, w] or None, image embedding [B, D] or None) of pixels [B, 3, S, S].
+    @overload
+    def predict(self, images: str | os.PathLike[str], *, batch_size: int = 8) -> Prediction: ...
 
-        The embedding is what `Prediction.phrases` compares with the words; a method without words returns None.
-        """
-        raise NotImplementedError  # each method's own
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> list[Prediction]: ...
 
-    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """What `forward` gives, of a whole set of pictures in batches of pixels. Transductive methods write it."""
-        return map(self.forward, batches)
+    @overload
+    def predict(self, images: Any, *, batch_size: int = 8) -> Any: ...
 
     def predict(self, images: Any, *, batch_size: int = 8) -> Any:
         """One picture in, one Prediction out; a sequence in, a list out in the same order.
 
-        Pictures are paths, PIL images, arrays [H, W(, 3|4)] or tensors [3, H, W]; see `vlad.images.read`.
+        Pictures are paths, PIL images, arrays [H, W(, 3|4)] or tensors [3, H, W]; see `vlad.images.read`. A method that
+        scores pictures against each other takes the given ones as the set.
 
         Raises:
             vlad.ImageError: a picture cannot be read; the message names it.
@@ -212,163 +221,76 @@ class Detector(nn.Module):
         """
         if isinstance(images, bytes | Mapping) or hasattr(images, "readline"):
             raise TypeError(f"a picture is a path, PIL picture, array or tensor; got {type(images).__name__}")
-        if isinstance(images, str | os.PathLike) or not (
+        alone = isinstance(images, str | os.PathLike) or not (
             isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3
-        ):
-            images, alone = [images], True
-        else:
-            alone = False
-        if self.transductive:
-            predictions = list(self.together(list(images), batch_size=batch_size))
-        else:
-            predictions = list(self.stream(images, batch_size=batch_size))
-        return predictions[0] if alone else predictions
+        )
+        judge = self._ready(batch_size)
+        given = [images] if alone else images
+        found = [said for _, said in predictions(judge, given, batch_size=batch_size, on_error="raise")]
+        return found[0] if alone else found
 
-    def stream(self, images: Iterable[Any], *, batch_size: int = 8, on_error: str = "raise") -> Iterator[Any]:
-        """Predictions of any iterable of pictures, in order, in constant memory; the next batch is read meanwhile.
+    @overload
+    def stream(
+        self, images: Iterable[Any], *, batch_size: int = 8, on_error: Literal["raise"] = "raise", prefetch: bool = True
+    ) -> Iterator[Prediction]: ...
+
+    @overload
+    def stream(
+        self, images: Iterable[Any], *, batch_size: int = 8, on_error: str, prefetch: bool = True
+    ) -> Iterator[Prediction | ImageError]: ...
+
+    def stream(
+        self, images: Iterable[Any], *, batch_size: int = 8, on_error: str = "raise", prefetch: bool = True
+    ) -> Iterator[Any]:
+        """Predictions of any iterable of pictures, in order, in constant memory.
 
         Args:
-            images: what `predict` takes, as many as you like.
+            images: what `predict` takes, as many as you like; each is read when it is pulled.
             batch_size: pictures per pass.
             on_error: "raise" at a picture that cannot be read, or "yield" the vlad.ImageError in its place and go on.
+            prefetch: read the next batch while the present one is computed; False gives each result before the next
+                picture is asked for, which a camera wants.
 
         Raises:
             ValueError: batch_size or on_error is wrong.
             RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
             TypeError: the method scores a set of pictures against each other.
         """
-        _check_how(batch_size, on_error)
+        if on_error not in ("raise", "yield"):
+            raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
         if isinstance(images, str | bytes | os.PathLike | Mapping):
             raise TypeError(f"stream takes several pictures and got {images!r:.80}; predict scores one")
         if self.transductive:
             raise TypeError(f"{self.method} scores a set of pictures against each other: give predict the whole set")
-        self._require_words()
-        self._require_normals()
-        return self._stream(images, batch_size, on_error)
+        judge = self._ready(batch_size)
+        size = batch_size if prefetch else 1
+        found = predictions(judge, images, batch_size=size, on_error=on_error, prefetch=prefetch)
+        return (said for _, said in found)
 
-    def _require_words(self) -> None:
-        if self.needs_text and self.prototypes is None:
-            raise RuntimeError(
-                f"{self.method} does not know what to look for: call describe('metal bolt') first, "
-                "or give vlad.load a name"
-            )
+    def predictions(
+        self, images: Iterable[Any], *, batch_size: int = 8
+    ) -> Iterator[tuple[Reading, Prediction | ImageError]]:
+        """Each picture as it was read, with its prediction or why there is none, in order; also of a set scored as one.
 
-    def _require_normals(self) -> None:
-        if self.needs_normals and not self.references:
+        Raises:
+            ValueError: batch_size is wrong.
+            RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
+        """
+        return predictions(self._ready(batch_size), images, batch_size=batch_size)
+
+    def _ready(self, batch_size: int) -> Judge:
+        """What it is now, once it is known that it can predict."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
+        judge = self._judge
+        _require_words(judge.scorer)
+        if judge.scorer.needs_normals and not judge.scorer.references:
             raise RuntimeError(f"{self.method} has no memory: call fit(normals) with a few normal pictures first")
+        return judge
 
-    def together(self, images: Sequence[Any], *, batch_size: int = 8, on_error: str = "raise") -> Iterator[Any]:
-        """What `stream` gives, of a set that is scored as one: all are read before the first prediction comes."""
-        _check_how(batch_size, on_error)
-        self._require_words()
-        self._require_normals()
-        return self._together(images, batch_size, on_error)
-
-    def _together(self, images: Sequence[Any], batch_size: int, on_error: str) -> Iterator[Any]:
-        sizes: dict[int, tuple[int, int]] = {}
-        errors: dict[int, ImageError] = {}
-
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, len(images), batch_size):
-                pictures = []
-                for number, (_, found) in enumerate(_read_all(list(images[start : start + batch_size])), start):
-                    if not isinstance(found, ImageError):
-                        pictures.append(found)
-                        sizes[number] = found.shape[0], found.shape[1]
-                    elif on_error == "raise":
-                        raise found
-                    else:
-                        errors[number] = found
-                if pictures:
-                    yield self.encoder.pixels(pictures, self.resolution)
-
-        rows = self._rows_of(iter(self.score(batches())))
-        rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
-        for number, image in enumerate(images):
-            yield errors.get(number) or self._prediction(image, sizes[number], next(rows), None)
-
-    def _rows_of(self, results: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
-                result = next(results, None)
-                found = [] if result is None else self._rows(*result)
-            if result is None:
-                return
-            yield from found
-
-    def _stream(self, images: Iterable[Any], batch_size: int, on_error: str) -> Iterator[Any]:
-        pending = iter(images)
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(_read_all, list(islice(pending, batch_size)))
-            while batch := ahead.result():
-                ahead = reader.submit(_read_all, list(islice(pending, batch_size)))
-                for result in self._score(batch):
-                    if isinstance(result, ImageError) and on_error == "raise":
-                        raise result
-                    yield result
-
-    def _score(self, batch: Sequence[tuple[Any, np.ndarray | ImageError]]) -> Iterator[Prediction | ImageError]:
-        good = [picture for _, picture in batch if not isinstance(picture, ImageError)]
-        results = iter(self._forward(good)) if good else iter(())
-        for image, picture in batch:
-            if isinstance(picture, ImageError):
-                yield picture
-                continue
-            yield self._prediction(image, (picture.shape[0], picture.shape[1]), next(results), picture)
-
-    def _prediction(
-        self, image: Any, size: tuple[int, int], row: tuple[float, np.ndarray | None, dict[str, float]], picture: Any
-    ) -> Prediction:
-        score, amap, cosines = row
-        is_path = isinstance(image, str | os.PathLike)
-        kept = None if is_path else read(image) if picture is None else picture
-        made = self.calibration
-        own = made is not None and made.threshold == self.threshold  # not one that was set by hand
-        return Prediction(
-            score=score,
-            map=amap,
-            size=size,
-            threshold=self.threshold,
-            map_threshold=self.map_threshold,
-            name=self.name,
-            source=os.fspath(image) if is_path else None,
-            phrases=cosines,
-            p_value=None if made is None else p_value(score, made.scores),
-            unsure=made.unsure if made is not None and own else None,
-            scale=self._drawn(),
-            region_level=self._region_level(),
-            picture=kept,
-        )
-
-    def _drawn(self) -> tuple[float, float]:
-        """The method's own colour range; once fitted, what the normals' maps reached is half way to hot at most."""
-        peaks = self.map_calibration.scores if self.map_calibration else ()
-        low, high = self._range()
-        return (low, min(high, low + 2 * (peaks[-1] - low))) if peaks and peaks[-1] > low else (low, high)
-
-    def _range(self) -> tuple[float, float]:
-        """`scale`, or the part of it that tells normal from anomalous as the detector stands."""
-        return self.scale
-
-    def _region_level(self) -> float:
-        """The method's own level; once fitted, just above all that the normals' maps reached."""
-        peaks = self.map_calibration.scores if self.map_calibration else ()
-        return math.nextafter(peaks[-1], math.inf) if peaks else self.region_level
-
-    @torch.no_grad()
-    def _forward(self, pictures: Sequence[np.ndarray]) -> list[tuple[float, np.ndarray | None, dict[str, float]]]:
-        return self._rows(*self.forward(self.encoder.pixels(pictures, self.resolution)))
-
-    def _rows(
-        self, scores: Tensor, maps: Tensor | None, images: Tensor | None
-    ) -> list[tuple[float, np.ndarray | None, dict[str, float]]]:
-        """Score, map and cosines with the phrases of each picture."""
-        cosines: list[dict[str, float]] = [{}] * len(scores)
-        if images is not None and self.phrase_embeddings is not None:
-            rows = F.normalize(images.float(), dim=-1) @ self.phrase_embeddings.T  # [B, phrases]
-            cosines = [dict(zip(self.phrases, row, strict=True)) for row in rows.tolist()]
-        arrays = [None] * len(scores) if maps is None else [one.copy() for one in maps.float().cpu().numpy()]
-        return list(zip(scores.tolist(), arrays, cosines, strict=True))
+    def report_progress(self, told: Callable[[str, int, int], None] | None) -> None:
+        """Has (stage, done, total) told while a set is scored; total 0: unknown."""
+        self.scorer.progress = told
 
     # Files
 
@@ -377,6 +299,7 @@ class Detector(nn.Module):
 
         The encoder is named in it with its digest, not contained. Written beside and renamed, so it is whole or absent.
         """
+        judge, pack = self._judge, self.pack
         header = {
             "vlad": __version__,
             "method": self.method,
@@ -385,62 +308,31 @@ class Detector(nn.Module):
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "options": self.options,
             "name": self.name,
-            "prompts": self.pack.to_dict() if self.pack else None,
-            "prompts_name": self.pack.name if self.pack else None,
-            "phrases": self.phrases,
-            "threshold": self.threshold,
-            "map_threshold": self.map_threshold,
+            "prompts": pack.to_dict() if pack else None,
+            "prompts_name": pack.name if pack else None,
+            "phrases": self.scorer.phrases,
+            "threshold": judge.threshold,
+            "map_threshold": judge.map_threshold,
             "references": self.references,
             "trained_on": list(self.trained_on),
-            "calibration": self.calibration and self.calibration.to_dict(),
-            "map_calibration": self.map_calibration and self.map_calibration.to_dict(),
+            "calibration": judge.calibration and judge.calibration.to_dict(),
+            "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
         }
-        detector_file.write(Path(path), header, self.state_dict())
+        detector_file.write(Path(path), header, self.scorer.state_dict())
 
-    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes what `save` wrote; ValueError where it does not fit."""
-        memories = self._memories()
-        left = dict(tensors)
-        for name, memory in memories.items():
-            parts = {part: left.pop(key) for part in ("rows", "owners") if (key := f"{name}.{part}") in left}
-            if parts:
-                memory.restore(parts, header["references"], self.encoder.device)
-        if len({bool(memory.ids) for memory in memories.values()}) > 1:
-            raise ValueError("some of its memories are missing")
-        left = self._take(left)
-        for key, value in left.items():
-            if key not in self._buffers or value.ndim != 2 or not torch.isfinite(value).all():
-                raise ValueError(f"it holds a tensor {key!r} {list(value.shape)} that {self.method} does not have")
-            self._buffers[key] = value.to(self.encoder.device)
-        widths = {len(value) for key, value in left.items() if key == "phrase_embeddings"} | {len(header["phrases"])}
-        if (self.prototypes is not None and self.prototypes.shape != (2, self.encoder.embed_dim)) or len(widths) > 1:
-            raise ValueError("its prototypes or phrases do not fit each other and the encoder")
-        self.name, self.phrases = header["name"], header["phrases"]
-        self.trained_on = tuple(header["trained_on"])
-        self.threshold, self.map_threshold = header["threshold"], header["map_threshold"]
+    @classmethod
+    def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
+        """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
+        scorer.restore(header, tensors)
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
-        self.calibration, self.map_calibration = made
-        if header["prompts"]:
-            self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
-
-    def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes from a file's tensors those that were learned; returns the others."""
-        return tensors
+        detector = cls(scorer)
+        detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"])
+        return detector
 
 
-def _check_how(batch_size: int, on_error: str) -> None:
-    if on_error not in ("raise", "yield"):
-        raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; expected a whole number, 1 or more")
-
-
-def _read_all(images: list[Any]) -> list[tuple[Any, np.ndarray | ImageError]]:
-    return [(image, _read_or_error(image)) for image in images]
-
-
-def _read_or_error(image: Any) -> np.ndarray | ImageError:
-    try:
-        return read(image)
-    except ImageError as error:
-        return error
+def _require_words(scorer: Scorer) -> None:
+    if scorer.words == "required" and scorer.prototypes is None:
+        raise RuntimeError(
+            f"{scorer.method} does not know what to look for: call describe('metal bolt') first, "
+            "or give vlad.load a name"
+        )

@@ -5,14 +5,14 @@ What is read may come from anywhere: sizes, kinds and checksums are looked at be
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlad.files import write_whole
 
 FORMAT = 1  # raise it when older versions would misread the file
 KEYS: dict[str, tuple[type, ...]] = {
@@ -47,16 +47,7 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     facts = {"format": FORMAT, **header, "sha256": _checksum(kept)}
     content = save(kept, metadata={"vlad": json.dumps(facts, allow_nan=False)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, content, sync=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -39,12 +40,21 @@ def cache_dir() -> Path:
     return root
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside and renames: a reader, or a second writer, never meets half a file. Makes the folder."""
+def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = False) -> None:
+    """Writes beside and renames: a reader, or a second writer, never meets half a file. Makes the folder.
+
+    `content` may come in pieces. With `sync` the disk has the content before the name is given to it, so that not even
+    a power cut leaves half a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        beside.write_bytes(content)
+        with beside.open("wb") as file:
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

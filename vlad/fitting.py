@@ -1,4 +1,4 @@
-"""What `Detector.fit` does: normal pictures into a memory, each once, and a calibration from their own scores."""
+"""What `Detector.fit` does: normal pictures into a new memory, each once, and a calibration from their own scores."""
 
 import hashlib
 import logging
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from vlad.images import read
 from vlad.images.listing import list_images
+from vlad.predicting import pixels_of
+from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
-
-if TYPE_CHECKING:
-    from vlad.detector import Detector
-    from vlad.encoders.encoder import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -30,62 +28,56 @@ KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures
 
 @torch.no_grad()
 def learn(
-    detector: "Detector", images: Any, rate: float | None, anomalous: Any = None
+    scorer: Scorer, images: Any, rate: float | None, anomalous: Any = None
 ) -> tuple[Calibration, Calibration | None]:
     """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
 
-    Whatever goes wrong, a picture that cannot be read or Ctrl-C, the memories are then what they were before.
+    Whatever goes wrong, the scorer is then of no use: give it a copy.
     """
     if anomalous is not None and rate is not None:
         raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
-    normals, memories = Normals(images, detector.encoder, detector.resolution), list(detector._memories().values())
-    earlier = [(memory.rows, memory.owners, memory.ids) for memory in memories]
-    try:
-        with ExitStack() as stack:
-            if len(normals.images) <= SHARED:
-                stack.enter_context(detector.encoder.sharing())
-            _fill(detector, normals)
-            scores, peaks = _leave_one_out(detector, normals) if len(normals.ids) > 1 else ([], [])
-        made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
-        if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
-            made = from_halves(*_between_halves(detector, picture))
-            _fill(detector, normals)
-        for memory in memories:
-            memory.ids = list(normals.ids)
-            memory.condense()
-        if anomalous is not None:
-            made = _against(detector, anomalous, scores), made[1]
-    except BaseException:
-        for memory, (rows, owners, ids) in zip(memories, earlier, strict=True):
-            memory.rows, memory.owners, memory.ids = rows, owners, ids
-        raise
+    normals = Normals(images, scorer)
+    with ExitStack() as stack:
+        if len(normals.images) <= SHARED:
+            stack.enter_context(scorer.encoder.sharing())
+        _fill(scorer, normals)
+        scores, peaks = _leave_one_out(scorer, normals) if len(normals.ids) > 1 else ([], [])
+    made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
+    if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
+        made = from_halves(*_between_halves(scorer, picture))
+        _fill(scorer, normals)
+    for memory in scorer.memories().values():
+        memory.ids = list(normals.ids)
+        memory.condense()
+    if anomalous is not None:
+        made = _against(scorer, anomalous, scores), made[1]
     if normals.repeated:
         logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
     logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
     return made
 
 
-def _fill(detector: "Detector", batches: Iterable[Tensor]) -> None:
-    for memory in detector._memories().values():
+def _fill(scorer: Scorer, batches: Iterable[Tensor]) -> None:
+    for memory in scorer.memories().values():
         memory.clear()
-    detector._remember(iter(batches))
+    scorer.remember(iter(batches))
 
 
-def _leave_one_out(detector: "Detector", batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+def _leave_one_out(scorer: Scorer, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
     """Scores of the pictures in memory, and largest values of their maps, none of them compared with itself."""
     scores: list[float] = []
     peaks: list[float] = []
     for pixels in batches:
         with ExitStack() as stack:
-            for memory in detector._memories().values():
-                stack.enter_context(memory.leaving_out(torch.arange(len(scores), len(scores) + len(pixels))))
-            score, maps, _ = detector.forward(pixels)
-        scores += score.tolist()
-        peaks += [] if maps is None else maps.amax((1, 2)).tolist()
+            for memory in scorer.memories().values():
+                stack.enter_context(memory.excluding(torch.arange(len(scores), len(scores) + len(pixels))))
+            found = scorer(pixels)
+        scores += found.score.tolist()
+        peaks += [] if found.map is None else found.peaks().tolist()
     return scores, peaks
 
 
-def _between_halves(detector: "Detector", picture: np.ndarray) -> tuple[list[float], list[float]]:
+def _between_halves(scorer: Scorer, picture: np.ndarray) -> tuple[list[float], list[float]]:
     """Scores and largest map values of the four halves of one picture [H, W, 3], each against the other half.
 
     The memories are then of halves. A half fills the whole square, so its patches show less of the thing.
@@ -93,21 +85,21 @@ def _between_halves(detector: "Detector", picture: np.ndarray) -> tuple[list[flo
     scores: list[float] = []
     peaks: list[float] = []
     for axis in (0, 1):
-        both = detector.encoder.pixels(np.array_split(picture, 2, axis), detector.resolution)  # [2, 3, S, S]
-        _fill(detector, [both])
-        of_axis = _leave_one_out(detector, [both])
+        both = pixels_of(scorer, np.array_split(picture, 2, axis))  # [2, 3, S, S]
+        _fill(scorer, [both])
+        of_axis = _leave_one_out(scorer, [both])
         scores, peaks = scores + of_axis[0], peaks + of_axis[1]
     return scores, peaks
 
 
-def _against(detector: "Detector", anomalous: Any, normal_scores: list[float]) -> Calibration:
+def _against(scorer: Scorer, anomalous: Any, normal_scores: list[float]) -> Calibration:
     """The threshold of the best F1 between the normals' scores and those of the anomalous pictures."""
     if not normal_scores:
         raise ValueError(
             "a threshold from anomalous pictures needs 2 normal ones or more, each scored against the others"
         )
-    odd = Normals(anomalous, detector.encoder, detector.resolution, "anomalous")
-    scores = [score for pixels in odd for score in detector.forward(pixels)[0].tolist()]
+    odd = Normals(anomalous, scorer, "anomalous")
+    scores = [score for pixels in odd for score in scorer(pixels).score.tolist()]
     return from_labelled([*normal_scores, *scores], [0] * len(normal_scores) + [1] * len(scores))
 
 
@@ -120,13 +112,13 @@ class Normals:
         repeated: the ids left out because their picture is there already.
     """
 
-    def __init__(self, images: Any, encoder: "Encoder", resolution: int, kind: str = "normal"):
+    def __init__(self, images: Any, scorer: Scorer, kind: str = "normal"):
         """Raises ValueError where there is not one picture, FileNotFoundError for a folder without any."""
         self.images = as_list(images)
         if not self.images:
             raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
         self.names = _names(self.images)
-        self.encoder, self.resolution = encoder, resolution
+        self.scorer = scorer
         self.ids: list[str] = []
         self.repeated: list[str] = []
         self._kept: list[Tensor] | None = None
@@ -164,7 +156,7 @@ class Normals:
 
     def _pixels(self, pictures: list[Any]) -> Tensor:
         with torch.no_grad():
-            return self.encoder.pixels(pictures, self.resolution)
+            return pixels_of(self.scorer, pictures)
 
 
 def as_list(images: Any) -> list[Any]:

@@ -11,9 +11,9 @@ from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
-from vlad.learning.scorer import LearnedDetector, own_encoder, with_adapter
+from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
-from vlad.prompts import PromptPack
+from vlad.scorer import Scorer
 
 
 def load(
@@ -51,23 +51,35 @@ def load(
         _refuse_adapter(Path(given).name, adapter)
         detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options)
     else:
-        kind = method_class(given)
-        _check_options(given, kind, options)
-        if prompts is not None and not kind.reads_words():
-            raise TypeError(f"{given} looks at pictures alone and takes no prompts")
-        if issubclass(kind, LearnedDetector):
-            file = None if adapter is None else Path(adapter).expanduser()
-            tower = own_encoder(kind, file) if encoder is None else encoder
-            detector = with_adapter(kind, load_encoder(tower, device, dtype), file, options)
-        else:
-            _refuse_adapter(given, adapter)
-            detector = kind(load_encoder(encoder, device, dtype), **options)
+        detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
         if prompts is not None:
-            detector.pack = PromptPack.load(prompts)
-    detector.to(detector.encoder.device)
+            detector.take_pack(prompts)
+    detector.scorer.to(detector.encoder.device)
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)
     return detector
+
+
+def _made(
+    method: str,
+    encoder: str | Encoder | None,
+    adapter: str | os.PathLike[str] | None,
+    device: str | None,
+    dtype: Any,
+    has_prompts: bool,
+    options: Mapping[str, Any],
+) -> Scorer:
+    """The scorer of a method, with its adapter where it has one."""
+    kind = method_class(method)
+    _check_options(method, kind, options)
+    if has_prompts and kind.words == "none":
+        raise TypeError(f"{method} looks at pictures alone and takes no prompts")
+    if issubclass(kind, LearnedScorer):
+        file = None if adapter is None else Path(adapter).expanduser()
+        tower = own_encoder(kind, file) if encoder is None else encoder
+        return with_adapter(kind, load_encoder(tower, device, dtype), file, options)
+    _refuse_adapter(method, adapter)
+    return kind(load_encoder(encoder, device, dtype), **options)
 
 
 def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
@@ -75,7 +87,7 @@ def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
         raise TypeError(f"{given} has no learned weights and takes no adapter; got {os.fspath(adapter)!r}")
 
 
-def _check_options(method: str, kind: type[Detector], options: Mapping[str, Any]) -> None:
+def _check_options(method: str, kind: type[Scorer], options: Mapping[str, Any]) -> None:
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
@@ -101,8 +113,7 @@ def _load_file(
             f"{header['encoder']!r}, digest {header['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
         )
     try:
-        detector = method_class(header["method"])(encoder, **header["options"])
-        detector._restore(header, tensors)
+        scorer = method_class(header["method"])(encoder, **header["options"])
+        return Detector.restored(scorer, header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    return detector

@@ -44,7 +44,7 @@ def main() -> None:
     detectors = {}
     for label, options in METHODS.items():
         method = label.partition(",")[0]
-        text = vlad.methods.method_class(method).reads_words()
+        text = vlad.methods.method_class(method).words != "none"
         detectors[label] = vlad.load(method, "metal bolt" if text else None, encoder=encoder, **options)
         detectors[label].predict(pictures[:8])
     times: dict[str, list[float]] = {label: [] for label in detectors}

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlad
-from vlad import batch
+from vlad import folder
 from vlad.cli import app
 from vlad.cli.lists import KINDS
 
@@ -219,7 +219,7 @@ def test_an_interrupt_says_how_to_go_on(score, photos, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch, "score_folder", interrupted)
+    monkeypatch.setattr(folder, "score_folder", interrupted)
     done = run(*score, photos, *NAME, "--out", tmp_path)
     assert done.exit_code == 130 and "--resume" in done.stderr
 

@@ -60,7 +60,7 @@ def test_anomaly_dino_learns_saves_and_scores(encoder, pictures, tmp_path):
     detector = vlad.load("patch_memory", encoder=encoder, preset="anomaly_dino")
     assert detector.options["layers"] == [3] and detector.options["rotations"] == 8
     detector.fit(pictures[:6])
-    assert len(detector.memory) == 6 * 8 * 16
+    assert len(detector.scorer.memory) == 6 * 8 * 16
     detector.save(tmp_path / "dino.safetensors")
     loaded = vlad.load(tmp_path / "dino.safetensors", encoder=encoder)
     for one, other in zip(detector.predict(pictures), loaded.predict(pictures), strict=True):

@@ -66,16 +66,16 @@ def test_what_a_dino_cannot_do_it_says_in_a_sentence(dino, asked, words):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_takes_a_dino_or_refuses_it_in_a_sentence(dino, method):
     try:
-        detector = method_class(method)(dino)
+        scorer = method_class(method)(dino)
     except TypeError as error:
         assert "dino:" in str(error) and "\n" not in str(error)
     else:
-        assert not detector.reads_words()
+        assert scorer.words == "none"
 
 
 def test_a_copy_of_a_detector_works_with_the_very_encoder_of_the_detector(tiny_encoder):
     detector = vlad.load("patch_text", "bolt", encoder=tiny_encoder)
-    for made in (copy.copy(detector), copy.deepcopy(detector)):
+    for made in (detector.copy(), copy.deepcopy(detector)):
         assert made.encoder is tiny_encoder and made is not detector
     assert copy.deepcopy([tiny_encoder, tiny_encoder])[0] is tiny_encoder
 

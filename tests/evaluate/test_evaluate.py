@@ -1,6 +1,5 @@
 """`vlad.evaluate` on small trees that the tests write, mostly with a detector whose answers are known."""
 
-import copy
 import json
 import logging
 import math
@@ -11,56 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sets import Brightness, brightness, save, write_category
 
 import vlad
 from vlad import metrics
 from vlad.datasets import folder
 from vlad.datasets.samples import Sample
-from vlad.detector import Detector
 from vlad.evaluate import evaluate
-
-
-class Brightness(Detector):
-    """Bright pixels are anomalous; `fit` subtracts the mean brightness of the normals."""
-
-    needs_text = False
-
-    def __init__(self, encoder, *, resolution=None, shrink=8):
-        super().__init__(encoder, resolution=resolution)
-        self.shrink, self.seen, self.fitted = shrink, 0, []
-        self.register_buffer("level", torch.zeros(()))
-
-    def forward(self, pixels):
-        self.seen += len(pixels)
-        grid = torch.nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), self.shrink)[:, 0] - self.level
-        return grid.amax((1, 2)), grid, None
-
-    def fit(self, normals, *, max_false_positive_rate=None):
-        self.fitted = list(normals)
-        self.level = torch.tensor(float(np.mean([np.asarray(Image.open(one)).mean() for one in normals])))
-        return self
-
-
-def write_category(place, seed=0, normals=6, anomalous=5, masks=True, size=(48, 64)):
-    """Grey noise; anomalous pictures have a bright square, not always brighter than the noise elsewhere."""
-    random = np.random.default_rng(seed)
-    for split, kind, number in (("train", "good", 6), ("test", "good", normals), ("test", "spot", anomalous)):
-        for index in range(number):
-            picture = random.integers(60, 150, (*size, 3)).astype(np.uint8)
-            mask = np.zeros(size, np.uint8)
-            if kind == "spot":
-                y, x = random.integers(4, 28), random.integers(4, 40)
-                picture[y : y + 12, x : x + 14] += np.uint8(random.integers(5, 60))
-                mask[y : y + 12, x : x + 14] = 255
-            _save(picture, place / split / kind / f"{index:03}.png")
-            if kind == "spot" and masks:
-                _save(mask, place / "ground_truth" / kind / f"{index:03}_mask.png")
-    return place
-
-
-def _save(array, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+from vlad.scorer import Scores
 
 
 @pytest.fixture
@@ -72,7 +29,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def bright(small_encoder):
-    return Brightness(small_encoder)
+    return brightness(small_encoder)
 
 
 def pictures_of(samples, category):
@@ -139,11 +96,11 @@ def test_three_detectors_on_one_encoder_share_each_pass(tree, small_encoder, mon
 
 def test_detectors_come_back_as_they_were(tree, small_encoder, bright):
     words = vlad.load("patch_text", "sponge", encoder=small_encoder)
-    before = words.prototypes.clone()
+    before = words.scorer.prototypes.clone()
     evaluate([words, bright], folder(tree), bootstrap=0, shots=0)
     evaluate(bright, folder(tree), bootstrap=0, shots=2, seeds=2)
-    assert words.name == "sponge" and torch.equal(words.prototypes, before)
-    assert bright.fitted == [] and bright.level == 0
+    assert words.name == "sponge" and torch.equal(words.scorer.prototypes, before)
+    assert bright.references == []
 
 
 def test_categories_are_described_by_their_words_or_by_the_ones_given(tree, small_encoder, monkeypatch):
@@ -173,7 +130,7 @@ def test_a_killed_run_goes_on_with_the_category_that_was_not_finished(tree, smal
             counted.append(len(pixels))
             return super().forward(pixels)
 
-    whole = evaluate({"x": Counting(small_encoder)}, folder(tree), bootstrap=30)
+    whole = evaluate({"x": brightness(small_encoder, Counting)}, folder(tree), bootstrap=30)
     assert sum(counted) == 22
     counted.clear()
     seen = []
@@ -185,14 +142,14 @@ def test_a_killed_run_goes_on_with_the_category_that_was_not_finished(tree, smal
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(
-            {"x": Counting(small_encoder)},
+            {"x": brightness(small_encoder, Counting)},
             folder(tree),
             bootstrap=30,
             out=tmp_path / "out",
             progress=kill_in_the_second,
         )
     counted.clear()
-    report = evaluate({"x": Counting(small_encoder)}, folder(tree), bootstrap=30, out=tmp_path / "out")
+    report = evaluate({"x": brightness(small_encoder, Counting)}, folder(tree), bootstrap=30, out=tmp_path / "out")
     assert sum(counted) == 11
     assert [row.to_dict() for row in report.rows] == [row.to_dict() for row in whole.rows]
     for key, drawn in whole.draws.items():
@@ -264,25 +221,25 @@ def test_nan_in_a_map_is_refused_with_the_file(tree, small_encoder):
         def forward(self, pixels):
             score, grid, _ = super().forward(pixels)
             grid[0, 0, :3] = torch.nan
-            return score, grid, None
+            return Scores(score, grid)
 
     with pytest.raises(ValueError, match=r"\.png: 3 of 196 values of its map are NaN or infinite"):
-        evaluate(Broken(small_encoder), folder(tree))
+        evaluate(brightness(small_encoder, Broken), folder(tree))
 
 
 def test_an_image_level_method_has_no_pixel_metrics(tree, small_encoder):
     class Flat(Brightness):
         def forward(self, pixels):
-            return super().forward(pixels)[0], None, None
+            return Scores(super().forward(pixels).score)
 
-    report = evaluate(Flat(small_encoder), folder(tree), bootstrap=10)
+    report = evaluate(brightness(small_encoder, Flat), folder(tree), bootstrap=10)
     row = report.select(metric="pixel_aupro", category="bolt")[0]
     assert math.isnan(row.value) and "no map" in row.reason
     assert report.value("image_auroc") > 0
 
 
 def test_shots_are_seeded_nested_and_the_same_for_every_detector(tree, small_encoder):
-    detectors = {"a": Brightness(small_encoder), "b": Brightness(small_encoder, shrink=16)}
+    detectors = {"a": brightness(small_encoder), "b": brightness(small_encoder, shrink=16)}
     four = evaluate(detectors, folder(tree), shots=4, seeds=3, bootstrap=0)
     two = evaluate(detectors, folder(tree), shots=2, seeds=3, bootstrap=0)
     files = four.references["a", "set", "bolt"]
@@ -300,12 +257,15 @@ def test_deviation_is_that_over_the_seeds(tree, small_encoder):
 
         def forward(self, pixels):
             score, grid, _ = super().forward(pixels)
-            return score * (1 if self.fitted[0].stem in ("000", "001", "002") else -1), grid, None
+            lucky = self.memory.ids and self.memory.ids[0] in ("000.png", "001.png", "002.png")
+            return Scores(score if lucky else -score, grid)
 
     samples = folder(tree)
-    runs = [evaluate(Lucky(small_encoder), samples, shots=1, seeds=[seed], bootstrap=0) for seed in range(4)]
+    runs = [
+        evaluate(brightness(small_encoder, Lucky), samples, shots=1, seeds=[seed], bootstrap=0) for seed in range(4)
+    ]
     values = [run.value("image_auroc", category="nut") for run in runs]
-    row = evaluate(Lucky(small_encoder), samples, shots=1, seeds=4, bootstrap=0).select(
+    row = evaluate(brightness(small_encoder, Lucky), samples, shots=1, seeds=4, bootstrap=0).select(
         metric="image_auroc", category="nut"
     )[0]
     assert row.value == pytest.approx(np.mean(values)) and row.deviation == pytest.approx(np.std(values, ddof=1))
@@ -320,14 +280,14 @@ def test_more_shots_than_normals_are_refused(tree, bright):
 
 def test_a_detector_trained_on_the_tested_set_is_refused_unless_forced(tree, bright):
     samples = [replace(s, dataset="mvtec_ad") for s in folder(tree)]
-    trained = copy.deepcopy(bright, {id(bright.encoder): bright.encoder})
-    trained.trained_on = ("MVTec test",)
+    trained = bright.copy()
+    trained.scorer.trained_on = ("MVTec test",)
     with pytest.raises(ValueError, match=r"trained on mvtec_ad.*force"):
         evaluate({"leaky": trained}, samples)
     report = evaluate({"leaky": trained}, samples, force=True, bootstrap=0)
     assert report.settings["detectors"]["leaky"]["leaks"] == ["mvtec_ad"]
     assert "TRAINED ON THE TESTED DATA (mvtec_ad)" in report.table()
-    trained.trained_on = ("VisA", "ClinicDB")
+    trained.scorer.trained_on = ("VisA", "ClinicDB")
     assert "trained on VisA, ClinicDB" in evaluate(trained, samples, bootstrap=0).table()
 
 
@@ -367,15 +327,17 @@ def test_corruptions_add_rows_and_leave_the_clean_ones_alone(tree, bright):
 
 def test_set_based_methods_see_the_whole_test_set_at_once(tree, small_encoder):
     class Together(Brightness):
-        transductive = True
+        @property
+        def score_set(self):
+            def scored(batches):
+                sizes.append(sum(map(len, kept := list(batches))))
+                return map(self.forward, kept)
 
-        def score(self, batches):
-            sizes.append(sum(map(len, kept := list(batches))))
-            return map(self.forward, kept)
+            return scored
 
     sizes = []
-    report = evaluate(Together(small_encoder), folder(tree), bootstrap=0, batch_size=4)
-    alone = evaluate(Brightness(small_encoder), folder(tree), bootstrap=0)
+    report = evaluate(brightness(small_encoder, Together), folder(tree), bootstrap=0, batch_size=4)
+    alone = evaluate(brightness(small_encoder), folder(tree), bootstrap=0)
     assert sizes == [11, 11]
     assert report.value("pixel_auroc") == alone.value("pixel_auroc")
     assert next(iter(report.settings["detectors"].values()))["setting"] == "batch (transductive)"
@@ -396,7 +358,7 @@ def test_loco_defects_count_as_found_once_enough_of_them_is(tmp_path, bright):
 
     place = write_category(tmp_path / "loco" / "box", seed=4)
     for mask in (place / "ground_truth" / "spot").iterdir():
-        _save(np.asarray(Image.open(mask)), mask.with_suffix("") / "000.png")
+        save(np.asarray(Image.open(mask)), mask.with_suffix("") / "000.png")
         mask.unlink()
     for split in ("test", "ground_truth"):
         (place / split / "spot").rename(place / split / "structural_anomalies")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_evaluate import write_category
+from small_sets import write_category
 from typer.testing import CliRunner
 
 from vlad.cli import app

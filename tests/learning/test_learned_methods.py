@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from vlad.learning import adapter_file
-from vlad.learning.scorer import LearnedDetector
+from vlad.learning.scorer import LearnedScorer
 from vlad.learning.train import train
 from vlad.methods import METHODS, method_class
 from vlad.synthetic import sample
 
-KINDS = {name: kind for name in METHODS if issubclass(kind := method_class(name), LearnedDetector)}
+KINDS = {name: kind for name in METHODS if issubclass(kind := method_class(name), LearnedScorer)}
 LEARNED = [name for name, kind in KINDS.items() if not kind.own_encoder]  # the others do not learn on `tiny`
 OPTIONS = {"clip_ad": {"plus": True}}  # clip_ad as it stands learns nothing
 
@@ -57,7 +57,7 @@ def test_on_drawn_pictures_the_loss_falls_and_the_same_seed_gives_the_same_weigh
         made[name] = train(recipe(method, epochs=4), "synthetic", file, encoder=tiny_encoder)
     losses = adapter_file.read(tmp_path / "a.safetensors").facts["recipe"]["losses"]
     assert losses[-1] < losses[0]
-    check_equal(made["a"].learned(), made["b"].learned())
+    check_equal(made["a"].scorer.learned(), made["b"].scorer.learned())
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -77,5 +77,5 @@ def test_a_run_that_was_stopped_on_an_annotated_set_ends_as_an_undisturbed_one(m
     stages = []
     resumed = train(recipe(method), data, stopped, encoder=tiny_encoder, progress=lambda *s: stages.append(s))
     whole = train(recipe(method), data, tmp_path / "whole.safetensors", encoder=tiny_encoder)
-    check_equal(resumed.learned(), whole.learned())
+    check_equal(resumed.scorer.learned(), whole.scorer.learned())
     assert next(done for what, done, _ in stages if what.startswith("epoch")) == 4, "three of six steps were kept"

@@ -3,7 +3,7 @@
 import pytest
 
 from vlad.learning import recipes
-from vlad.learning.scorer import LearnedDetector
+from vlad.learning.scorer import LearnedScorer
 from vlad.methods import method_class
 
 GOOD = 'method = "anomalyclip"\ndata = ["mtd"]\n[optimizer]\nlearning_rate = 1e-3\n'
@@ -13,7 +13,7 @@ def test_every_shipped_recipe_is_of_a_method_that_learns_and_has_its_paper_in_th
     assert {"anomalyclip", "adaptclip", "adaclip"} <= set(recipes.recipes())
     for name in recipes.recipes():
         recipe = recipes.load(name)
-        assert issubclass(method_class(recipe.method), LearnedDetector) and "arXiv" in recipe.title and recipe.data
+        assert issubclass(method_class(recipe.method), LearnedScorer) and "arXiv" in recipe.title and recipe.data
 
 
 def test_a_file_of_ones_own_is_read_and_an_equal_dict_means_the_same(tmp_path):

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from test_evaluate import write_category
+from small_sets import write_category
 from typer.testing import CliRunner
 
 import vlad
@@ -125,7 +125,7 @@ def test_a_held_out_part_chooses_the_epoch(data, tiny_encoder, tmp_path, monkeyp
 
     def watched(run):
         finish(run)
-        states.append({key: value.clone() for key, value in run.detector.learned().items()})
+        states.append({key: value.clone() for key, value in run.scorer.learned().items()})
 
     monkeypatch.setattr(Run, "_finish_epoch", watched)
     recipe = {**RECIPE, "epochs": 4, "validation": 0.4, "optimizer": {"learning_rate": 0.3}}
@@ -195,7 +195,7 @@ def test_a_second_stage_goes_on_from_the_first_also_when_either_was_stopped(data
 def test_what_ships_is_taken_for_tiny_or_by_its_name_and_another_encoder_needs_a_file(tiny_encoder, small_encoder):
     own = vlad.load("april_gan", encoder=tiny_encoder)
     named = vlad.load("april_gan", adapter="april_gan-tiny", encoder=tiny_encoder)
-    check_equal(own.learned(), named.learned())
+    check_equal(own.scorer.learned(), named.scorer.learned())
     assert own.trained_on == ("synthetic",)
     with pytest.raises(ValueError, match=r"has no adapter that ships for encoder .*: give adapter=FILE"):
         vlad.load("april_gan", encoder=small_encoder)
@@ -209,7 +209,7 @@ def test_every_adapter_that_ships_is_small_and_learned_on_drawn_pictures_alone(n
     read = adapter_file.read(file)
     assert file.stat().st_size < 1_000_000 and read.facts["trained_on"] == ["synthetic"]
     detector = vlad.load(read.facts["method"], "bolt", encoder=tiny_encoder, adapter=f"{name}-tiny")
-    check_equal(detector.learned(), read.tensors)
+    check_equal(detector.scorer.learned(), read.tensors)
     assert 0 <= detector.predict(np.zeros((60, 80, 3), np.uint8)).score <= 1
 
 

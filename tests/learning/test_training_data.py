@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluate import write_category
+from small_sets import write_category
 
 from vlad.learning.data import Annotated, gather, mosaic
 from vlad.learning.features import mask_at

@@ -81,7 +81,7 @@ def test_a_memory_searches_by_cells_only_when_it_is_large_and_asked_to(faiss, mo
         "faiss over 1500 rows",
         "faiss over 2000 rows",
     ]
-    with fast.leaving_out(torch.tensor([0, 1])), exact.leaving_out(torch.tensor([0, 1])):
+    with fast.excluding(torch.tensor([0, 1])), exact.excluding(torch.tensor([0, 1])):
         assert fast.distance(queries).equal(exact.distance(queries)), "thresholds come from the exact search"
 
 

@@ -5,10 +5,35 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GOLDEN
 
 from vlad.memory import Memory, coreset, coreset_start, neighbourhood_mean
-from vlad.memory.nearest import nearest, nearest_distance, reweighted
+from vlad.memory.nearest import nearest, reweighted
+
+
+def nearest_distance(queries, memory):
+    """[Q] half the cosine distance to the closest row."""
+    return nearest(queries, memory, 1, metric="cosine")[0].mean(1).clamp_max(2) / 2
+
+
+def patchcore_embedding(layers, size, width, target):
+    """[B, N, target] of feature maps [B, C_l, rows_l, columns_l], the first with the grid that N counts.
+
+    Each place takes its size x size neighbours, coarser layers are brought to the first one's grid (bilinear,
+    align_corners=False), each layer's values are averaged down to `width`, all layers together to `target`.
+
+    Source: PatchCore (arXiv:2106.08265), section 3.1, as in the official code.
+    """
+    grid = layers[0].shape[-2:]
+    parts = []
+    for features in layers:
+        around = F.unfold(features, size, padding=(size - 1) // 2)  # [B, C_l * size * size, N_l]
+        around = around.unflatten(2, features.shape[-2:])
+        if features.shape[-2:] != grid:
+            around = F.interpolate(around, grid, mode="bilinear", align_corners=False)
+        parts.append(F.adaptive_avg_pool1d(around.flatten(2).transpose(1, 2), width))  # [B, N, width]
+    return F.adaptive_avg_pool1d(torch.cat(parts, -1), target)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +64,6 @@ def maps(golden_weights):
 @pytest.fixture(scope="module")
 def patchcore(maps):
     """Reference and query embeddings of the golden, [6, 64, 128] and [3, 64, 128]."""
-    from vlad.methods.patch_memory import patchcore_embedding
 
     def embed(parts):
         grids = [part.transpose(1, 2).unflatten(2, (side, side)) for part, side in zip(parts, (8, 4), strict=True)]
@@ -234,41 +258,13 @@ def filled(*counts, width=6):
     return memory
 
 
-def test_removed_pictures_leave_what_was_there_without_them():
-    memory, without = filled(4, 5, 6), Memory()
-    for number, count in ((0, 4), (2, 6)):
-        without.add(rows(count, 6, number)[None], [f"{number}.png"])
-    memory.remove(["1.png"])
-    assert memory.ids == without.ids
-    assert torch.equal(memory.rows, without.rows) and torch.equal(memory.owners, without.owners)
-    with pytest.raises(KeyError, match=r"no reference '1\.png'"):
-        memory.remove(["1.png"])
-    memory.remove(["0.png", "2.png"])
-    assert len(memory) == 0 and memory.ids == []
-
-
-def test_merging_does_not_depend_on_the_order_of_the_parts():
-    parts = [Memory(), Memory(), Memory()]
-    for number, part in enumerate(parts):
-        part.add(rows(8, 6, number).view(2, 4, 6), [f"{number}a", f"{number}b"])
-    one, other = Memory.merged(parts), Memory.merged([parts[2], parts[0], parts[1], parts[0]])
-    assert one.ids == other.ids == ["0a", "0b", "1a", "1b", "2a", "2b"], "what two parts hold is kept once"
-    assert torch.equal(one.rows, other.rows) and torch.equal(one.owners, other.owners)
-    impostor = Memory()
-    impostor.add(rows(4, 6, 9)[None], ["0a"])
-    with pytest.raises(ValueError, match="different rows of reference '0a'"):
-        Memory.merged([parts[0], impostor])
-    with pytest.raises(ValueError, match="different widths"):
-        Memory.merged([parts[0], filled(2, width=5)])
-
-
 def test_leaving_a_picture_out_of_a_coreset_is_a_coreset_of_the_others():
     memory, others = Memory(share=0.3), Memory(share=0.3)
     tokens = rows(60, 6).view(3, 20, 6)
     memory.add(tokens)
     others.add(tokens[1:])
     others.condense()
-    with memory.leaving_out(torch.tensor([0])):
+    with memory.excluding(torch.tensor([0])):
         left = memory.distance(tokens[:1])
     torch.testing.assert_close(left, others.distance(tokens[:1]))
     assert left.min() > 0
@@ -282,7 +278,7 @@ def test_the_closest_rows_are_those_that_the_distance_is_measured_to(exact):
     for number, count in enumerate((5, 9)):
         memory.add(rows(count, 6, number)[None], [f"{number}.png"])
     for without in (None, torch.tensor([0, 1])):
-        with nullcontext() if without is None else memory.leaving_out(without):
+        with nullcontext() if without is None else memory.excluding(without):
             distance, found = memory.closest(tokens)
             torch.testing.assert_close(distance, memory.distance(tokens), atol=1e-6, rtol=1e-5)
         unit = torch.nn.functional.normalize(tokens, dim=-1)

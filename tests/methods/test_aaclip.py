@@ -77,12 +77,12 @@ def test_what_the_vision_tower_gives_matches(golden, pictures, official, side):
     pixels = encoder.pixels(pictures[:1], side)
     resized = ((pixels * encoder.std + encoder.mean)[0] * 255).permute(1, 2, 0)
     close(resized, golden[f"s{side}_resized_uint8"], 1e-3)
-    patches, whole = detector.see(pixels)
+    patches, whole = detector.scorer.see(pixels)
     close(torch.cat(patches), golden[f"s{side}_seg_tokens"], FEATURES)
     close(whole[0], golden[f"s{side}_det_token"], FEATURES)
-    close(whole[0] @ detector.prototypes.T, golden[f"s{side}_image_cosines"], FEATURES)
+    close(whole[0] @ detector.scorer.prototypes.T, golden[f"s{side}_image_cosines"], FEATURES)
     if side == 112:
-        cosines = torch.cat(patches) @ detector.prototypes.T
+        cosines = torch.cat(patches) @ detector.scorer.prototypes.T
         grids = ((SCALE * (cosines[..., 1] - cosines[..., 0]) + 1) / 2).unflatten(1, (8, 8))
         close(to_size(blurred(grids, 7, 1.0), (112, 112), align_corners=True), golden["s112_map_each"], MAPS)
 
@@ -94,8 +94,8 @@ def test_sentences_match(golden, official):
     np.testing.assert_array_equal(detector.encoder.tokenize(normal), golden["tokens_normal"])
     np.testing.assert_array_equal(detector.encoder.tokenize(anomalous), golden["tokens_abnormal"])
     each = F.normalize(torch.from_numpy(golden["text_each_raw_abnormal"]), dim=-1)
-    close(detector.sentences(anomalous), each, FEATURES)
-    close(detector.prototypes.T, golden["text_features"], FEATURES)
+    close(detector.scorer.sentences(anomalous), each, FEATURES)
+    close(detector.scorer.prototypes.T, golden["text_features"], FEATURES)
     means = [F.normalize(detector.encoder.text(one), dim=-1).mean(0) for one in (normal, anomalous)]
     close(F.normalize(torch.stack(means), dim=-1).T, golden["text_features_unadapted"], FEATURES)
 
@@ -115,10 +115,10 @@ def test_layers_with_a_leaky_relu_match_and_are_known_by_their_names(golden, pic
     close(prediction.score, golden["s112_relu_image_score"][0], SCORES)
     close(prediction.map, golden["s112_relu_map_industrial"], MAPS)
     with torch.no_grad():
-        patches, whole = detector.see(detector.encoder.pixels(pictures[:1], 112))
+        patches, whole = detector.scorer.see(detector.encoder.pixels(pictures[:1], 112))
     close(torch.cat(patches), golden["s112_relu_seg_tokens"], FEATURES)
     close(whole[0], golden["s112_relu_det_token"], FEATURES)
-    close(whole[0] @ detector.prototypes.T, golden["s112_relu_image_cosines"], FEATURES)
+    close(whole[0] @ detector.scorer.prototypes.T, golden["s112_relu_image_cosines"], FEATURES)
 
 
 def test_the_published_scores_of_a_class_come_only_where_they_are_asked_for(golden, pictures, official):
@@ -149,14 +149,14 @@ def batch_of(detector, golden, pictures):
     mask = torch.from_numpy(golden["train_mask"]).float()
     pixels = detector.encoder.pixels(pictures[:2], 112)
     masks, labels = torch.stack([mask, 0 * mask]), torch.tensor([1, 0])
-    return Batch(detector.image_side(pixels), masks, labels, [NAME, "screw"])
+    return Batch(detector.scorer.image_side(pixels), masks, labels, [NAME, "screw"])
 
 
 def totals_of(detector, batch, rate):
-    optimizer, totals = torch.optim.Adam(detector.parameter_groups(rate), betas=(0.5, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameter_groups(rate), betas=(0.5, 0.999)), []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -164,8 +164,8 @@ def totals_of(detector, batch, rate):
 
 
 def check_gradients(golden, detector, batch, part, stage):
-    detector.loss(batch).backward()
-    found = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+    detector.scorer.loss(batch).backward()
+    found = {name: p.grad for name, p in detector.scorer.named_parameters() if p.grad is not None}
     assert sorted(found) == sorted(f"{part}.{name}" for name in golden[f"{stage}_grad_names"])
     for name, norm in zip(golden[f"{stage}_grad_names"], golden[f"{stage}_grad_norms"], strict=True):
         np.testing.assert_allclose(found[f"{part}.{name}"].norm(), norm, rtol=TRAINING, err_msg=name)
@@ -177,28 +177,32 @@ def check_gradients(golden, detector, batch, part, stage):
 def test_the_first_stages_tower_attends_over_the_pictures_only_where_that_is_asked_for(golden, pictures, official):
     detector, single = official(stage=1, across=True), official(stage=1)
     pixels = detector.encoder.pixels(pictures[:2], 112)
-    together = torch.stack(detector.surgery(pixels, detector.layers))
+    together = torch.stack(detector.scorer.surgery(pixels, detector.scorer.layers))
     close(together[:, 0], golden["stage1_patch_plus_class_batch"], FEATURES)
-    alone = single.image_side(pixels)[0]
+    alone = single.scorer.image_side(pixels)[0]
     close(alone[0], golden["stage1_patch_plus_class_alone_tap24"], FEATURES)
-    close(detector.image_side(pixels[:1])[0][0], golden["stage1_patch_plus_class_alone_tap24"], FEATURES)
+    close(detector.scorer.image_side(pixels[:1])[0][0], golden["stage1_patch_plus_class_alone_tap24"], FEATURES)
     assert (together[-1, 0] - alone[0]).abs().max() > 0.01
-    assert single.frozen_image_side and not detector.frozen_image_side and not official().frozen_image_side
+    assert (
+        single.scorer.frozen_image_side
+        and not detector.scorer.frozen_image_side
+        and not official().scorer.frozen_image_side
+    )
 
 
 def test_the_first_stage_matches_in_losses_gradients_and_steps(golden, pictures, official):
     detector = official(stage=1, across=True)
     batch = batch_of(detector, golden, pictures)
     with torch.no_grad():
-        states, parts = states_of(detector, batch.names), []
-        for tap in detector.surgery(detector.encoder.pixels(pictures[:2], 112), detector.layers):
+        states, parts = states_of(detector.scorer, batch.names), []
+        for tap in detector.scorer.surgery(detector.encoder.pixels(pictures[:2], 112), detector.scorer.layers):
             maps = enlarge(SCALE * tap @ states.mT, (8, 8), (112, 112)).softmax(1)
             three = [focal(maps, batch.masks), dice(maps[:, 0], 1 - batch.masks), dice(maps[:, 1], batch.masks)]
             apart = (states[:, 0] * states[:, 1]).sum(-1).mean().square()
             parts.append([*three, apart, sum(three) + 0.1 * apart])
     expected = golden["stage1_parts_focal_dice0_dice1_orthogonal_loss"]
     np.testing.assert_allclose(parts, expected, rtol=5e-5)
-    assert detector.loss(batch).item() == pytest.approx(expected[-1, -1], rel=1e-5)
+    assert detector.scorer.loss(batch).item() == pytest.approx(expected[-1, -1], rel=1e-5)
     found = check_gradients(golden, detector, batch, "text_adapter", "stage1")
     theirs = golden["stage1_grad_0.fc.0.weight"]
     close(found["text_adapter.0.fc.0.weight"], theirs, TRAINING * np.abs(theirs).max())
@@ -210,7 +214,8 @@ def test_the_second_stage_matches_in_losses_gradients_and_steps(golden, pictures
     detector = official()
     batch = batch_of(detector, golden, pictures)
     with torch.no_grad():
-        states, (patches, whole), parts = states_of(detector, batch.names), detector.see(batch.features[0]), []
+        states, parts = states_of(detector.scorer, batch.names), []
+        patches, whole = detector.scorer.see(batch.features[0])
         for one in patches:
             maps = enlarge(SCALE * one @ states.mT, (8, 8), (112, 112)).softmax(1)
             parts.append([focal(maps, batch.masks), dice(maps[:, 0], 1 - batch.masks), dice(maps[:, 1], batch.masks)])
@@ -225,8 +230,8 @@ def test_checkpointing_changes_no_gradient(golden, pictures, official):
     found = []
     for checkpointing in (False, True):
         detector = official(checkpointing=checkpointing)
-        detector.loss(batch_of(detector, golden, pictures)).backward()
-        found.append([p.grad for p in detector.image_adapter.parameters()])
+        detector.scorer.loss(batch_of(detector, golden, pictures)).backward()
+        found.append([p.grad for p in detector.scorer.image_adapter.parameters()])
     for one, other in zip(*found, strict=True):
         close(one, other, 1e-6 * one.abs().max())
 
@@ -236,7 +241,10 @@ def test_checkpointing_changes_no_gradient(golden, pictures, official):
 
 def test_it_has_as_many_layers_as_a_smaller_tower_allows(tiny_encoder, pictures, tmp_path):
     made = AaClip(tiny_encoder)
-    assert (len(made.text_adapter), len(made.image_adapter.layer_adapters)) == (1 + tiny_encoder.text_depth, 1)
+    assert (len(made.text_adapter), len(made.image_adapter.layer_adapters)) == (
+        1 + tiny_encoder.text_depth,
+        1,
+    )
     made.save_adapter(file := tmp_path / "tiny.safetensors", recipe={})
     prediction = vlad.load("aaclip", "metal bolt", encoder=tiny_encoder, adapter=file).predict(pictures[0])
     assert 0 < prediction.score < 1
@@ -245,7 +253,7 @@ def test_it_has_as_many_layers_as_a_smaller_tower_allows(tiny_encoder, pictures,
 def test_phrases_are_cosines_with_the_pictures_own_vector_by_the_learned_towers(golden, pictures, official):
     detector = official().describe("bolt", {"normal": ["{}"], "anomalous": ["bad {}"]})
     whole = F.normalize(torch.from_numpy(golden["s112_det_token"]), dim=0)
-    expected = (detector.sentences(["bolt", "bad bolt"]) @ whole).tolist()
+    expected = (detector.scorer.sentences(["bolt", "bad bolt"]) @ whole).tolist()
     assert list(detector.predict(pictures[0]).phrases.values()) == pytest.approx(expected, abs=1e-5)
 
 

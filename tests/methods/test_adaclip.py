@@ -11,6 +11,7 @@ import torch
 from conftest import GOLDEN
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.losses import dice, focal
 from vlad.learning.scorer import Batch
 from vlad.methods.adaclip import SCALE, AdaClip, class_probabilities, cluster_mean, enlarge, k_means, most_anomalous
@@ -41,8 +42,8 @@ def official(golden, wide_encoder):
 def seen(detector, picture, side):
     """(own embedding, unit class embedding, unit patch embeddings, prototypes) of one picture."""
     pixels = detector.encoder.pixels([picture], side)
-    own = detector.own_embedding(pixels)
-    return own, *detector.see(pixels, own), detector.states(own, [detector.name])
+    own = detector.scorer.own_embedding(pixels)
+    return own, *detector.scorer.see(pixels, own), detector.scorer.states(own, [detector.name])
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -76,8 +77,8 @@ def test_what_both_towers_give_matches(golden, picture, official, side):
         own, whole, patches, states = seen(detector, picture, side)
     for key, ours in {
         "frozen_image_feature": own[0],
-        "dynamic_visual": detector.dynamic_visual_prompt_generator(own)[0],
-        "dynamic_text": detector.dynamic_text_prompt_generator(own)[0],
+        "dynamic_visual": detector.scorer.dynamic_visual_prompt_generator(own)[0],
+        "dynamic_text": detector.scorer.dynamic_text_prompt_generator(own)[0],
         "tap24_tokens": walked[24][0, :-5],
         "prompted_image_feature": encoder.project(walked[24][0, 0]),
         "cls_proj": whole[0],
@@ -101,7 +102,7 @@ def test_the_clusters_of_the_official_code_give_its_feature_and_score(golden, pi
     np.testing.assert_allclose(ours, golden[f"s{side}_hsf_feature"], atol=FEATURES, rtol=0)
     by_place = labels[best.argsort()]  # the detector sorts the patches by their places
     monkeypatch.setattr("vlad.methods.adaclip.k_means", lambda *_: by_place)
-    score = class_probabilities(detector.hybrid(whole, patches, logits), states)[0, 1]
+    score = class_probabilities(detector.scorer.hybrid(whole, patches, logits), states)[0, 1]
     np.testing.assert_allclose(score, golden[f"s{side}_score_hsf"][0], atol=SCORES, rtol=0)
 
 
@@ -110,7 +111,7 @@ def test_half_precision_as_in_the_official_code_changes_no_more_than_it_does_the
     detector = official(resolution=side, sigma=0)
     before = detector.predict(picture).map
     with torch.no_grad():
-        for module in (detector.text_prompter, detector.visual_prompter):
+        for module in (detector.scorer.text_prompter, detector.scorer.visual_prompter):
             for prompt in module.static_prompts:
                 prompt.copy_(prompt.half())
     moved = np.abs(detector.predict(picture).map - before).max()
@@ -124,7 +125,9 @@ def test_the_other_activation_gives_the_official_codes_other_numbers(golden, pic
     folder = exact.encoder.name
     encoder = vlad.Encoder.load(folder, device="cpu", dtype="float32", activation="quickgelu")
     prediction = (
-        AdaClip(encoder, resolution=side, hsf=False).adopt(exact.learned()).describe(exact.name).predict(picture)
+        Detector(AdaClip(encoder, resolution=side, hsf=False).load_learned(exact.scorer.learned()))
+        .describe(exact.name)
+        .predict(picture)
     )
     np.testing.assert_allclose(prediction.score, golden[f"s{side}_quickgelu_score_no_hsf"][0], atol=SCORES, rtol=0)
     np.testing.assert_allclose(prediction.map, golden[f"s{side}_quickgelu_map_smooth"], atol=MAPS, rtol=0)
@@ -182,35 +185,37 @@ def test_each_picture_of_a_batch_gets_what_it_gets_alone(official, golden_weight
     detector = official()
     pixels = detector.encoder.pixels([golden_weights.image(seed, 112) for seed in range(3)], 112)
     names = ["bolt", "iron pipe", "bolt"]
-    own = detector.own_embedding(pixels)
-    together = detector.states(own, names)
+    own = detector.scorer.own_embedding(pixels)
+    together = detector.scorer.states(own, names)
     for row, name in enumerate(names):
-        np.testing.assert_allclose(together[row], detector.states(own[row : row + 1], [name])[0], atol=1e-6)
+        np.testing.assert_allclose(together[row], detector.scorer.states(own[row : row + 1], [name])[0], atol=1e-6)
     assert (together[0] - together[2]).abs().max() > 1e-3, "the picture speaks too"
-    assert (together[0] - detector.states(own[:1], ["iron pipe"])[0]).abs().max() > 1e-3
+    assert (together[0] - detector.scorer.states(own[:1], ["iron pipe"])[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_chunks_of_sentences_change_nothing(official, golden_weights, monkeypatch):
     detector = official()
-    own = detector.own_embedding(detector.encoder.pixels([golden_weights.image(seed, 112) for seed in range(3)], 112))
-    at_once = detector.states(own, ["bolt"] * 3)
+    own = detector.scorer.own_embedding(
+        detector.encoder.pixels([golden_weights.image(seed, 112) for seed in range(3)], 112)
+    )
+    at_once = detector.scorer.states(own, ["bolt"] * 3)
     monkeypatch.setattr("vlad.methods.adaclip.SENTENCES", 1)
-    np.testing.assert_allclose(detector.states(own, ["bolt"] * 3), at_once, atol=1e-6)
+    np.testing.assert_allclose(detector.scorer.states(own, ["bolt"] * 3), at_once, atol=1e-6)
 
 
 @torch.no_grad()
 def test_prompts_leave_the_start_and_the_end_of_a_sentence(official, picture, monkeypatch):
     detector, inputs = official(), []
     detector.describe("bolt", {"normal": ["{}"], "anomalous": ["a very badly damaged old {} here"]})
-    own = detector.own_embedding(detector.encoder.pixels([picture], 112))
+    own = detector.scorer.own_embedding(detector.encoder.pixels([picture], 112))
     walk = detector.encoder.walk_text
 
     def watched(tokens, edit, **kwargs):
         return walk(tokens, lambda layer, x: inputs.append((x, edit(layer, x))) or inputs[-1][1], **kwargs)
 
     monkeypatch.setattr(detector.encoder, "walk_text", watched)
-    detector.states(own, ["bolt"])
+    detector.scorer.states(own, ["bolt"])
     changed = [(before != after).any(-1).tolist() for before, after in inputs]
     ids = detector.encoder.tokenize(["bolt", "a very badly damaged old bolt here"])
     short, long = (ids.argmax(-1) + 1).tolist()
@@ -243,16 +248,16 @@ def test_each_part_of_the_loss_matches(golden, picture, official, batch):
         whole_pictures.append([dice(m[:, 1], mask), dice(m[:, 0], 1 - mask)])
     np.testing.assert_allclose(parts, golden["train_pixel_parts"], rtol=2e-5)
     np.testing.assert_allclose(whole_pictures, golden["train_dice_per_image"], rtol=2e-5)
-    np.testing.assert_allclose(detector.loss(batch), golden["train_total"], rtol=1e-5)
+    np.testing.assert_allclose(detector.scorer.loss(batch), golden["train_total"], rtol=1e-5)
     per_picture = golden["train_total"] + (golden["train_dice_per_image"] - golden["train_pixel_parts"][:, 1:]).sum()
-    np.testing.assert_allclose(official().loss(batch), per_picture, rtol=1e-5)
+    np.testing.assert_allclose(official().scorer.loss(batch), per_picture, rtol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_match_with_and_without_checkpointing(golden, official, batch, checkpointing):
     detector = official(row_dice=True, checkpointing=checkpointing)
-    detector.loss(batch).backward()
-    parameters = dict(detector.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.named_parameters())
     none = sorted(name for name, parameter in parameters.items() if parameter.grad is None)
     assert none == sorted(golden["no_grad_names"])
     assert none == sorted(name for name, parameter in parameters.items() if not parameter.requires_grad)
@@ -277,18 +282,18 @@ def test_checkpointing_keeps_less(official, batch):
 
         detector = official(**options)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            detector.loss(batch)
+            detector.scorer.loss(batch)
         return total
 
     assert kept(checkpointing=True) < kept() / 3
 
 
 def test_three_steps_of_adamw_match(golden, official, batch):
-    detector, totals = official(row_dice=True).train(), []
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=0.01, betas=(0.5, 0.999), weight_decay=0.01)
+    detector, totals = official(row_dice=True), []
+    optimizer = torch.optim.AdamW(detector.scorer.parameters(), lr=0.01, betas=(0.5, 0.999), weight_decay=0.01)
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -303,8 +308,8 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_pictures(official, batch, wide_e
     pixels = torch.cat([batch.features[0], other.features[0]])
     both = Batch((pixels,), torch.cat([batch.masks, other.masks]), torch.tensor([1, 0]), [*batch.names, *other.names])
     with torch.no_grad():
-        each = [detector.loss(one).item() for one in (batch, other)]
-        assert detector.loss(both).item() == pytest.approx(np.mean(each), rel=1e-5)
+        each = [detector.scorer.loss(one).item() for one in (batch, other)]
+        assert detector.scorer.loss(both).item() == pytest.approx(np.mean(each), rel=1e-5)
 
 
 # Encoders and options

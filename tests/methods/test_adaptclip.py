@@ -13,6 +13,7 @@ import torch
 from conftest import GOLDEN, _written
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import value_stream
 from vlad.learning.scorer import Batch
@@ -21,6 +22,12 @@ from vlad.methods.adaptclip import AdaptClip, anomalous, closest
 FILE = GOLDEN / "adaptclip_official_format.pth"
 FEATURES, MAPS, SCORES, TRAINING = 5e-5, 5e-6, 2e-6, 5e-4
 QUARTERS = (6, 12, 18, 24)
+
+
+def trained(detector):
+    """The detector, in the mode in which its layers learn."""
+    detector.scorer.train()
+    return detector
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +70,10 @@ def test_features_and_what_each_adapter_says_match(golden, picture, small_folder
     pixels = encoder.pixels([picture], side)
     resized = ((pixels * encoder.std + encoder.mean)[0] * 255).permute(1, 2, 0)
     np.testing.assert_allclose(resized, golden[f"s{side}_resized_uint8"], atol=1e-3, rtol=0)
-    image, *taps = detector.image_side(pixels)
+    image, *taps = detector.scorer.image_side(pixels)
     np.testing.assert_allclose(image[0], golden[f"s{side}_image_feature"], atol=FEATURES, rtol=0)
     np.testing.assert_allclose(torch.cat(taps), golden[f"s{side}_patch_features"], atol=FEATURES, rtol=0)
-    for judged, name in zip(detector.adapted(image, taps[-1], (side, side)), ("visual", "textual"), strict=True):
+    for judged, name in zip(detector.scorer.adapted(image, taps[-1], (side, side)), ("visual", "textual"), strict=True):
         score, amap = anomalous(judged)
         np.testing.assert_allclose(score, golden[f"s{side}_{name}_score"], atol=SCORES, rtol=0)
         np.testing.assert_allclose(amap[0], golden[f"s{side}_{name}_map"], atol=MAPS, rtol=0)
@@ -77,9 +84,9 @@ def test_features_and_what_each_adapter_says_match(golden, picture, small_folder
 @torch.no_grad()
 def test_the_comparison_with_normals_matches(golden, picture, shots, small_folder, side, count, monkeypatch):
     detector, logits = official(small_folder, normals=shots[:count], resolution=side), []
-    detector.pq_learner.register_forward_hook(lambda module, given, judged: logits.append(judged[0]))
-    taps = detector.image_side(detector.encoder.pixels([picture], side))[1:]
-    (score, amap), distance = detector.compared(taps, (side, side))
+    detector.scorer.pq_learner.register_forward_hook(lambda module, given, judged: logits.append(judged[0]))
+    taps = detector.scorer.image_side(detector.encoder.pixels([picture], side))[1:]
+    (score, amap), distance = detector.scorer.compared(taps, (side, side))
     key = f"s{side}_shot{count}"
     np.testing.assert_allclose(torch.cat(logits), golden[f"{key}_pq_logits"], atol=MAPS, rtol=0)
     np.testing.assert_allclose(score, golden[f"{key}_pq_score"], atol=SCORES, rtol=0)
@@ -90,10 +97,10 @@ def test_the_comparison_with_normals_matches(golden, picture, shots, small_folde
 @torch.no_grad()
 def test_sentences_match(golden, small_folder):
     detector = official(small_folder)
-    np.testing.assert_array_equal(detector.textual_learner.ids, golden["tokens"])
-    learned = detector.textual_learner(detector.encoder)
+    np.testing.assert_array_equal(detector.scorer.textual_learner.ids, golden["tokens"])
+    learned = detector.scorer.textual_learner(detector.encoder)
     np.testing.assert_allclose(learned, golden["learned_text_features"], atol=FEATURES, rtol=0)
-    np.testing.assert_allclose(detector.prototypes, golden["static_text_features"], atol=FEATURES, rtol=0)
+    np.testing.assert_allclose(detector.scorer.prototypes, golden["static_text_features"], atol=FEATURES, rtol=0)
 
 
 # Normal pictures
@@ -112,7 +119,7 @@ def test_more_normals_come_closer_never_farther(small_folder, picture, shots):
     for count in (1, 2):
         detector = official(small_folder, normals=shots[:count])
         with torch.no_grad():
-            distances.append(detector.compared(detector.image_side(pixels)[1:], (112, 112))[1])
+            distances.append(detector.scorer.compared(detector.scorer.image_side(pixels)[1:], (112, 112))[1])
     assert (distances[1] <= distances[0] + 1e-6).all() and (distances[1] < distances[0]).any()
 
 
@@ -129,10 +136,10 @@ def test_a_name_fills_phrases_and_changes_no_score(small_folder, picture, shots)
 @pytest.fixture
 def training(golden, golden_weights, small_folder):
     """The official learners in training, and the golden's batch of four with a normal picture beside each."""
-    detector, seed = official(small_folder, resolution=112).train(), int(golden["seed"])
+    detector, seed = trained(official(small_folder, resolution=112)), int(golden["seed"])
     with torch.no_grad():
         seen = [
-            detector.image_side(
+            detector.scorer.image_side(
                 detector.encoder.pixels([golden_weights.image(seed + first + i, 200) for i in range(4)], 112)
             )
             for first in (0, 100)
@@ -152,24 +159,24 @@ def test_each_part_of_the_loss_matches_and_running_means_move_as_they_do_there(g
     detector, batch = training
     masks, parts = batch.masks, []
     with torch.no_grad():
-        judged = detector.judged(batch)
+        judged = detector.scorer.judged(batch)
     for logits, maps in judged:
         dices = [dice(maps[:, 1], masks), dice(maps[:, 0], 1 - masks)]
         parts.append([float(value) for value in (whole_picture(logits, batch.labels), focal(maps, masks), *dices)])
     assert list(golden["train_part_names"]) == ["visual", "textual", "pq0", "pq1", "pq2", "pq3"]
     np.testing.assert_allclose(parts, golden["train_parts_ce_focal_dice1_dice0"], rtol=1e-5)
-    buffers = dict(detector.named_buffers())
+    buffers = dict(detector.scorer.named_buffers())
     for key in [key for key in golden.files if key.startswith("bn_after_")]:
         np.testing.assert_allclose(buffers[ours(key.removeprefix("bn_after_"))], golden[key], atol=1e-6)
 
 
 def test_the_loss_and_gradients_match_and_the_encoder_gets_none(golden, training):
     detector, batch = training
-    total = detector.loss(batch)
+    total = detector.scorer.loss(batch)
     total.backward()
     np.testing.assert_allclose(total.item(), golden["train_total"], rtol=1e-5)
     np.testing.assert_allclose(total.item(), golden["train_total_float64"], rtol=1e-5)
-    parameters = dict(detector.named_parameters())
+    parameters = dict(detector.scorer.named_parameters())
     assert {ours(name) for name in golden["grad_names"]} == set(parameters)
     norms = [parameters[ours(name)].grad.norm().item() for name in golden["grad_names"]]
     np.testing.assert_allclose(norms, golden["grad_norms"], rtol=TRAINING)
@@ -183,29 +190,29 @@ def test_the_loss_and_gradients_match_and_the_encoder_gets_none(golden, training
 def test_adapters_learn_apart_from_each_other(training):
     detector, batch = training
     image, *taps = batch.features
-    for part, touched in zip(detector.adapted(image, taps[-1], (112, 112)), ("visual", "textual"), strict=True):
-        detector.zero_grad()
+    for part, touched in zip(detector.scorer.adapted(image, taps[-1], (112, 112)), ("visual", "textual"), strict=True):
+        detector.scorer.zero_grad()
         (part[0].sum() + part[1][:, 1].sum()).backward()
-        learners = {name.split("_")[0] for name, p in detector.named_parameters() if p.grad is not None}
+        learners = {name.split("_")[0] for name, p in detector.scorer.named_parameters() if p.grad is not None}
         assert learners == {touched}
 
 
 def test_steps_lower_the_loss_and_an_adapter_in_use_keeps_its_statistics(training, picture, tmp_path):
     detector, batch = training
-    optimizer, totals = torch.optim.Adam(detector.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
     for _ in range(5):
         optimizer.zero_grad()
-        totals.append(loss := detector.loss(batch))
+        totals.append(loss := detector.scorer.loss(batch))
         loss.backward()
         optimizer.step()
     assert all(later < sooner for sooner, later in pairwise(totals))
-    detector.eval().save_adapter(tmp_path / "a.safetensors", recipe={})
-    learned = {key: value.clone() for key, value in detector.learned().items()}
+    detector.scorer.eval().save_adapter(tmp_path / "a.safetensors", recipe={})
+    learned = {key: value.clone() for key, value in detector.scorer.learned().items()}
     score = detector.predict(picture).score
-    assert all(torch.equal(value, learned[key]) for key, value in detector.learned().items())
+    assert all(torch.equal(value, learned[key]) for key, value in detector.scorer.learned().items())
     again = vlad.load("adaptclip", encoder=detector.encoder, adapter=tmp_path / "a.safetensors")
     assert again.predict(picture).score == score and again.options == detector.options
-    assert int(again.pq_learner.sharebn[0].num_batches_tracked) == 5
+    assert int(again.scorer.pq_learner.sharebn[0].num_batches_tracked) == 5
 
 
 def test_the_closest_reference_patch_is_looked_for_in_its_own_picture_only():
@@ -233,15 +240,15 @@ def test_untrained_adapters_follow_the_global_seed_and_leave_it_alone(small_enco
 
 
 def test_it_works_on_tiny_with_and_without_normals(tiny_encoder, picture, shots):
-    made = AdaptClip(tiny_encoder)
-    assert made.layers == (1, 2, 3, 4)
+    made = Detector(AdaptClip(tiny_encoder))
+    assert made.scorer.layers == (1, 2, 3, 4)
     zero = made.predict(picture)
     with pytest.warns(UserWarning, match="no threshold from 2 normals"):
         few = made.fit(shots).predict(picture)
     assert zero.map.shape == few.map.shape == (224, 224) and zero.score != few.score
     with torch.no_grad():
         pixels = tiny_encoder.pixels([picture])
-        image, *taps = made.image_side(pixels)
+        image, *taps = made.scorer.image_side(pixels)
         dense = tiny_encoder.dense(pixels)
     assert torch.equal(image, dense[0]) and torch.equal(taps[-1][:, 1:], dense[1])
     torch.testing.assert_close(taps[-1][:, 0], image)

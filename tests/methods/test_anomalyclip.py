@@ -13,6 +13,7 @@ import torch
 from conftest import GOLDEN, _written
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import state_maps, value_stream
 from vlad.learning.scorer import Batch
@@ -23,6 +24,12 @@ FILE = GOLDEN / "anomalyclip_official_format.pth"
 FEATURES, MAPS, SCORES, TRAINING = 5e-5, 5e-6, 2e-6, 1e-4
 QUARTERS = (6, 12, 18, 24)
 SETTINGS = {"tap24_": (24,), "tap4_": QUARTERS}
+
+
+def trained(detector):
+    """The detector, in the mode in which its layers learn."""
+    detector.scorer.train()
+    return detector
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +74,14 @@ def test_features_and_patch_probabilities_match(golden, picture, detector, side)
     _, image, taps = value_stream(encoder, pixels, QUARTERS)
     np.testing.assert_allclose(image[0], golden[f"s{side}_image_feature"], atol=FEATURES, rtol=0)
     np.testing.assert_allclose(torch.cat(taps), golden[f"s{side}_patch_features"], atol=FEATURES, rtol=0)
-    states = state_logits(torch.cat(taps)[:, 1:], detector.prompt_learner(encoder)).softmax(-1)
+    states = state_logits(torch.cat(taps)[:, 1:], detector.scorer.prompt_learner(encoder)).softmax(-1)
     np.testing.assert_allclose(states, golden[f"s{side}_patch_prob"], atol=MAPS, rtol=0)
 
 
 @torch.no_grad()
 def test_sentences_match(golden, detector):
-    np.testing.assert_array_equal(detector.prompt_learner.ids, golden["tokens"])
-    raw = detector.prompt_learner(detector.encoder)
+    np.testing.assert_array_equal(detector.scorer.prompt_learner.ids, golden["tokens"])
+    raw = detector.scorer.prompt_learner(detector.encoder)
     np.testing.assert_allclose(raw, golden["text_features_raw"], atol=FEATURES, rtol=0)
     unit = torch.nn.functional.normalize(raw, dim=-1)
     np.testing.assert_allclose(unit, golden["text_features"], atol=FEATURES, rtol=0)
@@ -86,9 +93,9 @@ def test_with_deep_prompts_rounded_to_half_as_in_the_official_code_sentences_and
 ):
     for side in (112, 154):
         detector = official(small_folder, resolution=side)
-        for prompt in detector.prompt_learner.compound_prompts_text:
+        for prompt in detector.scorer.prompt_learner.compound_prompts_text:
             prompt.copy_(prompt.half())
-        unit = torch.nn.functional.normalize(detector.prompt_learner(detector.encoder), dim=-1)
+        unit = torch.nn.functional.normalize(detector.scorer.prompt_learner(detector.encoder), dim=-1)
         np.testing.assert_allclose(unit, golden["text_features_half"], atol=MAPS, rtol=0)
         np.testing.assert_allclose(detector.predict(picture).score, golden[f"s{side}_score_half"][0], atol=SCORES)
 
@@ -98,11 +105,11 @@ def test_with_deep_prompts_rounded_to_half_as_in_the_official_code_sentences_and
 
 def trainable(golden, golden_weights, small_folder, key):
     """The official learner, and the golden's batch: an anomalous picture with a mask, then a normal one."""
-    detector = official(small_folder, layers=SETTINGS[key], resolution=112).train()
+    detector = trained(official(small_folder, layers=SETTINGS[key], resolution=112))
     mask, seed = torch.from_numpy(golden[f"{key}train_mask"]).float(), int(golden["seed"])
     with torch.no_grad():
         pixels = detector.encoder.pixels([golden_weights.image(seed + i, 200) for i in range(2)], 112)
-        features = detector.image_side(pixels)
+        features = detector.scorer.image_side(pixels)
     return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
 
 
@@ -111,11 +118,11 @@ def test_each_part_of_the_loss_matches(golden, golden_weights, small_folder, key
     detector, batch = trainable(golden, golden_weights, small_folder, key)
     image, *layers = batch.features
     with torch.no_grad():
-        states = detector.prompt_learner(detector.encoder)
+        states = detector.scorer.prompt_learner(detector.encoder)
         whole = whole_picture(state_logits(image, states), batch.labels)
         maps = [state_maps(patches, states, (112, 112), 14) for patches in layers]
         parts = [[focal(m, batch.masks), dice(m[:, 1], batch.masks), dice(m[:, 0], 1 - batch.masks)] for m in maps]
-        total = detector.loss(batch)
+        total = detector.scorer.loss(batch)
     np.testing.assert_allclose(whole, golden[f"{key}train_image_loss"], rtol=1e-5)
     np.testing.assert_allclose(parts, golden[f"{key}train_pixel_parts"], rtol=1e-5)
     np.testing.assert_allclose(total - whole, golden[f"{key}train_pixel_loss_x4"], rtol=1e-5)
@@ -125,8 +132,8 @@ def test_each_part_of_the_loss_matches(golden, golden_weights, small_folder, key
 @pytest.mark.parametrize("key", SETTINGS)
 def test_gradients_match_and_the_encoder_gets_none(golden, golden_weights, small_folder, key):
     detector, batch = trainable(golden, golden_weights, small_folder, key)
-    detector.loss(batch).backward()
-    parameters = dict(detector.prompt_learner.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.prompt_learner.named_parameters())
     assert sorted(parameters) == sorted(golden[f"{key}grad_names"])
     for name, norm in zip(golden[f"{key}grad_names"], golden[f"{key}grad_norms"], strict=True):
         ours, theirs = parameters[name].grad.numpy(), golden[f"{key}grad_{name}"]
@@ -138,10 +145,10 @@ def test_gradients_match_and_the_encoder_gets_none(golden, golden_weights, small
 @pytest.mark.parametrize("key", SETTINGS)
 def test_five_steps_of_adam_match(golden, golden_weights, small_folder, key):
     detector, batch = trainable(golden, golden_weights, small_folder, key)
-    optimizer, totals = torch.optim.Adam(detector.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
     for _ in range(5):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -152,7 +159,7 @@ def test_five_steps_of_adam_match(golden, golden_weights, small_folder, key):
 def test_features_kept_in_half_precision_train_almost_alike(golden, golden_weights, small_folder):
     detector, batch = trainable(golden, golden_weights, small_folder, "tap24_")
     half = Batch(tuple(f.half() for f in batch.features), batch.masks, batch.labels, batch.names)
-    assert detector.loss(half).item() == pytest.approx(detector.loss(batch).item(), rel=1e-3)
+    assert detector.scorer.loss(half).item() == pytest.approx(detector.scorer.loss(batch).item(), rel=1e-3)
 
 
 # Learned sentences
@@ -164,13 +171,13 @@ def test_sentences_are_encoded_once_and_again_after_anything_that_changes_them(s
     monkeypatch.setattr(detector.encoder, "walk_text", lambda *a: calls.append(1) or walk(*a))
     first = detector.predict([picture] * 3, batch_size=1)[0].score
     assert detector.predict(picture).score == first and len(calls) == 1
-    detector.prompt_learner.ctx_neg.data.neg_()  # as some optimisers do, behind autograd's back
+    detector.scorer.prompt_learner.ctx_neg.data.neg_()  # as some optimisers do, behind autograd's back
     changed = detector.predict(picture).score
     assert abs(changed - first) > 1e-3 and len(calls) == 2
-    detector.adopt(official(small_folder).learned())
+    detector.scorer.load_learned(official(small_folder).scorer.learned())
     assert detector.predict(picture).score == first and len(calls) == 3
     with torch.enable_grad():
-        assert detector.prompt_learner(detector.encoder).requires_grad and len(calls) == 4
+        assert detector.scorer.prompt_learner(detector.encoder).requires_grad and len(calls) == 4
 
 
 def test_an_untrained_learner_follows_the_global_seed_and_leaves_it_alone(small_encoder):
@@ -190,7 +197,7 @@ def test_deep_prompts_go_no_deeper_than_the_text_tower(tiny_encoder, picture, tm
     assert made.options["depth"] == tiny_encoder.text_depth == 3
     made.save_adapter(tmp_path / "a.safetensors", recipe={})
     again = vlad.load("anomalyclip", encoder=tiny_encoder, adapter=tmp_path / "a.safetensors")
-    assert again.predict(picture).score == made.predict(picture).score
+    assert again.predict(picture).score == Detector(made).predict(picture).score
 
 
 @torch.no_grad()

@@ -48,7 +48,9 @@ def test_scores_and_maps_match_through_the_public_api(detector, pictures, golden
 
 def test_prototypes_match(detector, golden):
     assert [len(state) for state in detector.pack.sentences("x")] == [int(golden["prompts_per_class"])] * 2
-    np.testing.assert_allclose(F.normalize(detector.prototypes, dim=-1), golden["text_prototypes"], atol=SCORES, rtol=0)
+    np.testing.assert_allclose(
+        F.normalize(detector.scorer.prototypes, dim=-1), golden["text_prototypes"], atol=SCORES, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -56,7 +58,7 @@ def test_tokens_and_the_grid_match(detector, pictures, golden):
     image, patches = detector.encoder.dense(detector.encoder.pixels(pictures), 12)
     np.testing.assert_allclose(torch.cat([image[:, None], patches], 1), golden["all_tokens"], atol=TOKENS, rtol=0)
     np.testing.assert_allclose(patches.unflatten(1, (8, 8)), golden["patch_tokens"], atol=TOKENS, rtol=0)
-    grid = (F.normalize(patches, dim=-1) @ F.normalize(detector.prototypes, dim=-1).T).softmax(-1)[..., 1]
+    grid = (F.normalize(patches, dim=-1) @ F.normalize(detector.scorer.prototypes, dim=-1).T).softmax(-1)[..., 1]
     np.testing.assert_allclose(grid.unflatten(1, (8, 8)), golden["grid"], atol=SCORES, rtol=0)
 
 
@@ -95,7 +97,7 @@ def test_the_score_of_22_views_is_the_mean_of_their_own_scores(encoder, detector
     pixels = encoder.pixels(pictures[:1])
     with torch.no_grad():
         embeddings = [encoder(view).image for view in [pixels, *views(pixels)]]
-    states = F.normalize(detector.prototypes, dim=-1)
+    states = F.normalize(detector.scorer.prototypes, dim=-1)
     expected = np.mean([float((image @ states.T).softmax(-1)[0, 1]) for image in embeddings])
     one = detector.predict(pictures[0])
     assert many.score == pytest.approx(expected, abs=1e-6) and many.score != pytest.approx(one.score, abs=1e-6)

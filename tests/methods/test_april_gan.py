@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.losses import dice, focal
 from vlad.learning.scorer import Batch
 from vlad.learning.tap_layers import anomalous_pixels
@@ -34,7 +35,7 @@ def adapter(layers, small_encoder, tmp_path_factory):
     """The same layers as a file of our own."""
     file = tmp_path_factory.mktemp("april_gan") / "linear.safetensors"
     tensors = {f"linear.{key}": value for key, value in layers.items()}
-    AprilGan(small_encoder).adopt(tensors).save_adapter(file, recipe={})
+    AprilGan(small_encoder).load_learned(tensors).save_adapter(file, recipe={})
     return file
 
 
@@ -93,7 +94,7 @@ def test_resampled_positions_match(small_encoder, golden):
 
 
 def test_prototypes_match(detector, golden):
-    states = F.normalize(detector.prototypes, dim=-1)
+    states = F.normalize(detector.scorer.prototypes, dim=-1)
     np.testing.assert_allclose(states, golden["text_prototypes"], atol=SCORES, rtol=0)
 
 
@@ -101,18 +102,18 @@ def test_prototypes_match(detector, golden):
 def test_tokens_projections_and_logits_match(detector, pictures, golden):
     encoder = detector.encoder
     pixels = encoder.pixels(pictures)
-    taps = [after for layer, _, after, _ in encoder.value_walk(pixels, first=25) if layer in detector.layers]
+    taps = [after for layer, _, after, _ in encoder.value_walk(pixels, first=25) if layer in detector.scorer.layers]
     np.testing.assert_allclose(torch.stack(taps, 1), golden["tokens"], atol=TOKENS, rtol=0)
     np.testing.assert_allclose(encoder.dense(pixels)[0], golden["image_embeddings"], atol=TOKENS, rtol=0)
-    projected = F.normalize(torch.stack(detector.linear(detector.image_side(pixels)), 1), dim=-1)
+    projected = F.normalize(torch.stack(detector.scorer.linear(detector.scorer.image_side(pixels)), 1), dim=-1)
     np.testing.assert_allclose(projected, golden["projected"], atol=TOKENS, rtol=0)
-    logits = 100 * projected @ F.normalize(detector.prototypes, dim=-1).T
+    logits = 100 * projected @ F.normalize(detector.scorer.prototypes, dim=-1).T
     np.testing.assert_allclose(logits.unflatten(2, (8, 8)), golden["logits"], atol=TOKENS, rtol=0)
 
 
 @torch.no_grad()
 def test_distances_to_the_references_match(fitted, pictures, golden):
-    grids = fitted.association(fitted.encoder(fitted.encoder.pixels(pictures), layers=fitted.layers))
+    grids = fitted.scorer.association(fitted.encoder(fitted.encoder.pixels(pictures), layers=fitted.scorer.layers))
     np.testing.assert_allclose(grids, golden["few_shot_grid"], atol=TOKENS, rtol=0)
     maps = to_size(grids.sum(1), (112, 112), align_corners=True)
     np.testing.assert_allclose(maps, golden["few_shot_map"], atol=TOKENS, rtol=0)
@@ -160,13 +161,13 @@ def test_upsampling_the_difference_of_the_logits_is_the_softmax_after_upsampling
 
 def test_the_loss_is_focal_and_dice_over_the_taps_for_each_picture_s_own_words(detector, pictures):
     with torch.no_grad():
-        features = detector.image_side(detector.encoder.pixels(pictures))
+        features = detector.scorer.image_side(detector.encoder.pixels(pictures))
     masks = torch.zeros(2, 112, 112)
     masks[0, 20:60, 30:90] = 1
-    loss = detector.loss(Batch(features, masks, torch.tensor([1, 0]), ("metal bolt", "wood")))
-    pair = [detector._prototypes(detector.pack, name) for name in ("metal bolt", "wood")]
+    loss = detector.scorer.loss(Batch(features, masks, torch.tensor([1, 0]), ("metal bolt", "wood")))
+    pair = [detector.scorer.prototypes_of(detector.pack, name) for name in ("metal bolt", "wood")]
     expected = 0
-    for tap in detector.linear(features):
+    for tap in detector.scorer.linear(features):
         rows = [anomalous_pixels(tap[i : i + 1], pair[i], (8, 8), (112, 112)) for i in range(2)]
         a = torch.cat(rows)
         expected = expected + focal(torch.stack([1 - a, a], 1), masks) + dice(a, masks)
@@ -208,7 +209,7 @@ def official(path, content):
 def test_the_authors_file_gives_the_maps_of_the_same_layers(gelu_encoder, layers, pictures, tmp_path):
     file = official(tmp_path / "a.pth", {"trainable_linearlayer": layers})
     read = vlad.load("april_gan", "metal bolt", encoder=gelu_encoder, adapter=file)
-    own = AprilGan(gelu_encoder).adopt({f"linear.{key}": value for key, value in layers.items()})
+    own = Detector(AprilGan(gelu_encoder).load_learned({f"linear.{key}": value for key, value in layers.items()}))
     own.describe("metal bolt")
     for one, other in zip(read.predict(pictures), own.predict(pictures), strict=True):
         np.testing.assert_array_equal(one.map, other.map)

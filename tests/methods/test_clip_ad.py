@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.tap_layers import anomalous_pixels
 from vlad.maps import feature_surgery, smooth_map, to_size
 from vlad.methods.clip_ad import ClipAd, dbscan, representative
@@ -44,7 +45,7 @@ def sdp(golden, small_encoder):
 def adapter(small_encoder, layers, tmp_path_factory):
     file = tmp_path_factory.mktemp("clip_ad") / "plus.safetensors"
     detector = ClipAd(small_encoder, plus=True, representative="mean", tap=QUIRK)
-    detector.adopt({f"linear.{key}": value for key, value in layers.items()}).save_adapter(file, recipe={})
+    detector.load_learned({f"linear.{key}": value for key, value in layers.items()}).save_adapter(file, recipe={})
     return file
 
 
@@ -68,7 +69,7 @@ def test_maps_of_sdp_plus_match_through_the_public_api(plus, pictures, golden):
 @pytest.fixture(scope="module")
 def seen(plus, pictures):
     with torch.no_grad():
-        return plus.tokens(plus.encoder.pixels(pictures))
+        return plus.scorer.tokens(plus.encoder.pixels(pictures))
 
 
 @torch.no_grad()
@@ -83,21 +84,21 @@ def test_tokens_of_both_paths_match(plus, seen, golden):
 def test_similarities_and_the_two_parts_of_the_map_match(plus, seen, golden):
     streams, ordinary = seen
     projected = [plus.encoder.project(tokens) for tokens in streams]
-    similarity = sum(feature_surgery(tokens, plus.prototypes, 1.0) for tokens in projected)
+    similarity = sum(feature_surgery(tokens, plus.scorer.prototypes, 1.0) for tokens in projected)
     np.testing.assert_allclose(similarity, golden["similarity"], atol=SDP, rtol=0)
-    _, grid = plus.surgery(streams, (8, 8))
+    _, grid = plus.scorer.surgery(streams, (8, 8))
     np.testing.assert_allclose(to_size(grid, (112, 112)), golden["upsampled_abnormal"], atol=SDP, rtol=0)
-    embeddings = plus.linear([tokens[:, 1:] for tokens in ordinary])
-    maps = sum(anomalous_pixels(one, plus.prototypes, (8, 8), (112, 112)) for one in embeddings)
+    embeddings = plus.scorer.linear([tokens[:, 1:] for tokens in ordinary])
+    maps = sum(anomalous_pixels(one, plus.scorer.prototypes, (8, 8), (112, 112)) for one in embeddings)
     np.testing.assert_allclose(maps, golden["finetuned_map"], atol=PLUS, rtol=0)
     smooth = smooth_map(grid, (112, 112), float(golden["sigma"]))
     np.testing.assert_allclose(smooth, golden["sdp_anomaly_map"], atol=SDP, rtol=0)
 
 
 def test_representative_vectors_match(sdp, small_encoder, golden):
-    np.testing.assert_allclose(sdp.prototypes, golden["text_prototypes"], atol=SDP, rtol=0)
+    np.testing.assert_allclose(sdp.scorer.prototypes, golden["text_prototypes"], atol=SDP, rtol=0)
     clustered = vlad.load("clip_ad", str(golden["class_name"]), encoder=small_encoder)
-    np.testing.assert_allclose(clustered.prototypes, golden["text_prototypes_dbscan"], atol=1e-3, rtol=0)
+    np.testing.assert_allclose(clustered.scorer.prototypes, golden["text_prototypes_dbscan"], atol=1e-3, rtol=0)
 
 
 def test_clusters_of_sentences_match(sdp, golden):
@@ -132,7 +133,7 @@ def test_the_representative_is_the_mean_of_the_largest_cluster_and_the_plain_mea
 def test_without_the_quirk_ordinary_tokens_are_the_blocks_own(small_encoder, pictures):
     clean = vlad.load("clip_ad", "bolt", encoder=small_encoder)
     pixels = small_encoder.pixels(pictures)
-    streams, ordinary = clean.tokens(pixels)
+    streams, ordinary = clean.scorer.tokens(pixels)
     for layer, _, after in small_encoder.walk(small_encoder.embed(pixels)):
         if layer in (6, 12, 18):
             number = layer // 6 - 1
@@ -174,7 +175,7 @@ def test_wrong_options_are_refused(small_encoder):
 def test_an_encoder_whose_tokens_align_with_text_uses_its_last_block(tiny_encoder, golden_weights):
     detector = vlad.load("clip_ad", "bolt", encoder=tiny_encoder)
     pixels = tiny_encoder.pixels([golden_weights.image(0, 112)])
-    streams, _ = detector.tokens(pixels)
+    streams, _ = detector.scorer.tokens(pixels)
     image, patches = tiny_encoder.dense(pixels)
     torch.testing.assert_close(tiny_encoder.project(streams[0]), torch.cat([image[:, None], patches], 1))
     assert len(streams) == 1
@@ -192,8 +193,9 @@ def test_the_authors_file_is_sdp_plus_with_the_quirk(gelu_encoder, layers, pictu
     torch.save({"linear_layers": layers}, tmp_path / "a.pth")
     read = vlad.load("clip_ad", "metal bolt", encoder=gelu_encoder, adapter=tmp_path / "a.pth")
     assert read.options["plus"] is True and read.options["tap"] == QUIRK
-    own = ClipAd(gelu_encoder, plus=True, tap=QUIRK)
-    own.adopt({f"linear.{key}": value for key, value in layers.items()}).describe("metal bolt")
+    scorer = ClipAd(gelu_encoder, plus=True, tap=QUIRK)
+    scorer.load_learned({f"linear.{key}": value for key, value in layers.items()})
+    own = Detector(scorer).describe("metal bolt")
     for one, other in zip(read.predict(pictures), own.predict(pictures), strict=True):
         np.testing.assert_array_equal(one.map, other.map)
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from conftest import GOLDEN, SHARED
 
 import vlad
-from vlad.encoders.clip import Features
+from vlad.detector import Detector
+from vlad.encoders.encoder import Features
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.scorer import Batch
 from vlad.maps import CLIP_TEMPERATURE, picture_logits, state_logits
@@ -91,17 +92,17 @@ def test_features_sentences_and_the_pooled_embedding_match(golden, seed, picture
     pixels = encoder.pixels([picture], side)
     resized = ((pixels * encoder.std + encoder.mean)[0] * 255).permute(1, 2, 0)
     np.testing.assert_allclose(resized, golden[f"s{side}_resized_uint8"], atol=1e-3, rtol=0)
-    own, *layers = detector.image_side(pixels)
+    own, *layers = detector.scorer.image_side(pixels)
     np.testing.assert_allclose(own[0], golden[f"s{side}_image_feature"], atol=FEATURES, rtol=0)
     np.testing.assert_allclose(layers[-1][0], golden[f"s{side}_patch_features"], atol=FEATURES, rtol=0)
     if plus:
         np.testing.assert_allclose(layers[0][0], golden[f"s{side}_plus_dattn_features"], atol=FEATURES, rtol=0)
-        (seen,) = detector.dino.seen
+        (seen,) = detector.scorer.dino.seen
         expected = golden[f"s{side}_plus_dino_input_mean_std"]
         np.testing.assert_allclose([seen.mean(), seen.std()], expected, atol=1e-5, rtol=0)
     for context, key in ((False, ""), (True, "context_")):
         key = f"s{side}_" + "plus_" * plus + key
-        states = detector.states(own, context)
+        states = detector.scorer.states(own, context)
         unit = F.normalize(states, dim=-1).reshape(2, -1)
         np.testing.assert_allclose(unit, golden[f"{key}text_features"], atol=MAPS, rtol=0)
         z = pooled(torch.stack(layers), state_logits(torch.stack(layers), states))
@@ -110,9 +111,9 @@ def test_features_sentences_and_the_pooled_embedding_match(golden, seed, picture
 
 def test_sentences_have_the_official_tokens_with_and_without_the_pictures_word(golden, load, monkeypatch):
     detector, read = load(), []
-    np.testing.assert_array_equal(detector.prompt_learner.ids, golden["tokens"])
+    np.testing.assert_array_equal(detector.scorer.prompt_learner.ids, golden["tokens"])
     monkeypatch.setattr(detector.encoder, "pool_text", lambda tokens, ids: read.append(ids) or tokens[:, 0])
-    detector.states(torch.ones(1, 128), True)
+    detector.scorer.states(torch.ones(1, 128), True)
     ends = golden["context_tokens"].argmax(-1)  # their other ids are not looked at any more
     np.testing.assert_array_equal(read[0].argmax(-1), ends)
     assert [read[0][row, ends[row] - 1] for row in (0, 1)] == [269, 269], "the full stop"
@@ -123,7 +124,7 @@ def test_the_official_threshold_is_a_mean_over_the_batch_and_ours_a_pictures_own
     pictures = [golden_weights.image(seed + number, 200) for number in range(2)]
     for batch_mean, key in ((True, "s112_plus_batch2_dattn_features"), (False, "s112_plus_dattn_features")):
         detector = load(seed, batch_mean=batch_mean)
-        refined = detector.image_side(detector.encoder.pixels(pictures, 112))[1][0]
+        refined = detector.scorer.image_side(detector.encoder.pixels(pictures, 112))[1][0]
         np.testing.assert_allclose(refined, golden[key], atol=FEATURES, rtol=0)
     assert np.abs(golden["s112_plus_batch2_dattn_features"] - golden["s112_plus_dattn_features"]).max() > 0.01
 
@@ -142,10 +143,11 @@ def test_patches_that_dino_finds_less_alike_than_its_average_give_nothing():
 def trainable(golden, golden_weights, load, plus):
     """The official learner, and the golden's batch: an anomalous picture with a mask, then a normal one."""
     seed, mask = int(golden["seed"]), torch.from_numpy(golden["train_mask"]).float()
-    detector = load(seed if plus else None, batch_mean=True).train()
+    detector = load(seed if plus else None, batch_mean=True)
+    detector.scorer.train()
     with torch.no_grad():
         pixels = detector.encoder.pixels([golden_weights.image(seed + i, 200) for i in range(2)], 112)
-        features = detector.image_side(pixels)
+        features = detector.scorer.image_side(pixels)
     return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
 
 
@@ -155,10 +157,10 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
     key = "trainplus" if plus else "train"
     own, *layers = batch.features
     with torch.no_grad():
-        states = detector.states(own, True)
+        states = detector.scorer.states(own, True)
         logits = state_logits(torch.stack(layers), states)
-        maps = detector.training_maps(logits, batch.masks)
-        scored = detector.scored(own, torch.stack(layers), logits)
+        maps = detector.scorer.training_maps(logits, batch.masks)
+        scored = detector.scorer.scored(own, torch.stack(layers), logits)
         ce = whole_picture(picture_logits(scored, states, CLIP_TEMPERATURE), batch.labels)
     count = len(golden[f"{key}_focal"]) // len(layers)  # of the same map
     focals = [focal(one, batch.masks).item() for one in maps] * count
@@ -166,8 +168,8 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
     np.testing.assert_allclose(focals, golden[f"{key}_focal"], rtol=1e-5)
     np.testing.assert_allclose(dices, golden[f"{key}_dice"], rtol=1e-5)
     np.testing.assert_allclose(ce, golden[f"{key}_ce"], rtol=1e-5)
-    detector.loss(batch).backward()
-    parameters = dict(detector.prompt_learner.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.prompt_learner.named_parameters())
     assert sorted(parameters) == sorted(golden[f"{key}_grad_names"])
     norms = [parameters[name].grad.norm() for name in golden[f"{key}_grad_names"]]
     np.testing.assert_allclose(norms, golden[f"{key}_grad_norms"], rtol=TRAINING)
@@ -181,10 +183,10 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
 @pytest.mark.parametrize("plus", [False, True])
 def test_three_steps_of_adam_match(golden, golden_weights, load, plus):
     detector, batch = trainable(golden, golden_weights, load, plus)
-    optimizer, totals = torch.optim.Adam(detector.parameters(), lr=1e-3, betas=(0.6, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.6, 0.999)), []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -201,7 +203,8 @@ def test_alone_and_in_a_batch_a_picture_scores_the_same_unless_the_official_thre
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="untrained weights"):
         own = Crane(broad_encoder, dino="dino:small/random:0")
-    shared = Crane(broad_encoder, dino=own.dino, batch_mean=True).adopt(own.learned())
+    shared = Crane(broad_encoder, dino=own.dino, batch_mean=True).load_learned(own.learned())
+    own, shared = Detector(own), Detector(shared)
     together = [detector.predict(pictures)[0].map for detector in (own, shared)]
     alone = own.predict(pictures[0]).map
     np.testing.assert_allclose(alone, together[0], atol=2e-6, rtol=0)
@@ -211,7 +214,7 @@ def test_alone_and_in_a_batch_a_picture_scores_the_same_unless_the_official_thre
 
 
 def test_a_saved_crane_plus_names_its_dino_and_scores_the_same(golden_weights, broad_encoder, tmp_path):
-    made = Crane(broad_encoder, dino="dino:small/random:1", context=True)
+    made = Detector(Crane(broad_encoder, dino="dino:small/random:1", context=True))
     assert made.options["dino"] == "dino:small/random:1" and made.options["soft_mean"] is False
     made.save(tmp_path / "crane.safetensors")
     picture = golden_weights.image(0, 90)
@@ -219,15 +222,15 @@ def test_a_saved_crane_plus_names_its_dino_and_scores_the_same(golden_weights, b
     one, other = made.predict(picture), again.predict(picture)
     assert one.score == other.score
     np.testing.assert_array_equal(one.map, other.map)
-    made.save_adapter(tmp_path / "a.safetensors", recipe={})
+    made.scorer.save_adapter(tmp_path / "a.safetensors", recipe={})
     plain = vlad.load("crane", encoder=broad_encoder, adapter=tmp_path / "a.safetensors", dino=None, context=False)
-    assert plain.dino is None and abs(plain.predict(picture).score - one.score) > 1e-6
+    assert plain.scorer.dino is None and abs(plain.predict(picture).score - one.score) > 1e-6
 
 
 def test_dino_sees_the_picture_at_the_size_that_gives_the_encoders_grid(tiny_encoder, golden_weights):
     dino = GivenDino(0)
     made = Crane(tiny_encoder, dino=dino)
-    prediction = made.predict(golden_weights.image(0, 90))
+    prediction = Detector(made).predict(golden_weights.image(0, 90))
     rows = tiny_encoder.resolution // tiny_encoder.patch_size
     assert dino.seen[0].shape[-2:] == (14 * rows, 14 * rows)
     assert prediction.map.shape == (tiny_encoder.resolution,) * 2 and 0 < prediction.score < 1
@@ -249,7 +252,7 @@ def test_a_published_file_loads_as_it_is_and_gives_finite_maps():
     prediction = detector.predict(np.random.default_rng(0).integers(0, 255, (60, 50, 3)).astype(np.uint8))
     assert np.isfinite(prediction.map).all() and 0 < prediction.score < 1
     published = torch.load(file, map_location="cpu", weights_only=True)["prompt_learner"]
-    for key, value in detector.prompt_learner.state_dict().items():
+    for key, value in detector.scorer.prompt_learner.state_dict().items():
         assert torch.equal(value, published[key]), key
 
 

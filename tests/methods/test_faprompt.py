@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import state_maps, value_stream
 from vlad.learning.scorer import Batch
@@ -68,9 +69,9 @@ def test_features_and_both_looks_match(golden, picture, load, side):
     np.testing.assert_allclose(resized, golden[f"{key}resized_uint8"], atol=1e-3, rtol=0)
     _, _, (tokens,) = value_stream(encoder, pixels, (24,))
     np.testing.assert_allclose(F.normalize(tokens[0], dim=-1), golden[f"{key}patch_features"], atol=MAPS, rtol=0)
-    image, patches = detector.image_side(pixels)
+    image, patches = detector.scorer.image_side(pixels)
     np.testing.assert_allclose(image[0], golden[f"{key}image_feature"], atol=FEATURES, rtol=0)
-    first, second, shift = detector.looks(detector.prompt_learner(encoder), patches)
+    first, second, shift = detector.scorer.looks(detector.scorer.prompt_learner(encoder), patches)
     np.testing.assert_allclose(F.normalize(first, dim=-1), golden["text_features_1"], atol=MAPS, rtol=0)
     np.testing.assert_allclose(F.normalize(second[0], dim=-1), golden[f"{key}text_features_2"], atol=MAPS, rtol=0)
     np.testing.assert_allclose(shift[0], golden[f"{key}bias"], atol=MAPS, rtol=0)
@@ -82,22 +83,22 @@ def test_features_and_both_looks_match(golden, picture, load, side):
     )
     order = state_logits(patches, first).softmax(-1)[0, :, 1].argsort(descending=True)[:10]
     np.testing.assert_array_equal(order, golden[f"{key}ranked"])
-    ranked = load(resolution=side, prior="ranked").shift(patches, first)
+    ranked = load(resolution=side, prior="ranked").scorer.shift(patches, first)
     np.testing.assert_allclose(ranked[0], golden[f"{key}ranked_bias"], atol=MAPS, rtol=0)
 
 
 @torch.no_grad()
 def test_sentences_match(golden, load):
     detector = load()
-    np.testing.assert_array_equal(detector.prompt_learner.ids, golden["tokens"])
-    raw = detector.prompt_learner(detector.encoder)
+    np.testing.assert_array_equal(detector.scorer.prompt_learner.ids, golden["tokens"])
+    raw = detector.scorer.prompt_learner(detector.encoder)
     np.testing.assert_allclose(raw[1:], golden["text_anomalies_raw"], atol=FEATURES, rtol=0)
 
 
 @torch.no_grad()
 def test_with_deep_prompts_rounded_to_half_the_score_is_the_official_one(golden, picture, load):
     detector = load(resolution=112)
-    for prompt in detector.prompt_learner.compound_prompts_text:
+    for prompt in detector.scorer.prompt_learner.compound_prompts_text:
         prompt.copy_(prompt.half())
     np.testing.assert_allclose(detector.predict(picture).score, golden["s112_score_half"], atol=SCORES, rtol=0)
 
@@ -107,10 +108,11 @@ def test_with_deep_prompts_rounded_to_half_the_score_is_the_official_one(golden,
 
 def trainable(golden, golden_weights, load):
     """The official learner, and the golden's batch: an anomalous picture with a mask, then a normal one."""
-    detector, mask = load(resolution=112).train(), torch.from_numpy(golden["train_mask"]).float()
+    detector, mask = load(resolution=112), torch.from_numpy(golden["train_mask"]).float()
+    detector.scorer.train()
     with torch.no_grad():
         pictures = [golden_weights.image(int(golden["seed"]) + number, 200) for number in range(2)]
-        features = detector.image_side(detector.encoder.pixels(pictures, 112))
+        features = detector.scorer.image_side(detector.encoder.pixels(pictures, 112))
     return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
 
 
@@ -118,8 +120,8 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
     detector, batch = trainable(golden, golden_weights, load)
     image, patches = batch.features
     with torch.no_grad():
-        sentences = detector.prompt_learner(detector.encoder)
-        first, second, shift = detector.looks(sentences, patches)
+        sentences = detector.scorer.prompt_learner(detector.encoder)
+        first, second, shift = detector.scorer.looks(sentences, patches)
         logits = picture_logits(image, second)
         grids = torch.stack([state_logits(patches, states).softmax(-1)[..., 1] for states in (first, second)])
         for number, states in ((1, first), (2, second)):
@@ -127,12 +129,12 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
             parts = focal(map_, batch.masks), dice(map_[:, 1], batch.masks), dice(map_[:, 0], 1 - batch.masks)
             np.testing.assert_allclose(parts, golden[f"train_parts_map{number}"], rtol=1e-5)
         np.testing.assert_allclose(whole_picture(logits, batch.labels), golden["train_ce"], rtol=1e-5)
-        scores = detector.scored(logits, grids)
+        scores = detector.scorer.scored(logits, grids)
         np.testing.assert_allclose(score_focal(scores, batch.labels), golden["train_binary_focal"], rtol=1e-5)
         np.testing.assert_allclose(likeness(sentences[1:]), golden["train_orthogonal"], rtol=1e-5)
         np.testing.assert_allclose(shift[1].square().mean(), golden["train_bias"], rtol=1e-5)
-    detector.loss(batch).backward()
-    parameters = dict(detector.prompt_learner.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.prompt_learner.named_parameters())
     assert sorted(parameters) == sorted(golden["grad_names"])
     norms = [parameters[name].grad.norm() for name in golden["grad_names"]]
     np.testing.assert_allclose(norms, golden["grad_norms"], rtol=TRAINING)
@@ -146,10 +148,10 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
 
 def test_three_steps_of_adam_match(golden, golden_weights, load):
     detector, batch = trainable(golden, golden_weights, load)
-    optimizer, totals = torch.optim.Adam(detector.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -185,14 +187,14 @@ def test_ranked_patches_do_not_depend_on_where_the_damage_is(small_encoder):
     there = patches.roll(20, 1)
     with torch.no_grad():
         torch.testing.assert_close(made.shift(patches, states), made.shift(there, states))
-        first = FaPrompt(small_encoder, top=3).adopt(made.learned())
+        first = FaPrompt(small_encoder, top=3).load_learned(made.learned())
         assert (first.shift(patches, states) - first.shift(there, states)).abs().max() > 1e-3
 
 
 def test_a_picture_costs_one_pass_of_its_own_sentences_and_the_others_are_kept(
     small_encoder, golden_weights, monkeypatch
 ):
-    made, read = FaPrompt(small_encoder), []
+    made, read = Detector(FaPrompt(small_encoder)), []
     walk = small_encoder.walk_text
     monkeypatch.setattr(small_encoder, "walk_text", lambda tokens, *a: read.append(len(tokens)) or walk(tokens, *a))
     made.predict([golden_weights.image(seed) for seed in range(3)], batch_size=1)

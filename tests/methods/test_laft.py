@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
+from vlad.detector import Detector
 from vlad.memory.nearest import nearest
 from vlad.methods.laft import CONCEPTS, Laft, concept_basis, difference_rows, guided, ignored, phrase_groups
 
@@ -30,7 +31,7 @@ def pictures(golden_weights):
 
 
 def laft(encoder, **options):
-    return Laft(encoder, **options).describe("metal bolt")
+    return Detector(Laft(encoder, **options)).describe("metal bolt")
 
 
 def test_the_rows_stand_for_all_pairs_of_the_official_code(golden, drawn):
@@ -83,21 +84,21 @@ def test_what_is_ignored_no_longer_separates_pictures(small_encoder, pictures):
     """A shift of the embedding along the words for lighting is a defect to plain neighbours and none to LAFT."""
     detector = laft(small_encoder, ignore="lighting")
     image = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
-    shifted = image + 3 * detector.ignore_basis[0]
-    torch.testing.assert_close(detector.transform(shifted), detector.transform(image), atol=1e-5, rtol=0)
+    shifted = image + 3 * detector.scorer.ignore_basis[0]
+    torch.testing.assert_close(detector.scorer.transform(shifted), detector.scorer.transform(image), atol=1e-5, rtol=0)
     guide = laft(small_encoder, guide="lighting")
-    assert (guide.transform(shifted) - guide.transform(image)).norm(dim=1).min() > 2.9
+    assert (guide.scorer.transform(shifted) - guide.scorer.transform(image)).norm(dim=1).min() > 2.9
 
 
 def test_with_both_the_ignored_concept_does_not_guide(small_encoder):
     detector = laft(small_encoder, guide="colour", ignore="lighting")
-    overlap = detector.guide_basis @ detector.ignore_basis.T
+    overlap = detector.scorer.guide_basis @ detector.scorer.ignore_basis.T
     assert overlap.abs().max() < 1e-3
 
 
 def test_the_prompt_pack_guides_by_default_and_words_matter(small_encoder, pictures):
     detector = laft(small_encoder)
-    assert detector.guide_basis is not None and detector.ignore_basis is None
+    assert detector.scorer.guide_basis is not None and detector.scorer.ignore_basis is None
     first = detector.fit(pictures[:6]).predict(pictures[7]).score
     detector.describe("iron pipe")
     assert detector.threshold is None

@@ -76,13 +76,13 @@ def test_each_stage_matches(golden, pair, load, side):
         check_statistics(level[:1], golden[f"{side}_enc{number}_mean_std"])
     np.testing.assert_allclose(levels[4][1, :8, :16, :16], golden[f"{side}_enc5_prompt"], atol=FEATURES, rtol=0)
     queries, prompts = ([level[i : i + 1] for level in levels] for i in (0, 1))
-    for i, part in enumerate(detector.alignment):
+    for i, part in enumerate(detector.scorer.alignment):
         matching = part(queries[4 - i], prompts[4 - i])[0, levels[4 - i].shape[1] :]
         np.testing.assert_allclose(matching[:8], golden[f"{side}_aligned{i}"], atol=ALIGNED, rtol=0)
     steps = []
-    for step in detector.decoder["blocks"]:
+    for step in detector.scorer.decoder["blocks"]:
         step.register_forward_hook(lambda *call: steps.append(call[2]))
-    logits = detector.logits(queries, prompts[:1:-1])
+    logits = detector.scorer.logits(queries, prompts[:1:-1])
     for number, features in enumerate(steps):
         np.testing.assert_allclose(features[0, :4, :24, :24], golden[f"{side}_dec{number}"], atol=DECODED, rtol=0)
         check_statistics(features, golden[f"{side}_dec{number}_mean_std"])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 import vlad
+from vlad.detector import Detector
 from vlad.memory import mutual
 from vlad.memory.mutual import barrier, block_sizes, interval_bounds, mutual_scores
 from vlad.memory.spill import PairTable, Records
@@ -16,7 +17,6 @@ from vlad.methods.musc import (
     equal_parts,
     neighbourhood_features,
     quarters,
-    rscin,
     smoothed,
     standardised,
     to_pixels,
@@ -24,6 +24,19 @@ from vlad.methods.musc import (
 
 GOLDEN_ATOL = 1e-5  # what parity/musc.md allows; measured below 1e-6
 GRID = (8, 8)
+
+
+def rscin(scores, classes, ks=(1, 2, 3)):
+    """[N] float64: `smoothed` scores after rescaling to [0, 1]; scores that are all the same stay as they are.
+
+    Source: MuSc (arXiv:2401.16753), RsCIN as in the official code.
+    """
+    low, high = scores.min(), scores.max()
+    return smoothed((scores - low) / (high - low), classes, ks) if high > low else scores.double()
+
+
+def made(encoder, **options):
+    return Detector(MuSc(encoder, **options))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +222,7 @@ def pictures(golden_weights):
 
 @pytest.fixture(scope="module")
 def predictions(small_encoder, pictures):
-    return MuSc(small_encoder).predict(pictures)
+    return made(small_encoder).predict(pictures)
 
 
 def close(one, other, atol=2e-6):
@@ -233,7 +246,7 @@ def test_predict_is_the_equations_in_a_row(small_encoder, pictures, predictions)
 
 def test_at_another_resolution_positions_are_bicubic_and_not_antialiased(small_model, small_encoder, pictures):
     """Its tokens are those of open_clip's own blocks behind a table that is resampled as the official code does it."""
-    visual, detector = small_model.visual, MuSc(small_encoder, resolution=168)
+    visual, detector = small_model.visual, made(small_encoder, resolution=168)
     native, grid = visual.grid_size, (12, 12)
     pixels = small_encoder.pixels(pictures[:2], 168)
     with torch.no_grad():
@@ -246,7 +259,7 @@ def test_at_another_resolution_positions_are_bicubic_and_not_antialiased(small_m
         for layer, module in enumerate(visual.transformer.resblocks, 1):
             x = module(x)
             expected[layer] = standardised(x[:, 1:])
-        ours = dict(zip(detector.layers, detector._tokens(pixels)[1], strict=True))
+        ours = dict(zip(detector.scorer.layers, detector.scorer._tokens(pixels)[1], strict=True))
         other = standardised(small_encoder(pixels, (24,)).patches[0])
     for layer, tokens in ours.items():
         torch.testing.assert_close(tokens, expected[layer], atol=2e-4, rtol=0)
@@ -254,40 +267,40 @@ def test_at_another_resolution_positions_are_bicubic_and_not_antialiased(small_m
 
 
 def test_batches_and_order_change_nothing(small_encoder, pictures, predictions):
-    close(MuSc(small_encoder).predict(pictures, batch_size=2), predictions)
+    close(made(small_encoder).predict(pictures, batch_size=2), predictions)
     order = [4, 2, 8, 0, 7, 1, 3, 6, 5]
-    close(MuSc(small_encoder).predict([pictures[i] for i in order]), [predictions[i] for i in order])
+    close(made(small_encoder).predict([pictures[i] for i in order]), [predictions[i] for i in order])
 
 
 def test_tokens_and_distances_in_files_change_nothing(small_encoder, pictures, predictions, monkeypatch):
     one = 4 * 64 * 128 * 4  # bytes of a picture's tokens: layers, patches, width, float32
     monkeypatch.setattr(musc, "TOKEN_BYTES", 3 * one)
     monkeypatch.setattr(mutual, "TABLE_BYTES", 0)
-    close(MuSc(small_encoder).predict(pictures), predictions)
+    close(made(small_encoder).predict(pictures), predictions)
 
 
 def test_the_other_pictures_matter(small_encoder, pictures, predictions):
-    fewer = MuSc(small_encoder).predict(pictures[:5])
+    fewer = made(small_encoder).predict(pictures[:5])
     assert abs(fewer[0].score - predictions[0].score) > 1e-4
 
 
 @pytest.mark.parametrize("N", [2, 3, 4, 5])
 def test_few_pictures_get_finite_scores_from_their_closest_one(small_encoder, pictures, N):
-    predictions = MuSc(small_encoder, neighbours=()).predict(pictures[:N])
+    predictions = made(small_encoder, neighbours=()).predict(pictures[:N])
     assert len(predictions) == N and all(np.isfinite(p.map).all() and p.score == p.map.max() for p in predictions)
     if N < 5:
-        counted = MuSc(small_encoder, neighbours=(), interval=(0, 1)).predict(pictures[:N])
+        counted = made(small_encoder, neighbours=(), interval=(0, 1)).predict(pictures[:N])
         close(predictions, counted)
 
 
 def test_one_picture_alone_is_refused_and_none_gives_none(small_encoder, pictures):
     with pytest.raises(ValueError, match="was given one; give predict the whole set"):
-        MuSc(small_encoder).predict(pictures[0])
-    assert MuSc(small_encoder).predict([]) == []
+        made(small_encoder).predict(pictures[0])
+    assert made(small_encoder).predict([]) == []
 
 
 def test_stream_refuses_until_a_set_is_kept(small_encoder, pictures):
-    detector = MuSc(small_encoder)
+    detector = made(small_encoder)
     with pytest.raises(TypeError, match="whole set"):
         detector.stream(pictures)
     assert len(list(detector.fit(pictures[:6]).stream(pictures[6:]))) == 3
@@ -295,21 +308,21 @@ def test_stream_refuses_until_a_set_is_kept(small_encoder, pictures):
 
 def test_a_picture_against_a_kept_set_is_that_picture_in_the_set(small_encoder, pictures):
     """Added to the set and scored with it, a picture meets the same others."""
-    detector = MuSc(small_encoder, neighbours=()).fit(pictures[:6])
+    detector = made(small_encoder, neighbours=()).fit(pictures[:6])
     alone = [detector.predict(picture) for picture in pictures[6:]]
     for one, picture in zip(alone, pictures[6:], strict=True):
-        close([one], MuSc(small_encoder, neighbours=()).predict([*pictures[:6], picture])[6:], atol=1e-5)
+        close([one], made(small_encoder, neighbours=()).predict([*pictures[:6], picture])[6:], atol=1e-5)
     close(detector.predict(pictures[6:]), alone, atol=1e-5)
 
 
 def test_the_kept_pictures_are_calibrated_by_the_others(small_encoder, pictures):
-    detector = MuSc(small_encoder, neighbours=()).fit(pictures[:7])
-    together = MuSc(small_encoder, neighbours=()).predict(pictures[:7])
+    detector = made(small_encoder, neighbours=()).fit(pictures[:7])
+    together = made(small_encoder, neighbours=()).predict(pictures[:7])
     np.testing.assert_allclose(sorted(detector.calibration.scores), sorted(p.score for p in together), atol=2e-6)
 
 
 def test_saved_with_its_set_it_scores_the_same(small_encoder, pictures, tmp_path):
-    detector = MuSc(small_encoder, degrees=(1, 3), layers=(12, 24)).fit(pictures[:6])
+    detector = made(small_encoder, degrees=(1, 3), layers=(12, 24)).fit(pictures[:6])
     detector.save(tmp_path / "set.safetensors")
     loaded = vlad.load(tmp_path / "set.safetensors", encoder=small_encoder)
     assert loaded.options == detector.options and loaded.transductive is False
@@ -322,33 +335,33 @@ def test_parts_are_equal_random_and_seeded(small_encoder, pictures, monkeypatch)
     assert sorted(map(len, groups)) == [3, 4, 4]
     assert groups == equal_parts(11, 3, seed=0) != equal_parts(11, 3, seed=1)
     monkeypatch.setattr(musc, "SMALLEST_PART", 4)
-    split = MuSc(small_encoder, parts=2, neighbours=()).predict(pictures)
+    split = made(small_encoder, parts=2, neighbours=()).predict(pictures)
     for group in equal_parts(9, 2, seed=0):
-        alone = MuSc(small_encoder, neighbours=()).predict([pictures[i] for i in group])
+        alone = made(small_encoder, neighbours=()).predict([pictures[i] for i in group])
         close([split[i] for i in group], alone)
 
 
 def test_a_set_whose_table_fits_no_file_is_split_with_a_warning(small_encoder, pictures, monkeypatch, caplog):
     monkeypatch.setattr(musc, "TABLE_FILE_BYTES", 4 * 64 * 5**2)
-    split = MuSc(small_encoder).predict(pictures)
+    split = made(small_encoder).predict(pictures)
     assert "9 pictures are scored in 2 random parts" in caplog.text
     assert all(np.isfinite(p.score) for p in split)
 
 
 def test_parts_too_small_to_have_typical_pictures_are_not_made(small_encoder, pictures, predictions, caplog):
-    close(MuSc(small_encoder, parts=3).predict(pictures), predictions)
+    close(made(small_encoder, parts=3).predict(pictures), predictions)
     assert "1 random parts; 3 asked for" in caplog.text
 
 
 def test_repeats_are_reported(small_encoder, pictures, predictions, caplog):
-    MuSc(small_encoder).predict([*pictures[:3], pictures[0], pictures[0]])
+    made(small_encoder).predict([*pictures[:3], pictures[0], pictures[0]])
     assert "2 of 5 pictures look like another one" in caplog.text
 
 
 def test_progress_counts_every_pair_and_ends_with_all_of_them(small_encoder, pictures):
     said = []
-    detector = MuSc(small_encoder)
-    detector.progress = lambda *one: said.append(one)
+    detector = made(small_encoder)
+    detector.report_progress(lambda *one: said.append(one))
     detector.predict(pictures, batch_size=4)
     assert [one for one in said if one[0] == "reading"] == [("reading", 4, 0), ("reading", 8, 0), ("reading", 9, 0)]
     total = 4 * 3 * 9 * 8 // 2
@@ -363,9 +376,9 @@ def test_it_takes_no_words_and_the_default_layers_are_the_quarters(small_encoder
         (1, 2, 3),
         (1,),
     ]
-    assert MuSc(small_encoder).layers == (6, 12, 18, 24)
+    assert made(small_encoder).scorer.layers == (6, 12, 18, 24)
     with pytest.raises(TypeError, match="takes no name"):
-        MuSc(small_encoder).describe("bolt")
+        made(small_encoder).describe("bolt")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +398,7 @@ def test_it_takes_no_words_and_the_default_layers_are_the_quarters(small_encoder
 )
 def test_wrong_options_are_refused_by_name(small_encoder, option, value):
     with pytest.raises(ValueError, match=f"{option} is .*expected"):
-        MuSc(small_encoder, **{option: value})
+        made(small_encoder, **{option: value})
 
 
 # What does not fit in memory

@@ -73,12 +73,15 @@ def test_the_score_is_half_the_largest_distance_of_a_patch(small_encoder, normal
 def test_a_row_joins_the_patch_itself_and_what_is_around_it(small_encoder, normals, golden_weights):
     """Two sizes side by side: the squared distance is the mean of what each size alone finds at the same place."""
     detector = fitted(small_encoder, normals, layers=(12,))
-    assert detector.settings["neighbours"] == [1, 3] and detector.memory.rows.shape[1] == 2 * small_encoder.width
+    assert detector.scorer.settings["neighbours"] == [1, 3]
+    assert detector.scorer.memory.rows.shape[1] == 2 * small_encoder.width
     picture = golden_weights.image(40, 112)
     with torch.no_grad():
         pixels = [small_encoder.pixels([p]) for p in [picture, *normals]]
         near, far = (
-            torch.stack([fitted(small_encoder, normals, layers=(12,), neighbours=size).tokens(p)[0] for p in pixels])
+            torch.stack(
+                [fitted(small_encoder, normals, layers=(12,), neighbours=size).scorer.tokens(p)[0] for p in pixels]
+            )
             for size in (1, 3)
         )
     squared = (torch.cdist(near[0], near[1:].flatten(0, 1)) ** 2 + torch.cdist(far[0], far[1:].flatten(0, 1)) ** 2) / 2
@@ -105,12 +108,12 @@ def test_rotations_of_a_normal_are_left_out_with_it(small_encoder, normals):
     detector = fitted(small_encoder, normals, rotations=4)
     assert min(detector.calibration.scores) > 0.01, "no normal met its own rotation"
     assert detector.references == ["0", "1", "2"]
-    assert len(detector.memory) == 3 * 4 * 64
+    assert len(detector.scorer.memory) == 3 * 4 * 64
 
 
 def test_a_coreset_keeps_a_share_of_the_rows(small_encoder, normals, tmp_path):
     detector = fitted(small_encoder, normals, preset="patchcore")
-    assert len(detector.memory) == int(3 * 64 * 0.1)
+    assert len(detector.scorer.memory) == int(3 * 64 * 0.1)
     detector.save(tmp_path / "part.safetensors")
     loaded = vlad.load(tmp_path / "part.safetensors", encoder=small_encoder)
     assert loaded.predict(normals[1]).score == pytest.approx(detector.predict(normals[1]).score, abs=1e-6)
@@ -119,7 +122,7 @@ def test_a_coreset_keeps_a_share_of_the_rows(small_encoder, normals, tmp_path):
 def test_the_mask_leaves_the_background_out(small_encoder, normals, golden_weights, monkeypatch):
     detector = fitted(small_encoder, normals, mask=True, sigma=0)
     upper = torch.arange(64).view(1, 64) < 32
-    monkeypatch.setattr(detector, "_masks", lambda pixels: upper.float())
+    monkeypatch.setattr(detector.scorer, "_masks", lambda pixels: upper.float())
     prediction = detector.predict(golden_weights.image(40, 112))
     assert (prediction.map[-40:] == 0).all() and (prediction.map[:40] > 0).all()
     assert prediction.score == pytest.approx(float(prediction.map.max()), abs=0.01)

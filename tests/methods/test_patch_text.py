@@ -19,7 +19,7 @@ def test_the_map_is_the_softmax_over_patch_and_prototype_cosines(small_encoder, 
     prediction = detector.predict(picture)
     with torch.no_grad():
         _, patches = small_encoder.dense(small_encoder.pixels([picture]))
-    cosines = F.normalize(patches[0], dim=-1) @ F.normalize(detector.prototypes, dim=-1).T
+    cosines = F.normalize(patches[0], dim=-1) @ F.normalize(detector.scorer.prototypes, dim=-1).T
     expected = (cosines / 0.07).softmax(-1)[:, 1].view(8, 8)
     np.testing.assert_allclose(prediction.map, expected, atol=1e-6)
     assert prediction.score == pytest.approx(float((expected.max() * expected.mean()).sqrt()), abs=1e-6)
@@ -48,7 +48,7 @@ def test_with_normals_the_map_is_the_geometric_mean_of_words_and_memory(small_en
             [golden_weights.image(seed, 112) for seed in (4, 5)]
         )
     with torch.no_grad():
-        unlike = both.memory.unlike(small_encoder.pixels([picture]))[0]
+        unlike = both.scorer.memory.unlike(small_encoder.pixels([picture]))[0]
         seen = [small_encoder.pixels([p]) for p in (picture, *(golden_weights.image(seed, 112) for seed in (4, 5)))]
         one, *others = (layer_tokens(small_encoder, pixels, (12, 18), (1, 3))[0] for pixels in seen)
     cosines = F.normalize(one, dim=-1) @ F.normalize(torch.cat(others), dim=-1).T
@@ -69,7 +69,7 @@ def test_the_weight_of_the_normal_words_is_taken_from_the_anomalous_ones(small_e
         maps[weight], scores[weight] = prediction.map, prediction.score
     with torch.no_grad():
         image, patches = small_encoder.dense(small_encoder.pixels([picture]))
-    states = F.normalize(detector.prototypes, dim=-1)
+    states = F.normalize(detector.scorer.prototypes, dim=-1)
     normal, anomalous = (F.normalize(torch.cat([image[:, None], patches], 1), dim=-1)[0] @ states.T).unbind(-1)
     for weight in maps:
         expected = ((anomalous - weight * normal) / 0.07).sigmoid()
@@ -95,8 +95,8 @@ def test_with_a_memory_the_tower_is_walked_once_a_batch_and_gives_what_two_walks
         type(small_encoder), "embed", lambda self, *args, **how: walked.append(1) or embed(self, *args, **how)
     )
     with torch.no_grad():
-        grid = detector.forward(pixels)[1]
+        grid = detector.scorer.forward(pixels)[1]
         assert len(walked) == 1
-        unlike = detector.memory.unlike(pixels)
-        detector.memory.clear()
-        assert torch.equal(grid, weighted_mean(detector.forward(pixels)[1], unlike))
+        unlike = detector.scorer.memory.unlike(pixels)
+        detector.scorer.memory.clear()
+        assert torch.equal(grid, weighted_mean(detector.scorer.forward(pixels)[1], unlike))

@@ -62,12 +62,12 @@ def test_what_both_towers_give_matches(golden, picture, official, side):
     pixels = encoder.pixels([picture], side)
     resized = ((pixels * encoder.std + encoder.mean)[0] * 255).permute(1, 2, 0)
     close(resized, golden[f"s{side}_resized_uint8"], atol=1e-3)
-    image, *taps = detector.image_side(pixels)
-    states = detector.states(image)
-    attended = [detector.Zero_try(states, torch.nn.functional.normalize(tokens, dim=-1)) for tokens in taps]
-    new, raw = detector.maps(image, taps, (side, side))
+    image, *taps = detector.scorer.image_side(pixels)
+    states = detector.scorer.states(image)
+    attended = [detector.scorer.Zero_try(states, torch.nn.functional.normalize(tokens, dim=-1)) for tokens in taps]
+    new, raw = detector.scorer.maps(image, taps, (side, side))
     close(image[0], golden[f"s{side}_image_feature"], atol=5 * EXACT)
-    close(detector.New_Lan_Embed(image)[0], golden[f"s{side}_class_vectors"], atol=5 * EXACT)
+    close(detector.scorer.New_Lan_Embed(image)[0], golden[f"s{side}_class_vectors"], atol=5 * EXACT)
     close(states[0], golden[f"s{side}_text_features"])
     close(torch.nn.functional.normalize(torch.cat(attended), dim=-1), golden[f"s{side}_text_attended"])
     close(torch.cat(new).mean(0), golden[f"s{side}_map_new"])
@@ -79,7 +79,7 @@ def test_what_both_towers_give_matches(golden, picture, official, side):
 
 
 def test_the_sentences_are_the_official_ones_with_two_places_for_the_pictures_one_slot(golden, official):
-    ids = official().ids.tolist()
+    ids = official().scorer.ids.tolist()
     for ours, theirs in zip(ids, golden["tokens"].tolist(), strict=True):
         at = theirs.index(SLOT)
         assert ours[:at] == theirs[:at] and ours[at] == ours[at + 1]
@@ -105,7 +105,7 @@ def trainable(golden, golden_weights, official):
     mask = torch.from_numpy(golden["train_mask"]).float()
     with torch.no_grad():
         pixels = detector.encoder.pixels([golden_weights.image(seed + i, 200) for i in range(2)], 112)
-        features = detector.image_side(pixels)
+        features = detector.scorer.image_side(pixels)
     return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
 
 
@@ -113,16 +113,16 @@ def trainable(golden, golden_weights, official):
 def test_each_part_of_the_loss_matches(golden, trainable):
     detector, batch = trainable
     image, *taps = batch.features
-    new, raw = detector.maps(image, taps, (112, 112))
+    new, raw = detector.scorer.maps(image, taps, (112, 112))
     parts = [[focal(torch.stack([1 - m, m], 1), batch.masks), dice(m, batch.masks)] for m in (*new, *raw)]
     np.testing.assert_allclose(parts, golden["train_parts_focal_dice1_new_then_raw"], rtol=1e-5)
-    assert detector.loss(batch).item() == pytest.approx(np.sum(parts), rel=1e-6)
+    assert detector.scorer.loss(batch).item() == pytest.approx(np.sum(parts), rel=1e-6)
 
 
 def test_gradients_match_and_the_encoder_gets_none(golden, trainable):
     detector, batch = trainable
-    detector.loss(batch).backward()
-    parameters = dict(detector.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.named_parameters())
     assert sorted(p for p in parameters if parameters[p].grad is not None) == sorted(golden["grad_names"])
     assert [p for p in parameters if not parameters[p].requires_grad] == list(golden["no_grad_names"])
     for name, norm in zip(golden["grad_names"], golden["grad_norms"], strict=True):
@@ -139,10 +139,10 @@ def test_gradients_match_and_the_encoder_gets_none(golden, trainable):
 
 def test_three_steps_of_adam_match(golden, trainable):
     detector, batch = trainable
-    optimizer, totals = torch.optim.Adam(detector.parameter_groups(4e-5), betas=(0.5, 0.999)), []
+    optimizer, totals = torch.optim.Adam(detector.scorer.parameter_groups(4e-5), betas=(0.5, 0.999)), []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -153,9 +153,9 @@ def test_three_steps_of_adam_match(golden, trainable):
 def test_learned_tokens_are_dropped_out_while_training_alone(trainable):
     detector, batch = trainable
     with torch.no_grad():
-        assert detector.loss(batch) == detector.loss(batch)
-        detector.train()
-        assert detector.loss(batch) != detector.loss(batch)
+        assert detector.scorer.loss(batch) == detector.scorer.loss(batch)
+        detector.scorer.train()
+        assert detector.scorer.loss(batch) != detector.scorer.loss(batch)
 
 
 # Encoders and options

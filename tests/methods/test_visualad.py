@@ -81,7 +81,9 @@ def test_map_and_score_are_those_of_the_authors_code(small_encoder, golden, gold
 @torch.no_grad()
 def test_tokens_and_layers_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
     detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    tokens, layers = detector.see(small_encoder.pixels([golden_weights.image(0, 200)], 112), detector.ln_post)
+    tokens, layers = detector.scorer.see(
+        small_encoder.pixels([golden_weights.image(0, 200)], 112), detector.scorer.ln_post
+    )
     for row, key in enumerate(("anomaly", "normal")):
         np.testing.assert_allclose(tokens[0, row], golden[f"112_own_{key}_layers"][3], atol=2e-6)
     np.testing.assert_allclose(layers.sum(0)[0], golden["112_own_map"], atol=1e-6)
@@ -89,11 +91,11 @@ def test_tokens_and_layers_are_those_of_the_authors_code(small_encoder, golden, 
 
 def test_loss_and_gradients_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
     detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    detector.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())  # where their training starts
-    loss = detector.loss(training(small_encoder, golden, golden_weights))
+    detector.scorer.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())  # where their training starts
+    loss = detector.scorer.loss(training(small_encoder, golden, golden_weights))
     assert loss.item() == pytest.approx(float(golden["train_total"]), rel=1e-6)
     loss.backward()
-    found = {key: parameter.grad for key, parameter in detector.named_parameters()}
+    found = {key: parameter.grad for key, parameter in detector.scorer.named_parameters()}
     assert sorted(found) == sorted(golden["grad_names"])
     for name, norm in zip(golden["grad_names"], golden["grad_norms"], strict=True):
         if not name.endswith("k_norm.bias"):  # a softmax does not see it: 0 but for rounding
@@ -104,12 +106,12 @@ def test_loss_and_gradients_are_those_of_the_authors_code(small_encoder, golden,
 
 def test_two_steps_of_training_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
     detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    detector.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())
+    detector.scorer.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())
     batch = training(small_encoder, golden, golden_weights)
-    optimizer = torch.optim.AdamW(detector.parameter_groups(1e-3), betas=(0.9, 0.999), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(detector.scorer.parameter_groups(1e-3), betas=(0.9, 0.999), weight_decay=0.01)
     for step, rate in ((1, 1e-3), (2, float(golden["step1_lr"][0]))):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         assert loss.item() == pytest.approx(float(golden[f"step{step}_total"]), rel=1e-6)
         loss.backward()
         for group in optimizer.param_groups[:1]:
@@ -117,10 +119,10 @@ def test_two_steps_of_training_are_those_of_the_authors_code(small_encoder, gold
             for parameter in group["params"]:
                 torch.nn.utils.clip_grad_norm_(parameter, group["clip"])
         optimizer.step()
-        gate = detector.layer_attentions["layer_24"].gate[0].weight
+        gate = detector.scorer.layer_attentions["layer_24"].gate[0].weight
         for key, value in (
-            ("anomaly_token", detector.anomaly_token),
-            ("ln_post_weight", detector.ln_post.weight),
+            ("anomaly_token", detector.scorer.anomaly_token),
+            ("ln_post_weight", detector.scorer.ln_post.weight),
             ("gate24", gate),
         ):
             np.testing.assert_allclose(value.detach(), golden[f"step{step}_{key}"], atol=1e-6)
@@ -162,33 +164,33 @@ def test_all_that_is_learned_gets_gradients_also_with_checkpointing_and_the_enco
     batch, gradients = Batch((pixels,), masks, torch.tensor([1, 0]), ["a", "b"]), []
     for checkpointing in (False, True):
         detector = vlad.load("visualad", encoder=small_encoder, adapter=file, checkpointing=checkpointing)
-        detector.loss(batch).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.parameters())
-        gradients.append(detector.anomaly_token.grad)
+        detector.scorer.loss(batch).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in detector.scorer.parameters())
+        gradients.append(detector.scorer.anomaly_token.grad)
     torch.testing.assert_close(*gradients)
     assert all(p.grad is None for p in small_encoder.model.parameters())
 
 
 def test_tokens_learn_ten_times_faster_and_nothing_is_learned_twice(small_encoder, file):
     detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    tokens, others = detector.parameter_groups(1e-3)
+    tokens, others = detector.scorer.parameter_groups(1e-3)
     assert (tokens["lr"], others["lr"]) == (1e-3, pytest.approx(1e-4))
-    assert [id(p) for p in tokens["params"]] == [id(detector.anomaly_token), id(detector.normal_token)]
+    assert [id(p) for p in tokens["params"]] == [id(detector.scorer.anomaly_token), id(detector.scorer.normal_token)]
     every = [id(p) for p in [*tokens["params"], *others["params"]]]
-    assert len(every) == len(set(every)) == len(list(detector.parameters()))
+    assert len(every) == len(set(every)) == len(list(detector.scorer.parameters()))
 
 
 def test_a_few_steps_lower_the_loss(small_encoder, golden_weights):
     torch.manual_seed(0)
-    detector = VisualAD(small_encoder)
+    scorer = VisualAD(small_encoder)
     pixels = small_encoder.pixels([golden_weights.image(0, 112)], 112)
     masks = torch.zeros(1, 112, 112)
     masks[0, 20:60, 30:80] = 1
     batch, totals = Batch((pixels,), masks, torch.tensor([1]), ["a"]), []
-    optimizer = torch.optim.AdamW(detector.parameter_groups(1e-2), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(scorer.parameter_groups(1e-2), weight_decay=0.01)
     for _ in range(8):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -212,7 +214,7 @@ def test_more_patches_than_places_are_refused(small_encoder):
 def test_it_works_on_tiny(tiny_encoder, golden_weights, tmp_path):
     VisualAD(tiny_encoder).save_adapter(file := tmp_path / "tiny.safetensors", recipe={})
     detector = vlad.load("visualad", encoder=tiny_encoder, adapter=file)
-    assert detector.layers == (1, 2, 3, 4) and 0 < detector.predict(golden_weights.image(0, 112)).score < 1
+    assert detector.scorer.layers == (1, 2, 3, 4) and 0 < detector.predict(golden_weights.image(0, 112)).score < 1
 
 
 def test_an_official_file_gives_its_options(small_encoder, file):

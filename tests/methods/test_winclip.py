@@ -64,12 +64,12 @@ def test_few_shot_scores_and_maps_match_through_the_public_api(fitted, pictures,
 
 @torch.no_grad()
 def test_associations_with_the_references_match(fitted, pictures, embedded, golden):
-    tokens = fitted._patch_tokens(fitted.encoder.pixels(pictures))
+    tokens = fitted.scorer._patch_tokens(fitted.encoder.pixels(pictures))
     for memory, rows, key in zip(
-        fitted._levels(), [tokens, *embedded[1:]], ("patch", "window_2", "window_3"), strict=True
+        fitted.scorer._levels(), [tokens, *embedded[1:]], ("patch", "window_2", "window_3"), strict=True
     ):
         np.testing.assert_allclose(memory.distance(rows) / 2, golden[f"association_{key}"], atol=SCORES, rtol=0)
-    grid = fitted.association(tokens, list(embedded[1:]), (8, 8))
+    grid = fitted.scorer.association(tokens, list(embedded[1:]), (8, 8))
     np.testing.assert_allclose(grid, golden["few_shot_grid"], atol=SCORES, rtol=0)
 
 
@@ -77,8 +77,8 @@ def test_a_reference_scored_as_a_query_is_associated_with_itself(fitted, golden,
     reference = golden_weights.image(int(golden["reference_seeds"][0]), 112)
     pixels = fitted.encoder.pixels([reference])
     with torch.no_grad():
-        _, *windows = fitted.encoder.windows(pixels, fitted.scales)
-        seen = fitted.association(fitted._patch_tokens(pixels), windows, (8, 8))
+        _, *windows = fitted.encoder.windows(pixels, fitted.scorer.scales)
+        seen = fitted.scorer.association(fitted.scorer._patch_tokens(pixels), windows, (8, 8))
     assert seen.max() < 1e-9, "alone in its batch or not, its tokens differ by rounding only"
 
 
@@ -98,14 +98,14 @@ def test_window_scores_and_harmonic_maps_match(detector, embedded, golden):
     from vlad.maps import anomaly_probability
 
     for windows, size in zip(embedded[1:], (2, 3), strict=True):
-        scores = anomaly_probability(windows, detector.prototypes)
+        scores = anomaly_probability(windows, detector.scorer.prototypes)
         np.testing.assert_allclose(scores, golden[f"window_scores_{size}"], atol=SCORES, rtol=0)
         mean = covering_mean(scores, (8, 8), size)
         np.testing.assert_allclose(mean, golden[f"harmonic_map_{size}"], atol=SCORES, rtol=0)
 
 
 def test_the_grid_before_upsampling_matches(detector, embedded, golden):
-    score, grid = detector.zero_shot(embedded[0], list(embedded[1:]), (8, 8))
+    score, grid = detector.scorer.zero_shot(embedded[0], list(embedded[1:]), (8, 8))
     np.testing.assert_allclose(score, golden["zero_shot_image_score"], atol=SCORES, rtol=0)
     np.testing.assert_allclose(grid, golden["zero_shot_grid"], atol=SCORES, rtol=0)
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from scipy import stats
-from test_evaluate import Brightness, write_category
+from small_sets import brightness, write_category
 
 from vlad.datasets import folder
 from vlad.evaluate import evaluate
@@ -25,7 +25,7 @@ def report(tmp_path_factory, small_encoder):
     write_category(place / "screws" / "bolt", seed=1)
     write_category(place / "screws" / "nut <b>", seed=2)
     write_category(place / "discs" / "washer", seed=3, masks=False)
-    detectors = {"fine": Brightness(small_encoder), "coarse & slow": Brightness(small_encoder, shrink=28)}
+    detectors = {"fine": brightness(small_encoder), "coarse & slow": brightness(small_encoder, shrink=28)}
     return evaluate(detectors, folder(place), bootstrap=100, corrupt=["blur"], severities=(1, 5))
 
 

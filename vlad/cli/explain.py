@@ -103,7 +103,7 @@ def explain(
 
 def explainer(
     reasoner: str, allow_remote: bool, key_env: str | None, rules: Path | None
-) -> "tuple[Callable[[Detector, Path, Prediction], dict[str, Any]], dict[str, Any]]":
+) -> "tuple[Callable[[Detector, Any, Prediction], dict[str, Any]], dict[str, Any]]":
     """For `vlad score`: what makes the explanation of a line, and what it depends on beside the detector."""
     import vlad.explain as tiers
     from vlad.explain.reasoners import Unusable, usable
@@ -114,7 +114,7 @@ def explainer(
     if isinstance(who, Unusable):
         print(f"{line(who.reason)}; explanations have the words of the tier clip", file=sys.stderr)
 
-    def told(model: "Detector", picture: Path, prediction: "Prediction") -> dict[str, Any]:
+    def told(model: "Detector", picture: Any, prediction: "Prediction") -> dict[str, Any]:
         return tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", rules=stated).to_dict()
 
     return told, {"explain": {"reasoner": reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}

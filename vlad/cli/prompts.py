@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,7 @@ def show(
         words = vlad.PromptPack.load(pack)
         phrases = words.phrases(name) if name is not None else (list(words.normal), list(words.anomalous))
         states = dict(zip(("normal", "anomalous"), phrases, strict=True))
-        cosines: dict[str, float] = {}
+        cosines: Mapping[str, float] = {}
         if picture is not None:
             if name is None:
                 raise ValueError('--picture needs to know what it shows; say it with --name "metal bolt"')
@@ -204,7 +205,7 @@ def _print_comparison(compared: "list[Words]") -> None:
         print(line)
 
 
-def _print_prompts(title: str, templates: Any, states: dict[str, list[str]], cosines: dict[str, float]) -> None:
+def _print_prompts(title: str, templates: Any, states: dict[str, list[str]], cosines: Mapping[str, float]) -> None:
     print(title)
     print(f"\ntemplates ({len(templates)})", *templates, sep="\n  ")
     for state, phrases in states.items():

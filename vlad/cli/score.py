@@ -31,8 +31,9 @@ from vlad.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from vlad.batch import Line, Progress, Summary
+    from vlad.folder import Progress, Summary
     from vlad.images.listing import Found
+    from vlad.records import Line
 
 Threshold = Annotated[
     str | None,
@@ -76,7 +77,7 @@ def score(
     """
 
     def work() -> int:
-        from vlad import batch
+        from vlad import folder
 
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
@@ -92,29 +93,29 @@ def score(
         if not explain and (reasoner != "clip" or rules is not None):
             raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
         if out is not None:
-            batch.refuse_existing(out, resume)
+            folder.refuse_existing(out, resume)
         told, about = explainer(reasoner, allow_remote, key_env, rules) if explain else (None, {})
-        pictures = batch.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
+        pictures = folder.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
         given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
         given |= {"device": device, "dtype": dtype}
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
-        elif model.needs_normals and not model.references:
+        elif model.scorer.needs_normals and not model.references:
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
         held: list[Line] | None = None
         if cut == "auto":
-            model.threshold, cut, held, facts = None, None, [], {**facts, "threshold": "auto"}
+            held = []
         with _progress(quiet=out is None and sys.stdout.isatty()) as (advance, stage):
             if model.transductive:
-                model.progress = lambda name, done, total: stage(name, done, total or len(pictures))
+                model.report_progress(lambda name, done, total: stage(name, done, total or len(pictures)))
             show = _printed(advance, pictures, as_json, out is None, held)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
             how["explain"] = told and partial(told, model)
-            summary = batch.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
+            summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
         if held is not None:
             show = _printed(lambda *_: None, pictures, as_json, out is None)
-            summary = _decided(summary, held, out, show, as_json)
+            summary = _decided(summary, held, show, as_json)
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
@@ -151,12 +152,13 @@ def _printed(
     return show
 
 
-def _decided(summary: "Summary", held: "list[Line]", out: Path | None, show: "Progress", as_json: bool) -> "Summary":
+def _decided(summary: "Summary", held: "list[Line]", show: "Progress", as_json: bool) -> "Summary":
     """Shows the lines once the scores have been cut where they part, says how, and counts the verdicts."""
-    from vlad import verdicts
+    from vlad.folder import judged
 
-    made = verdicts.decide(held) if out is None else verdicts.decide_folder(out)
-    lines = [verdicts.judged(line, made.threshold) for line in held]
+    made = summary.decided
+    assert made is not None
+    lines = [judged(line, made.threshold) for line in held]
     for done, line in enumerate(lines, 1):
         show(line, done, len(lines))
     cut = "no threshold" if made.threshold is None else f"threshold {made.threshold:.4f} by {made.method}"

@@ -71,7 +71,7 @@ def load_detector(
         given["prompts"] = vlad.PromptPack.load(given["prompts"])
     if file is None:
         method = method or "patch_text"
-        if name is None and method_class(method).needs_text:
+        if name is None and method_class(method).words == "required":
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
         detector = vlad.load(method, name, **given)
         own = given.get("adapter")

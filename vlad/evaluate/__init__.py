@@ -7,7 +7,6 @@ its test pictures; few-shot detectors are fitted on normal pictures of its `trai
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -164,9 +163,8 @@ def _runners(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clo
     for label, given in named.items():
         for seed in plan.seeds if plan.shots else (None,):
             with clock(label):
-                # a copy that learns and is described in the detector's stead; the encoder is shared, not copied
-                detector = copy.deepcopy(given, {id(given.encoder): given.encoder})
-                if detector.needs_text:
+                detector = given.copy()  # it learns and is described in the detector's stead
+                if detector.scorer.words == "required":
                     detector.describe(group.name)
                 if seed is None:
                     yield Runner(label, detector)

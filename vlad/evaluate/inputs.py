@@ -119,7 +119,7 @@ def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place,
     for kind, severity in plan.conditions[1:]:
         check(kind, severity)
     for label, detector in named.items():
-        if not plan.shots and detector.needs_normals and not detector.references:
+        if not plan.shots and detector.scorer.needs_normals and not detector.references:
             raise ValueError(f"{label} needs normal pictures; fit it, or let shots= draw some for every category")
     for (dataset, category), group in groups.items():
         if len(group.normals) < plan.shots:
@@ -131,9 +131,7 @@ def leaks_of(named: Mapping[str, Detector], groups: Mapping[Place, Group], force
     """Label -> the tested data sets that the detector was trained on."""
     found = {}
     for label, detector in named.items():
-        trained = getattr(detector, "trained_on", None) or ()
-        trained = [trained] if isinstance(trained, str) else trained
-        sources = {_key(word) for source in trained for word in re.split(r"[+,;]", source)}
+        sources = {_key(word) for source in detector.trained_on for word in re.split(r"[+,;]", source)}
         if leaks := sorted({dataset for dataset, _ in groups if _key(dataset) in sources}):
             found[label] = leaks
     if found and not force:

@@ -20,6 +20,7 @@ import numpy as np
 
 from vlad.evaluate.inputs import Place
 from vlad.files import write_whole
+from vlad.records import keep_settings
 from vlad.report import Report, Row
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,7 @@ class Parts:
         self.found: dict[tuple[str, Place], Part] = {}
         if out is None:
             return
-        facts = json.loads(json.dumps(settings))  # as the file will give it back: tuples become lists
-        if (out / RUN).exists():
-            _refuse_other(out / RUN, facts)
-        write_whole(out / RUN, json.dumps(facts, indent=1).encode())
+        keep_settings(out / RUN, settings, begun=(out / RUN).exists())
 
     def has(self, label: str, place: Place) -> bool:
         """Whether this part is finished, in this run or in the one before."""
@@ -89,27 +87,3 @@ def _draws(parts: Mapping[tuple[str, str, str], Part]) -> Iterator[tuple[tuple[s
     for key, part in parts.items():
         for metric, drawn in part["draws"].items():
             yield (*key, metric), np.array([np.nan if value is None else value for value in drawn])
-
-
-def _refuse_other(file: Path, facts: Mapping[str, Any]) -> None:
-    try:
-        old = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
-        raise ValueError(f"{file} is not readable as settings to compare with; choose another folder") from None
-    if differing := list(_differences(old, facts)):
-        said = "; ".join(f"{key} was {_short(before)}, now {_short(now)}" for key, before, now in differing[:4])
-        raise ValueError(f"{file.parent} was evaluated with other settings ({said}); give those, or another folder")
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, before, now) of what differs, keys of tables in tables joined by dots."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 70 else text[:67] + "..."

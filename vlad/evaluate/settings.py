@@ -57,12 +57,11 @@ def _category(group: Group) -> dict[str, Any]:
 
 def _detector(detector: Detector, shots: int, leaks: list[str]) -> dict[str, Any]:
     encoder, pack = detector.encoder, detector.pack
-    prompts = (pack.name if pack else detector.default_prompts) if detector.needs_text else None
-    trained = getattr(detector, "trained_on", None) or ()
+    prompts = (pack.name if pack else detector.scorer.default_prompts) if detector.scorer.words == "required" else None
     return {
         "method": detector.method,
         "setting": setting_of(detector, shots),
-        "trained_on": [trained] if isinstance(trained, str) else list(trained),
+        "trained_on": list(detector.trained_on),
         "leaks": leaks,
         "encoder": encoder.name,
         "digest": encoder.digest,
@@ -77,11 +76,10 @@ def _detector(detector: Detector, shots: int, leaks: list[str]) -> dict[str, Any
 
 def setting_of(detector: Detector, shots: int) -> str:
     """ "zero-shot", "4-shot", "batch" (transductive), with the auxiliary data that it was trained on."""
-    trained = getattr(detector, "trained_on", None) or ()
     kind = "batch (transductive)" if detector.transductive else "zero-shot"
     if given := shots or len(detector.references):
         kind = f"{given}-shot" if shots else f"{given}-shot, fitted before"
-    auxiliary = trained if isinstance(trained, str) else ", ".join(trained)
+    auxiliary = ", ".join(detector.trained_on)
     return f"{kind}, trained on {auxiliary}" if auxiliary else kind
 
 

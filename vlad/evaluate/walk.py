@@ -6,17 +6,17 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vlad.datasets.corrupt import corrupt
 from vlad.datasets.samples import Sample, read_mask
 from vlad.images import read
+from vlad.predicting import score_together
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -148,29 +148,18 @@ def key_of(sample: Sample) -> str:
     return f"{sample.dataset}/{sample.category}/{sample.defect}/{sample.image.name}"
 
 
-@torch.no_grad()
 def _scored(
     runners: Sequence[Runner], seen: Sequence[Seen], start: int, clock: Clock
 ) -> list[list[tuple[float, np.ndarray | None]]]:
     """For each runner its results on the batch. A pass that several need is timed with the first of them."""
-    pixels: dict[tuple[int, int], torch.Tensor] = {}
+    each = [runner.detector.scorer for runner in runners if runner.known is None]
+    rows = score_together(each, [one.picture for one in seen])
     found = []
-    with ExitStack() as stack:
-        for encoder in {id(runner.detector.encoder): runner.detector.encoder for runner in runners}.values():
-            stack.enter_context(getattr(encoder, "sharing", nullcontext)())
-        for runner in runners:
-            with clock(runner.label):
-                if runner.known is not None:
-                    known = runner.known[start : start + len(seen)]
-                    found.append([(prediction.score, prediction.map) for prediction in known])
-                    continue
-                detector = runner.detector
-                place = id(detector.encoder), detector.resolution
-                if place not in pixels:
-                    pixels[place] = detector.encoder.pixels([one.picture for one in seen], detector.resolution)
-                scores, maps, _ = detector.forward(pixels[place])
-                arrays = [None] * len(seen) if maps is None else list(maps.float().cpu().numpy())
-                found.append(list(zip(scores.tolist(), arrays, strict=True)))
+    for runner in runners:
+        with clock(runner.label):
+            known = runner.known and runner.known[start : start + len(seen)]
+            found.append([(one.score, one.map) for one in (next(rows) if known is None else known)])
+    rows.close()  # what the scorers shared of their encoders is let go
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlad.files import cache_dir, write_whole
 from vlad.learning.data import Annotated, Item
-from vlad.learning.scorer import LearnedDetector
+from vlad.learning.scorer import LearnedScorer
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class FeatureCache:
         folder: where it lies.
     """
 
-    def __init__(self, detector: LearnedDetector, items: Sequence[Item]):
-        self.detector, self.items, self.side = detector, items, detector.resolution
-        facts = [FORMAT, detector.encoder.digest, str(detector.encoder.dtype), detector.method, detector.options]
+    def __init__(self, scorer: LearnedScorer, items: Sequence[Item]):
+        self.scorer, self.items, self.side = scorer, items, scorer.resolution
+        facts = [FORMAT, scorer.encoder.digest, str(scorer.encoder.dtype), scorer.method, scorer.options]
         key = json.dumps([*facts, [item.key for item in items]], sort_keys=True)
         self.folder = cache_dir() / "features" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.arrays: list[Any] = []
@@ -59,8 +59,8 @@ class FeatureCache:
             logger.info("%d pictures are encoded once, into %s", len(missing), self.folder)
         for numbers, read in _ahead(missing, self.items):
             with torch.no_grad():
-                pixels = self.detector.encoder.pixels([one.picture for one in read], self.side)
-                parts = self.detector.image_side(pixels)
+                pixels = self.scorer.encoder.pixels([one.picture for one in read], self.side)
+                parts = self.scorer.image_side(pixels)
             self._open(parts)
             for row, (number, one) in enumerate(zip(numbers, read, strict=True)):
                 for array, part in zip(self.arrays, parts, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlad.learning.data import TrainingSet, mosaic
 from vlad.learning.features import FeatureCache, Progress, mask_at
 from vlad.learning.recipes import Recipe
-from vlad.learning.scorer import Batch, LearnedDetector
+from vlad.learning.scorer import Batch, LearnedScorer
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,14 @@ STORE_EVERY = 30.0  # seconds between two checkpoints within an epoch
 
 
 class _Loss(nn.Module):
-    """The detector's loss as a forward pass, which is what accelerate distributes."""
+    """The scorer's loss as a forward pass, which is what accelerate distributes."""
 
-    def __init__(self, detector: LearnedDetector):
+    def __init__(self, scorer: LearnedScorer):
         super().__init__()
-        self.detector = detector
+        self.scorer = scorer
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.detector.loss(batch)
+        return self.scorer.loss(batch)
 
 
 class Run:
@@ -43,23 +43,21 @@ class Run:
         checkpoint: the file it goes on from.
     """
 
-    def __init__(
-        self, detector: LearnedDetector, plan: Recipe, data: TrainingSet, checkpoint: Path, store_every: float
-    ):
+    def __init__(self, scorer: LearnedScorer, plan: Recipe, data: TrainingSet, checkpoint: Path, store_every: float):
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
-        self.detector, self.plan, self.data, self.store_every = detector, plan, data, store_every
+        self.scorer, self.plan, self.data, self.store_every = scorer, plan, data, store_every
         self.checkpoint = checkpoint
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # some official prompts are dead
-        self.accelerator = Accelerator(cpu=detector.encoder.device.type == "cpu", kwargs_handlers=[unused])
+        self.accelerator = Accelerator(cpu=scorer.encoder.device.type == "cpu", kwargs_handlers=[unused])
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer.name]
         how: dict[str, Any] = {"betas": plan.optimizer.betas, "weight_decay": plan.optimizer.weight_decay}
-        optimizer = make(detector.parameter_groups(plan.optimizer.learning_rate), **how)
+        optimizer = make(scorer.parameter_groups(plan.optimizer.learning_rate), **how)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.loss, self.optimizer = self.accelerator.prepare(_Loss(detector), optimizer)
-        self.cached = detector.frozen_image_side and not plan.mosaic
+        self.loss, self.optimizer = self.accelerator.prepare(_Loss(scorer), optimizer)
+        self.cached = scorer.frozen_image_side and not plan.mosaic
         self.learning, self.held_out = _split(data, plan)
-        self.normals_of = _by_category(data) if detector.compares else {}
+        self.normals_of = _by_category(data) if scorer.compares else {}
         self.epoch = self.step = 0
         self.losses: list[float] = []
         self.running: list[float] = []
@@ -68,8 +66,8 @@ class Run:
     def prepare(self, progress: Progress | None) -> None:
         """Encodes what can be encoded once, and goes back to the checkpoint if there is one."""
         if self.cached:
-            self.features = FeatureCache(self.detector, self.data.items)
-            self.normals = FeatureCache(self.detector, self.data.normals) if self.detector.compares else None
+            self.features = FeatureCache(self.scorer, self.data.items)
+            self.normals = FeatureCache(self.scorer, self.data.normals) if self.scorer.compares else None
             with self.accelerator.main_process_first():
                 self.features.fill(progress)
                 if self.normals is not None:
@@ -77,7 +75,7 @@ class Run:
         self._resume()
 
     def train(self, progress: Progress | None) -> None:
-        """All epochs that are left; then the detector has the weights of the last, or of the best held-out one."""
+        """All epochs that are left; then the scorer has the weights of the last, or of the best held-out one."""
         stored = time.monotonic()
         while self.epoch < self.plan.epochs:
             batches = self._batches(self.epoch)
@@ -95,13 +93,13 @@ class Run:
             self._finish_epoch()
             self._store()
         if self.best:
-            self.detector.adopt(self.best)
+            self.scorer.load_learned(self.best)
 
     def _advance(self, numbers: Sequence[int]) -> float:
         """One step; its randomness depends on the seed and its place alone."""
         place = self.plan.seed, self.epoch, self.step
         self.loss.train()
-        with torch.random.fork_rng(devices=_gpus(self.detector)):
+        with torch.random.fork_rng(devices=_gpus(self.scorer)):
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
             value = self.loss(self._batch(numbers, place))
             self.optimizer.zero_grad()
@@ -127,20 +125,20 @@ class Run:
 
     def _batch(self, numbers: Sequence[int], seed: tuple[int, ...]) -> Batch:
         rng = np.random.default_rng(seed)
-        device = self.detector.encoder.device
+        device = self.scorer.encoder.device
         labels = torch.tensor([self.data.items[number].label for number in numbers], device=device)
         if self.cached:
             features, masks = self.features.rows(numbers), self.features.masks_of(numbers)
             names = self.features.names_of(numbers)
         else:
             features, masks, names = self._online(numbers, rng)
-        references = self._references(numbers, rng) if self.detector.compares else None
+        references = self._references(numbers, rng) if self.scorer.compares else None
         moved = [tuple(part.to(device) for part in parts) for parts in (features, references or ())]
         return Batch(moved[0], masks.to(device), labels, names, moved[1] or None)
 
     def _online(self, numbers: Sequence[int], rng: np.random.Generator) -> tuple[tuple[Tensor, ...], Tensor, list[str]]:
         """Pictures read and encoded now, some of them as mosaics; a mosaic keeps its first picture's label."""
-        side, seen = self.detector.resolution, []
+        side, seen = self.scorer.resolution, []
         for number in numbers:
             if self.plan.mosaic and rng.random() < self.plan.mosaic:
                 category = self.data.items[number].category
@@ -150,7 +148,7 @@ class Run:
             else:
                 seen.append(self.data.items[number].read())
         with torch.no_grad():
-            features = self.detector.image_side(self.detector.encoder.pixels([one.picture for one in seen], side))
+            features = self.scorer.image_side(self.scorer.encoder.pixels([one.picture for one in seen], side))
         masks = np.stack([mask_at(one.mask, side) for one in seen])
         return features, torch.from_numpy(masks).float(), [one.name for one in seen]
 
@@ -163,7 +161,7 @@ class Run:
             return self.normals.rows(chosen)
         with torch.no_grad():
             pictures = [self.data.normals[n].read().picture for n in chosen]
-            return self.detector.image_side(self.detector.encoder.pixels(pictures, self.detector.resolution))
+            return self.scorer.image_side(self.scorer.encoder.pixels(pictures, self.scorer.resolution))
 
     def _set_rates(self, epoch: int) -> None:
         share = 0.5 * (1 + math.cos(math.pi * epoch / self.plan.epochs))
@@ -182,11 +180,9 @@ class Run:
             self.loss.eval()
             size, held = self.plan.batch_size, self.held_out
             parts = [held[start : start + size].tolist() for start in range(0, len(held), size)]
-            value = float(
-                np.mean([self.detector.loss(self._batch(part, (self.plan.seed, 0))).item() for part in parts])
-            )
+            value = float(np.mean([self.scorer.loss(self._batch(part, (self.plan.seed, 0))).item() for part in parts]))
             if value <= min([value, *self.losses]):
-                self.best = {key: tensor.clone() for key, tensor in self.detector.learned().items()}
+                self.best = {key: tensor.clone() for key, tensor in self.scorer.learned().items()}
         logger.info("epoch %d of %d: loss %.4f", self.epoch + 1, self.plan.epochs, value)
         self.losses.append(value)
         self.epoch, self.step, self.running = self.epoch + 1, 0, []
@@ -194,8 +190,8 @@ class Run:
     # The checkpoint
 
     def _fingerprint(self) -> str:
-        detector = self.detector
-        facts = [self.plan.to_dict(), detector.options, detector.encoder.digest, str(detector.encoder.dtype)]
+        scorer = self.scorer
+        facts = [self.plan.to_dict(), scorer.options, scorer.encoder.digest, str(scorer.encoder.dtype)]
         keys = [item.key for item in (*self.data.items, *self.data.normals)]
         return hashlib.sha256(json.dumps([facts, keys], sort_keys=True).encode()).hexdigest()
 
@@ -204,7 +200,7 @@ class Run:
             return
         state = {
             "fingerprint": self._fingerprint(),
-            "learned": self.detector.learned(),
+            "learned": self.scorer.learned(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "place": [self.epoch, self.step],
@@ -219,20 +215,20 @@ class Run:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.detector.encoder.device, weights_only=True)
+        state = torch.load(self.checkpoint, map_location=self.scorer.encoder.device, weights_only=True)
         if state["fingerprint"] != self._fingerprint():
             raise ValueError(
                 f"{self.checkpoint} is of a run with other settings or data; go on with those, or delete it"
             )
-        self.detector.adopt(state["learned"])
+        self.scorer.load_learned(state["learned"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, (self.epoch, self.step) = state["best"], state["place"]
         self.losses, self.running = list(state["losses"]), list(state["running"])
         logger.info("goes on in epoch %d, step %d", self.epoch + 1, self.step + 1)
 
 
-def _gpus(detector: LearnedDetector) -> list[int]:
-    device = detector.encoder.device
+def _gpus(scorer: LearnedScorer) -> list[int]:
+    device = scorer.encoder.device
     return [device.index or 0] if device.type == "cuda" else []
 
 

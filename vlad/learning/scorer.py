@@ -1,6 +1,6 @@
 """Methods with learned weights: prompts or small layers that were trained on annotated pictures of another data set.
 
-A learned method writes, beside what every `Detector` has: `image_side` (what it needs of the frozen encoder), `loss`,
+A learned method writes, beside what every `Scorer` has: `image_side` (what it needs of the frozen encoder), `loss`,
 and, where its authors publish weights, `official` (their names into ours). Its parameters, and the buffers of its
 layers, are what an adapter's file holds.
 """
@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.files import resource
 from vlad.learning import adapter_file
-from vlad.memory import Memory
+from vlad.scorer import Scorer
 
 NOT_LEARNED = ("prototypes", "phrase_embeddings")  # buffers that come from words
 
@@ -28,7 +27,7 @@ class Batch:
 
     Attributes:
         features: what `image_side` gave, [B, ...] each.
-        masks: float [B, S, S], 1 where anomalous; S is the detector's resolution.
+        masks: float [B, S, S], 1 where anomalous; S is the scorer's resolution.
         labels: int64 [B], 1 anomalous.
         names: B category names in words.
         references: `image_side` of one normal picture of the same category each; only for methods that compare.
@@ -41,7 +40,7 @@ class Batch:
     references: tuple[Tensor, ...] | None = None
 
 
-class LearnedDetector(Detector):
+class LearnedScorer(Scorer):
     """A method with learned weights; build it with `vlad.load(method, adapter=...)`.
 
     Attributes:
@@ -85,11 +84,11 @@ class LearnedDetector(Detector):
 
     def learned(self) -> dict[str, Tensor]:
         """The learned tensors by name: all parameters, and the buffers of layers (running means and the like)."""
-        memories = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Memory))
+        memories = tuple(f"{name}." for name in self.memories())
         state = self.state_dict().items()
         return {k: v for k, v in state if k not in NOT_LEARNED and not k.startswith(memories)}
 
-    def adopt(self, tensors: Mapping[str, Tensor]) -> Self:
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> Self:
         """Takes learned tensors in place of its own; all of them, in the shapes that it has. Returns self.
 
         Raises:
@@ -123,16 +122,16 @@ class LearnedDetector(Detector):
         }
         adapter_file.write(path, facts, self.learned())
 
-    def _take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _restore_learned(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         own = self.learned()
-        self.adopt({key: value for key, value in tensors.items() if key in own})
+        self.load_learned({key: value for key, value in tensors.items() if key in own})
         return {key: value for key, value in tensors.items() if key not in own}
 
 
 def with_adapter(
-    kind: type[LearnedDetector], encoder: Encoder, adapter: Path | None, options: Mapping[str, Any]
-) -> LearnedDetector:
-    """A detector of the class with the weights of a file, or of a shipped one by its name.
+    kind: type[LearnedScorer], encoder: Encoder, adapter: Path | None, options: Mapping[str, Any]
+) -> LearnedScorer:
+    """A scorer of the class with the weights of a file, or of a shipped one by its name.
 
     None takes the one that ships for this method and encoder.
 
@@ -163,14 +162,14 @@ def with_adapter(
             f"{read.facts['encoder']!r}, digest {read.facts['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
         )
     try:
-        detector = kind(encoder, **{**read.facts["options"], **options}).adopt(read.tensors)
+        scorer = kind(encoder, **{**read.facts["options"], **options}).load_learned(read.tensors)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{adapter} cannot be used: {error}") from error
-    detector.trained_on = tuple(map(str, read.facts["trained_on"]))
-    return detector
+    scorer.trained_on = tuple(map(str, read.facts["trained_on"]))
+    return scorer
 
 
-def own_encoder(kind: type[LearnedDetector], adapter: Path | None) -> str:
+def own_encoder(kind: type[LearnedScorer], adapter: Path | None) -> str:
     """The name of the encoder that is used when none is given: "tiny", or the method's own, which lies in the file.
 
     Raises:
@@ -254,8 +253,8 @@ def _shipped(name: str) -> Path | None:
 
 
 def _from_official(
-    kind: type[LearnedDetector], encoder: Encoder, file: Path, options: Mapping[str, Any]
-) -> LearnedDetector:
+    kind: type[LearnedScorer], encoder: Encoder, file: Path, options: Mapping[str, Any]
+) -> LearnedScorer:
     content = adapter_file.read_official(file)
     try:
         found, tensors = kind.official(content)
@@ -268,7 +267,7 @@ def _from_official(
             f"computes {encoder.activation}: {wanted}"
         )
     try:
-        return kind(encoder, **{**found, **options}).adopt(tensors)
+        return kind(encoder, **{**found, **options}).load_learned(tensors)
     except ValueError as error:
         raise ValueError(
             f"{file} does not fit encoder {encoder.name!r} ({encoder.depth} blocks of width {encoder.width}, text "

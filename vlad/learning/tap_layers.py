@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal
 from vlad.maps import CLIP_TEMPERATURE, state_logits, to_size
 from vlad.prompts import PromptPack
+from vlad.scorer import Scorer
 
 
 class TapLayers(nn.Module):
@@ -81,8 +81,8 @@ def pixel_loss(maps: Sequence[Tensor], masks: Tensor) -> Tensor:
     return total
 
 
-def states_of(detector: Detector, names: Sequence[str]) -> Tensor:
+def states_of(scorer: Scorer, names: Sequence[str]) -> Tensor:
     """[B, 2, D] prototypes of B category names, each a pair as `describe` would make it."""
-    pack = detector.pack or PromptPack.load(detector.default_prompts)
-    known = {name: detector._prototypes(pack, name) for name in dict.fromkeys(names)}
+    pack = scorer.pack or PromptPack.load(scorer.default_prompts)
+    known = {name: scorer.prototypes_of(pack, name) for name in dict.fromkeys(names)}
     return torch.stack([known[name] for name in names])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
 from vlad.learning import recipes
@@ -20,7 +21,7 @@ from vlad.learning.data import gather
 from vlad.learning.features import Progress
 from vlad.learning.recipes import Recipe
 from vlad.learning.run import STORE_EVERY, Run
-from vlad.learning.scorer import LearnedDetector
+from vlad.learning.scorer import LearnedScorer
 from vlad.methods import method_class
 
 
@@ -34,7 +35,7 @@ def train(
     dtype: Any = None,
     progress: Progress | None = None,
     store_every: float = STORE_EVERY,
-) -> LearnedDetector:
+) -> Detector:
     """Learns an adapter and writes it; returns the detector that has it.
 
     Beside `out` lies a checkpoint while it runs; the same call goes on from there.
@@ -56,9 +57,9 @@ def train(
     """
     plan = recipes.load(recipe)
     kind = method_class(plan.method)
-    if not issubclass(kind, LearnedDetector):
+    if not issubclass(kind, LearnedScorer):
         raise ValueError(f"{plan.method} has nothing to learn; vlad.load takes it as it is")
-    if kind.loss is LearnedDetector.loss:
+    if kind.loss is LearnedScorer.loss:
         raise ValueError(f"how {plan.method} learns is not published; vlad.load takes its authors' file")
     out = Path(out)
     if out.suffix != ".safetensors":
@@ -69,28 +70,28 @@ def train(
     plan = replace(plan, data=found.sources)
     tower = load_encoder(encoder or plan.encoder, device, dtype)
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
-    detector: LearnedDetector | None = None
+    scorer: LearnedScorer | None = None
     losses: list[float] = []
     for stage, checkpoint in zip(plan.stages(), checkpoints, strict=False):
-        before, detector = detector, _untrained(kind, stage, tower)
+        before, scorer = scorer, _untrained(kind, stage, tower)
         if before is not None:
-            detector.adopt(before.learned())
-        run = Run(detector, stage, found, checkpoint, store_every)
+            scorer.load_learned(before.learned())
+        run = Run(scorer, stage, found, checkpoint, store_every)
         main = run.accelerator.is_main_process
         run.prepare(progress if main else None)
         run.train(progress if main else None)
         losses += run.losses
-    assert detector is not None  # there is a first stage
-    detector.trained_on = found.sources
+    assert scorer is not None  # there is a first stage
+    scorer.trained_on = found.sources
     if main:
-        detector.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": losses})
+        scorer.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": losses})
         for checkpoint in checkpoints:
             checkpoint.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
-    return detector.eval()
+    return Detector(scorer.eval())
 
 
-def _untrained(kind: type[LearnedDetector], plan: Recipe, tower: Encoder) -> LearnedDetector:
+def _untrained(kind: type[LearnedScorer], plan: Recipe, tower: Encoder) -> LearnedScorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         return kind(tower, resolution=plan.resolution, **plan.options).to(tower.device)

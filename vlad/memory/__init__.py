@@ -1,8 +1,8 @@
 """What a detector keeps of its normal pictures: rows of tokens, whose they are, and which of them may be left out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -121,8 +121,10 @@ class Memory(nn.Module):
         owners: [M] int32, positions in `ids`.
         ids: one text per picture, each once; never read as a path.
         share: part of the rows that `condense` keeps, chosen as a coreset.
-        search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `leaving_out`.
+        search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `excluding`.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("rows", "owners")  # the tensors that a file keeps
 
     rows: Tensor
     owners: Tensor
@@ -135,8 +137,10 @@ class Memory(nn.Module):
         share: float = 1.0,
         metric: str = "cosine",
         search: str = "exact",
+        per_picture: int | None = None,
     ):
-        """`width`: of the tokens, None takes that of the first; `exact` keeps float32, not float16 (4e-5 off)."""
+        """`width`: of the tokens, None takes that of the first. `exact`: store float32; float16 costs 4e-5 in distance.
+        `per_picture`: rows that a file must hold of each picture, in order; None allows any."""
         super().__init__()
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}; expected the part of the rows to keep, above 0 and at most 1")
@@ -146,14 +150,17 @@ class Memory(nn.Module):
             raise ValueError(f"search is {search!r}; expected 'exact' or 'faiss'")
         if search == "faiss":
             faiss_module()
-        self.search = search
+        self.search, self.per_picture = search, per_picture
         self._cells: Cells | None = None
         self.store = torch.float32 if exact else torch.float16
         self.width, self.share, self.metric = width, share, metric
         self.ids: list[str] = []
-        self._without: Tensor | None = None
+        self.excluded: Tensor | None = None
         self.register_buffer("rows", None)
         self.register_buffer("owners", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cells": None}  # an index of faiss cannot be copied; it is made anew
 
     def __len__(self) -> int:
         return 0 if self.rows is None else len(self.rows)
@@ -182,51 +189,6 @@ class Memory(nn.Module):
         self.owners = owners if self.owners is None else torch.cat([self.owners, owners])
         self.ids = [*self.ids, *ids]
 
-    def remove(self, ids: Iterable[str]) -> None:
-        """Drops the rows of these pictures; what a coreset had left out before does not come back.
-
-        Raises:
-            KeyError: an id is not here.
-        """
-        gone = set(ids)
-        if unknown := gone - set(self.ids):
-            raise KeyError(f"no reference {min(unknown)!r} in the memory; it has {', '.join(self.ids)}")
-        stay = [number for number, one in enumerate(self.ids) if one not in gone]
-        if not stay:
-            self.clear()
-            return
-        new = torch.full((len(self.ids),), -1, dtype=torch.int32, device=self.owners.device)
-        new[stay] = torch.arange(len(stay), dtype=torch.int32, device=new.device)
-        owners = new[self.owners.long()]
-        self.rows, self.owners = self.rows[owners >= 0], owners[owners >= 0]
-        self.ids = [self.ids[number] for number in stay]
-
-    @classmethod
-    def merged(cls, memories: Iterable["Memory"]) -> "Memory":
-        """One memory of all pictures of several, ordered by id, so that the order of the parts changes nothing.
-
-        A picture that several hold with the same rows is kept once. Thresholds cannot be merged: calibrate anew.
-
-        Raises:
-            ValueError: widths, precision or metric differ, or one id stands for different rows.
-        """
-        memories = [memory for memory in memories if len(memory)]
-        if len({(m.rows.shape[1], m.store, m.metric) for m in memories}) > 1:
-            raise ValueError("memories of different widths, precision or metric cannot be merged; make them alike")
-        kept: dict[str, Tensor] = {}
-        for memory in memories:
-            for number, one in enumerate(memory.ids):
-                rows = memory.rows[memory.owners == number]
-                if one in kept and not torch.equal(kept[one], rows):
-                    raise ValueError(f"two memories hold different rows of reference {one!r}; rename or remove one")
-                kept[one] = rows
-        first = memories[0] if memories else cls()
-        how: dict[str, Any] = {"share": first.share, "metric": first.metric, "search": first.search}
-        result = cls(exact=first.store == torch.float32, **how)
-        for one in sorted(kept):
-            result.add(kept[one][None], [one])
-        return result
-
     def condense(self, seed: int = 0) -> None:
         """Keeps a coreset of `share` of the rows, in their order; at least one row."""
         if self.share < 1 and len(self):
@@ -236,14 +198,14 @@ class Memory(nn.Module):
     def distance(self, tokens: Tensor, k: int = 1) -> Tensor:
         """[B, P] float32: mean distance of tokens [B, P, C] to their k closest rows, in the memory's metric.
 
-        Within `leaving_out` the rows of one picture per query picture are not seen; a coreset is then chosen anew from
+        Within `excluding` the rows of one picture per query picture are not seen; a coreset is then chosen anew from
         the others, as if that picture had never been given.
 
         Raises:
             ValueError: the memory is empty, or of another width.
         """
-        if self._without is None or self.share == 1:
-            without = None if self._without is None else self._without.repeat_interleave(tokens.shape[1])
+        if self.excluded is None or self.share == 1:
+            without = None if self.excluded is None else self.excluded.repeat_interleave(tokens.shape[1])
             return self._search(tokens.flatten(0, 1), self.rows, k, self.owners, without).view(tokens.shape[:2])
         found = []
         for position, one in enumerate(tokens):
@@ -261,10 +223,10 @@ class Memory(nn.Module):
         return torch.stack(distances), torch.stack(found)
 
     def rows_for(self, position: int) -> Tensor:
-        """The rows that the picture at this position of a batch sees: all, or within `leaving_out` those left."""
-        if self._without is None:
+        """The rows that the picture at this position of a batch sees: all, or within `excluding` those left."""
+        if self.excluded is None:
             return self.rows
-        rows = self.rows[self.owners != self._without[position]]
+        rows = self.rows[self.owners != self.excluded[position]]
         return rows if self.share == 1 else rows[_coreset_rows(rows, self.share, 0)]
 
     def _search(
@@ -273,7 +235,7 @@ class Memory(nn.Module):
         if rows is None:
             raise ValueError("the memory is empty; remember at least one normal picture first")
         big = len(rows) > FAISS_ROWS and rows.device.type == "cpu"
-        if self.search == "faiss" and big and self._without is None:
+        if self.search == "faiss" and big and self.excluded is None:
             if self._cells is None or self._cells.memory is not rows:
                 self._cells = Cells(rows, self.metric)
             return self._cells.nearest(queries, k)[0].mean(1)
@@ -286,13 +248,13 @@ class Memory(nn.Module):
         return torch.float32 if self.store == torch.float32 else fastest_safe_dtype(self.rows.device)
 
     @contextmanager
-    def leaving_out(self, numbers: Tensor) -> Iterator[None]:
+    def excluding(self, numbers: Tensor) -> Iterator[None]:
         """Until the block ends, the i-th picture of a batch does not see the rows of picture numbers[i]."""
-        self._without = numbers if self.owners is None else numbers.to(self.owners)
+        self.excluded = numbers if self.owners is None else numbers.to(self.owners)
         try:
             yield
         finally:
-            self._without = None
+            self.excluded = None
 
     def restore(self, tensors: Mapping[str, Tensor], ids: Sequence[str], device: torch.device) -> None:
         """Takes rows and owners from a file, once they are checked.
@@ -311,6 +273,10 @@ class Memory(nn.Module):
             raise ValueError(f"owners are {list(owners.shape)} {owners.dtype}; expected [{len(rows)}] of int32")
         if int(owners.min()) < 0 or int(owners.max()) >= len(ids):
             raise ValueError(f"rows belong to pictures {int(owners.min())} to {int(owners.max())} of {len(ids)}")
+        if self.per_picture is not None:
+            expected = torch.arange(len(ids), dtype=torch.int32).repeat_interleave(self.per_picture)
+            if not torch.equal(owners.cpu(), expected):
+                raise ValueError(f"of each of its {len(ids)} pictures it should hold {self.per_picture} rows, in order")
         lengths = rows.float().norm(dim=1)
         if not torch.isfinite(lengths).all() or (self.metric == "cosine" and (lengths - 1).abs().max() > 0.01):
             raise ValueError("rows are not finite, or not of length 1")

@@ -72,14 +72,6 @@ def nearest(
     return _measured(queries, memory, index, metric, max(1, budget // (4 * C * k)))
 
 
-def nearest_distance(queries: Tensor, memory: Tensor, k: int = 1, **how: Any) -> Tensor:
-    """[Q] in [0, 1]: half the cosine distance to the closest row (the mean of the k closest); 0 same, 1 opposite.
-
-    Arguments and errors as in `nearest`. Source: WinCLIP (arXiv:2303.14814), eq. 4.
-    """
-    return nearest(queries, memory, k, metric="cosine", **how)[0].mean(1).clamp_max(2) / 2
-
-
 def _check(queries: Tensor, memory: Tensor, k: int, metric: str) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; expected one of {', '.join(METRICS)}")

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlad.detector import Detector
+    from vlad.scorer import Scorer
 
 METHODS = {
     "aaclip": "AaClip",
@@ -36,8 +36,8 @@ def methods() -> list[str]:
     return sorted(METHODS)
 
 
-def method_class(name: str) -> "type[Detector]":
-    """The Detector class of a method; importing it is what costs, so only the asked one is.
+def method_class(name: str) -> "type[Scorer]":
+    """The Scorer class of a method; importing it is what costs, so only the asked one is.
 
     Raises:
         ValueError: no such method.

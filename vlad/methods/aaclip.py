@@ -24,8 +24,8 @@ itself. The official loop trains on the last tap of its first stage only, and so
 augmentation, and its rate stays what it is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,12 @@ from vlad.encoders.encoder import Encoder
 from vlad.encoders.text import Edit
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import value_start
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts, refuse_other_methods
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts, refuse_other_methods
 from vlad.learning.tap_layers import states_of
 from vlad.maps import blurred, enlarge, rescaled_together, to_size
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
+from vlad.scorer import Scores
 
 TEXT_BLOCKS = 3  # that get a residual layer
 SHARE = 0.1  # of a residual layer in the tokens
@@ -89,7 +90,7 @@ class ImageLayers(nn.Module):
         self.det_proj = Layer(C, D, relu)
 
 
-class AaClip(LearnedDetector):
+class AaClip(LearnedScorer):
     """See the module. Parameters have the names of the official code.
 
     Args:
@@ -102,7 +103,7 @@ class AaClip(LearnedDetector):
     """
 
     default_prompts: ClassVar[str] = "aaclip"
-    scale: ClassVar[tuple[float, float]] = (-398.0, 402.0)
+    map_range: ClassVar[tuple[float, float]] = (-398.0, 402.0)
     region_level: ClassVar[float] = 2.0  # where both states are alike
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
@@ -139,15 +140,28 @@ class AaClip(LearnedDetector):
         self.to(encoder.device).eval()
 
     @property
-    def transductive(self) -> bool:
-        """True where maps and scores are rescaled over a set."""
-        return self.how == "set"
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        return self._rescaled if self.how == "set" else None
 
-    def _range(self) -> tuple[float, float]:
+    def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
+        """Maps and scores, each rescaled over the set."""
+        scores, raw, images = zip(*map(self.forward, batches), strict=True)
+        maps = rescaled_together(raw)
+        peaks = [amap.amax((1, 2)) for amap in maps]
+        if self.kind == "industrial":
+            peaks = [(peak + score) / 2 for peak, score in zip(peaks, rescaled_together(scores), strict=True)]
+        return map(Scores, peaks, maps, images)
+
+    def colours(self) -> tuple[float, float]:
         return (-4.0, 8.0)  # from where the taps are sure of normal to where they are sure of anomalous
 
-    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
-        return torch.stack([F.normalize(self.sentences(one).mean(0), dim=-1) for one in pack.sentences(name)])
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
+        """Read by the tower with its learned layers, as the phrases are."""
+        rows = [self.sentences(state) for state in pack.sentences(name)]
+        with torch.no_grad():
+            phrases = torch.cat(rows).unflatten(0, (-1, len(pack.templates))).mean(1)
+            self.phrase_embeddings = F.normalize(phrases, dim=-1)
+        return torch.stack([F.normalize(one.mean(0), dim=-1) for one in rows])
 
     def sentences(self, sentences: Sequence[str]) -> Tensor:
         """[T, D] unit embeddings by the text tower with its learned layers."""
@@ -156,16 +170,7 @@ class AaClip(LearnedDetector):
         tokens = adapted(1 + self.encoder.text_depth, tokens)  # where the tower is no deeper than they are
         return F.normalize(self.text_adapter[-1](self.encoder.end_text(tokens, ids)), dim=-1)
 
-    def describe(self, name: str, prompts: Any = None) -> Self:
-        """As every method's; phrases too are read by the tower with its learned layers."""
-        super().describe(name, prompts)
-        assert self.pack is not None  # it has just been set
-        with torch.no_grad():
-            rows = self.sentences([one for state in self.pack.sentences(name) for one in state])
-        self.phrase_embeddings = F.normalize(rows.unflatten(0, (-1, len(self.pack.templates))).mean(1), dim=-1)
-        return self
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         patches, whole = self.see(pixels)
         states = F.normalize(self.prototypes, dim=-1)
         cosines = torch.stack(patches) @ states.T  # [taps, B, N, 2]
@@ -174,18 +179,7 @@ class AaClip(LearnedDetector):
         size = pixels.shape[-2], pixels.shape[-1]
         amap = to_size(blurred(grids, *BLURS[self.kind]), size, align_corners=True)
         score = amap.amax((1, 2)) if self.how == "map" else (whole @ states[1] + 1) / 2
-        return score, amap, whole
-
-    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
-        found = map(self.forward, batches)
-        if not self.transductive:
-            return found
-        scores, raw, images = zip(*found, strict=True)
-        maps = rescaled_together(raw)
-        peaks = [amap.amax((1, 2)) for amap in maps]
-        if self.kind == "industrial":
-            peaks = [(peak + score) / 2 for peak, score in zip(peaks, rescaled_together(scores), strict=True)]
-        return zip(peaks, maps, images, strict=True)
+        return Scores(score, amap, whole)
 
     def see(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Unit patch embeddings [B, N, D] of each tap, and the picture's [B, D], which is shorter than 1."""

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import focal, segmentation
 from vlad.learning.prompt_learner import check_joint_text
-from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
+from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.maps import enlarge, gaussian
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
+from vlad.scorer import Scores
 
 SCALE = 100  # of the cosines
 CLUSTERS, PER_CLUSTER = 20, 5  # the score's clusters; as many times more patches are looked at
@@ -103,7 +104,7 @@ class Heads(nn.Module):
         return torch.stack([head(rows) for head in self.head], 1)
 
 
-class AdaClip(LearnedDetector):
+class AdaClip(LearnedScorer):
     """See the module. Its `prototypes` are the words' alone; pictures are compared with their own, `states`.
 
     Args:
@@ -161,7 +162,7 @@ class AdaClip(LearnedDetector):
         """The pixels: what is learned stands in the vision tower itself."""
         return (pixels,)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         own = self.own_embedding(pixels)
         whole, patches = self.see(pixels, own)
         states = self.states(own, [self.name or ""] * len(own))
@@ -170,7 +171,7 @@ class AdaClip(LearnedDetector):
             whole = self.hybrid(whole, patches, logits)
         size = pixels.shape[-2], pixels.shape[-1]
         maps = enlarge(logits.mean(0), self.encoder.grid(pixels), size).softmax(1)[:, 1]
-        return class_probabilities(whole, states)[:, 1], gaussian(maps, self.sigma), own
+        return Scores(class_probabilities(whole, states)[:, 1], gaussian(maps, self.sigma), own)
 
     def loss(self, batch: Batch) -> Tensor:
         (pixels,) = batch.features

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.maps import harmonic_mean, smooth_map, state_logits, to_size
 from vlad.memory import Memory, quarters
 from vlad.prompts import PromptPack, prototypes
+from vlad.scorer import Scores
 
 ENDINGS = (".", ".")
 LARGEST = 10  # values of each channel whose mean stands beside the mean of all
@@ -123,12 +124,11 @@ class Comparison(nn.Module):
         return self.global_adapter((values.mean(2) + largest) / 2), maps
 
 
-class AdaptClip(LearnedDetector):
+class AdaptClip(LearnedScorer):
     """See the module. `n_ctx` learned words; the picture adapter is `reduction` times narrower than an embedding, the
     heads of the comparison are `hidden` wide; `sigma` smooths the map, in input pixels."""
 
-    needs_text: ClassVar[bool] = False
-    takes_text: ClassVar[bool | None] = True
+    words = "fixed"
     compares: ClassVar[bool] = True
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
@@ -164,7 +164,7 @@ class AdaptClip(LearnedDetector):
         _, image, taps = value_stream(self.encoder, pixels, self.layers)
         return image, *taps
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         own, image, taps = value_stream(self.encoder, pixels, self.layers)
         size = pixels.shape[-2], pixels.shape[-1]
         parts, distance = [anomalous(one) for one in self.adapted(image, taps[-1], size)], None
@@ -174,9 +174,9 @@ class AdaptClip(LearnedDetector):
         score, amap = (torch.stack(values).mean(0) for values in zip(*parts, strict=True))  # [B], [B, S, S]
         if distance is None:
             amap = smooth_map(amap, size, self.sigma)
-            return (2 * score + amap.amax((1, 2))) / 3, amap, own
+            return Scores((2 * score + amap.amax((1, 2))) / 3, amap, own)
         amap = smooth_map(harmonic_mean([amap, distance]), size, self.sigma)
-        return harmonic_mean([score, amap.amax((1, 2))]), amap, own
+        return Scores(harmonic_mean([score, amap.amax((1, 2))]), amap, own)
 
     def adapted(self, image: Tensor, tokens: Tensor, size: tuple[int, int]) -> tuple[Judged, Judged]:
         """What the picture adapter and the word adapter say of [B, D] and [B, 1 + N, D] embeddings."""
@@ -188,7 +188,7 @@ class AdaptClip(LearnedDetector):
     def compared(self, taps: Sequence[Tensor], size: tuple[int, int]) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Score [B] and map [B, *size] beside the normals, and the distance to them [B, *size], over all layers."""
         found, distances = [], []
-        for number, (tokens, memory) in enumerate(zip(taps, self._memories().values(), strict=True)):
+        for number, (tokens, memory) in enumerate(zip(taps, self.memories().values(), strict=True)):
             queries = patches(tokens)
             distance, rows = memory.closest(queries)  # [B, N], [B, N, D]
             found.append(anomalous(self.pq_learner(number, queries, rows, self._grid(size), size)))
@@ -199,9 +199,9 @@ class AdaptClip(LearnedDetector):
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
-            for memory, tokens in zip(self._memories().values(), self.image_side(pixels)[1:], strict=True):
+            for memory, tokens in zip(self.memories().values(), self.image_side(pixels)[1:], strict=True):
                 memory.add(patches(tokens))
 
     def judged(self, batch: Batch) -> list[Judged]:

@@ -27,19 +27,19 @@ from torch import Tensor
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.maps import anomaly_probability, smooth_map, state_logits
 from vlad.memory import checked_layers
+from vlad.scorer import Scores
 
 ENDINGS = (" object.", " damaged object.")
 PIXELS = 4  # weight of the pixels' losses; in the code it makes up for the three layers that fell away
 
 
-class AnomalyClip(LearnedDetector):
+class AnomalyClip(LearnedScorer):
     """See the module. `n_ctx`, `depth`, `length` are `PromptLearner`'s; `sigma` smooths the map, in input pixels."""
 
-    needs_text: ClassVar[bool] = False
-    takes_text: ClassVar[bool | None] = True
+    words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
@@ -71,12 +71,12 @@ class AnomalyClip(LearnedDetector):
         own, image, taps = value_stream(self.encoder, pixels, self.layers)
         return own, image, *(tokens[:, 1:] for tokens in taps)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         own, image, *patches = self._seen(pixels)
         states = self.prompt_learner(self.encoder)  # [2, D]
         grid = anomaly_probability(torch.stack(patches), states).mean(0).unflatten(1, self.encoder.grid(pixels))
         size = pixels.shape[-2], pixels.shape[-1]
-        return anomaly_probability(image, states), smooth_map(grid, size, self.sigma), own
+        return Scores(anomaly_probability(image, states), smooth_map(grid, size, self.sigma), own)
 
     def loss(self, batch: Batch) -> Tensor:
         image, *layers = batch.features

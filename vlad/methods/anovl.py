@@ -35,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import moved
 from vlad.maps import CERTAIN, TEMPERATURE, anomaly_probability, state_logits, to_size
 from vlad.memory import middle_layers
 from vlad.memory.layers import LayerMemory
 from vlad.prompts import PromptPack, state_rows
+from vlad.scorer import Scorer, Scores
 
 VIEWS = (1, 22)
 STEPS, LEARNING_RATE, NOISE = 5, 1e-3, 0.055  # of the adaptation
@@ -114,7 +114,7 @@ def adapted(tokens: Tensor, sentences: Tensor, states: Tensor, generator: torch.
         return adapter(tokens)
 
 
-class AnoVl(Detector):
+class AnoVl(Scorer):
     """See the module. `views` is 1 or 22, `adapt` switches the test-time adaptation on, `seed` is its randomness."""
 
     default_prompts: ClassVar[str] = "anovl"
@@ -139,17 +139,17 @@ class AnoVl(Detector):
         self.memory = LayerMemory(encoder, middle_layers(encoder.depth))
         self.register_buffer("sentences", None)
 
-    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
         if self.adapt:
             self.sentences = F.normalize(torch.cat(state_rows(self.encoder, pack, name)), dim=-1)
-        return super()._prototypes(pack, name)
+        return super().prototypes_of(pack, name)
 
-    def _range(self) -> tuple[float, float]:
+    def colours(self) -> tuple[float, float]:
         hot = 1 / (1 + math.exp(-CERTAIN * self.encoder.temperature))  # at temperature 1 all lies close above a half
-        return (0.0, 1.0) if self.references else (0.5, hot)
+        return (0.0, 1.0) if len(self.memory) else (0.5, hot)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        temperature = TEMPERATURE if self.references else 1.0
+    def forward(self, pixels: Tensor) -> Scores:
+        temperature = TEMPERATURE if len(self.memory) else 1.0
         with self.memory.one_walk():
             image, patches = self.encoder.dense(pixels, self.encoder.depth)  # [B, D], [B, N, D]
             if self.adapt:
@@ -157,7 +157,7 @@ class AnoVl(Detector):
             grid = anomaly_probability(patches, self.prototypes, temperature).unflatten(1, self.encoder.grid(pixels))
             grid, whole = self.memory.fused(pixels, grid, self._whole(pixels, image, temperature))
         amap = to_size(neighbour_mean(grid), (pixels.shape[-2], pixels.shape[-1]), align_corners=True)
-        return whole, amap, image
+        return Scores(whole, amap, image)
 
     def _adapted(self, tokens: Tensor) -> Tensor:
         return adapted(tokens, self.sentences, self.prototypes, torch.Generator().manual_seed(self.seed))
@@ -171,5 +171,5 @@ class AnoVl(Detector):
         *_, (_, _, last) = self.encoder.walk(self.encoder.embed(pixels), class_only=True)
         return self.encoder.project(last[:, 0])
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         self.memory.remember(batches)

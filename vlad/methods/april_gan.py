@@ -19,27 +19,28 @@ default `bounds` are the range of the words' part. The same normal is never draw
 the official code is half of it; an encoder of another depth is tapped at its quarters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder, Features
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import anomaly_probability, rescaled, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.prompts import PromptPack, prototypes
+from vlad.scorer import Scores
 
 SCORES = ("bounds", "class", "set")
 
 
-class AprilGan(LearnedDetector):
+class AprilGan(LearnedScorer):
     """See the module. `layers` are the tapped blocks; `score` is one of "bounds", "class", "set"."""
 
     default_prompts: ClassVar[str] = "april_gan"
-    scale: ClassVar[tuple[float, float]] = (0.0, 12.0)
+    map_range: ClassVar[tuple[float, float]] = (0.0, 12.0)
     region_level: ClassVar[float] = 2.0  # the taps call a place anomalous on average
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
@@ -67,28 +68,23 @@ class AprilGan(LearnedDetector):
         self.normals = nn.ModuleList(Memory(encoder.width, exact=exact) for _ in self.layers)
         self.eval()
 
-    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
         return prototypes(self.encoder, pack, name, unit=True)
 
-    @property
-    def transductive(self) -> bool:
-        """True where scores are rescaled over a set."""
-        return self.how == "set"
-
-    def _range(self) -> tuple[float, float]:
+    def colours(self) -> tuple[float, float]:
         taps = len(self.layers)
         return (0.0, 3.0 * taps if self.references else 1.0 * taps)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         features, size = self.encoder(pixels, layers=self.layers), (pixels.shape[-2], pixels.shape[-1])
         amap = self.words_map(features, size)
-        score = anomaly_probability(features.image, self.prototypes, self.encoder.temperature)
+        score = self._whole(features.image)
         if self.references:
             amap = amap + to_size(self.association(features).sum(1), size, align_corners=True)
             if self.how != "class":
                 low, high = self.bounds
                 score = (score + (amap.amax((1, 2)) - low) / (high - low)) / 2
-        return score, amap, features.image
+        return Scores(score, amap, features.image)
 
     def words_map(self, features: Features, size: tuple[int, int]) -> Tensor:
         """[B, *size]: the sum over the taps of the anomalous probabilities."""
@@ -98,23 +94,31 @@ class AprilGan(LearnedDetector):
 
     def association(self, features: Features) -> Tensor:
         """[B, taps, rows, columns] in [0, 2]: cosine distances to the closest token of the normals in the same tap."""
-        memories = zip(self._memories().values(), features.patches, strict=True)
+        memories = zip(self.memories().values(), features.patches, strict=True)
         return torch.stack([memory.distance(tokens) for memory, tokens in memories], 1).unflatten(2, features.grid)
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             taps = self.encoder(pixels, layers=self.layers).patches
-            for memory, tokens in zip(self._memories().values(), taps, strict=True):
+            for memory, tokens in zip(self.memories().values(), taps, strict=True):
                 memory.add(tokens)
 
-    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
-        found = map(self.forward, batches)
-        if not self.transductive or not self.references:
-            return found
-        seen = list(found)  # the maps of the whole set
-        peaks = rescaled(torch.cat([amap.amax((1, 2)) for _, amap, _ in seen])).split([len(s) for s, _, _ in seen])
-        classes = [anomaly_probability(image, self.prototypes, self.encoder.temperature) for _, _, image in seen]
-        return [((p + peak) / 2, amap, image) for p, peak, (_, amap, image) in zip(classes, peaks, seen, strict=True)]
+    @property
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        return self._rescaled if self.how == "set" else None
+
+    def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
+        """With normals, the mean of the class token's probability and of the maps' maxima, rescaled over the set."""
+        if not self.references:
+            return map(self.forward, batches)
+        seen = [self.forward(pixels) for pixels in batches]  # the maps of the whole set
+        peaks = rescaled(torch.cat([one.peaks() for one in seen])).split([len(one.score) for one in seen])
+        return [one._replace(score=(self._whole(one.image) + peak) / 2) for peak, one in zip(peaks, seen, strict=True)]
+
+    def _whole(self, image: Tensor | None) -> Tensor:
+        """[B] the class token's probability."""
+        assert image is not None
+        return anomaly_probability(image, self.prototypes, self.encoder.temperature)
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The raw patch tokens [B, N, C] of each tap."""

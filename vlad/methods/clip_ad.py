@@ -30,7 +30,7 @@ sets of real pictures (crackforest, aws_lookout) `tiny` then localises as well (
 streams .917 and .913) at the cost of a plain pass.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
 from vlad.maps import (
     CERTAIN,
@@ -53,6 +53,7 @@ from vlad.maps import (
 from vlad.memory import middle_layers, quarters
 from vlad.memory.layers import LayerMemory
 from vlad.prompts import PromptPack, state_rows
+from vlad.scorer import Scores
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "representative": ("dbscan", "mean"),
@@ -90,7 +91,7 @@ def representative(rows: Tensor, how: str, eps: float, min_samples: int) -> Tens
     return F.normalize(unit.mean(0), dim=-1)
 
 
-class ClipAd(LearnedDetector):
+class ClipAd(LearnedScorer):
     """See the module.
 
     Args:
@@ -104,7 +105,7 @@ class ClipAd(LearnedDetector):
 
     needs_adapter: ClassVar[bool] = False
     default_prompts: ClassVar[str] = "clip_ad"
-    scale: ClassVar[tuple[float, float]] = (-4.0, 8.0)
+    map_range: ClassVar[tuple[float, float]] = (-4.0, 8.0)
     region_level: ClassVar[float] = 0.0  # where both states are alike
     official_encoder: ClassVar[str] = "ViT-B-16-plus-240/laion400m_e31"
     official_activation: ClassVar[str] = "gelu"
@@ -134,17 +135,12 @@ class ClipAd(LearnedDetector):
         self.memory = LayerMemory(encoder, middle_layers(encoder.depth))
         self.eval()
 
-    def _prototypes(self, pack: PromptPack, name: str) -> Tensor:
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
         how = [self.settings[key] for key in ("representative", "eps", "min_samples")]
         return torch.stack([representative(rows, *how) for rows in state_rows(self.encoder, pack, name)])
 
-    @property
-    def transductive(self) -> bool:
-        """True where scores are rescaled over a set."""
-        return self.settings["score"] == "set"
-
-    def _range(self) -> tuple[float, float]:
-        if self.references:
+    def colours(self) -> tuple[float, float]:
+        if len(self.memory):
             return (0.0, 1.0)
         streams = 1 if self.encoder.dense_path == "ordinary" else len(self.layers)
         hot = streams * CERTAIN * self.encoder.temperature
@@ -171,22 +167,22 @@ class ClipAd(LearnedDetector):
             stream = None
         return streams[-1:] if aligned else streams, ordinary
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         grid, size = self.encoder.grid(pixels), (pixels.shape[-2], pixels.shape[-1])
         with self.memory.one_walk():
             streams, ordinary = self.tokens(pixels)
             image, sdp = self.surgery(streams, grid)
             embeddings = self.linear([tokens[:, 1:] for tokens in ordinary]) if self.linear else []
             whole = anomaly_probability(image, self.prototypes, self.encoder.temperature)
-            if self.references:
+            if len(self.memory):
                 parts = [surgery_probability(sdp / len(streams))]
                 if embeddings:
                     taps = anomaly_probability(torch.stack(embeddings), self.prototypes, CLIP_TEMPERATURE)
                     parts.append(taps.mean(0).unflatten(1, grid))
                 fused, whole = self.memory.fused(pixels, torch.stack(parts).mean(0), whole)
-                return whole, smooth_map(fused, size, self.settings["sigma"]), image
+                return Scores(whole, smooth_map(fused, size, self.settings["sigma"]), image)
         maps = [to_size(sdp, size), *(anomalous_pixels(one, self.prototypes, grid, size) for one in embeddings)]
-        return whole, smooth_map(torch.stack(maps).sum(0), size, self.settings["sigma"]), image
+        return Scores(whole, smooth_map(torch.stack(maps).sum(0), size, self.settings["sigma"]), image)
 
     def surgery(self, streams: list[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The class embedding [B, D] and the sum over the streams of their feature surgery, [B, rows, columns]."""
@@ -194,18 +190,20 @@ class ClipAd(LearnedDetector):
         found = [feature_surgery(tokens, self.prototypes, sharpness=1.0)[:, 1:, 1] for tokens in projected]
         return projected[-1][:, 0], torch.stack(found).sum(0).unflatten(1, grid)
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         self.memory.remember(batches)
 
-    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
-        found = map(self.forward, batches)
-        if not self.transductive:
-            return found
-        seen = list(found)  # the maps of the whole set
-        scores = rescaled(torch.cat([score for score, _, _ in seen]))
-        scores = scores + rescaled(torch.cat([amap.amax((1, 2)) for _, amap, _ in seen]))
-        parts = scores.split([len(score) for score, _, _ in seen])
-        return [(part, amap, image) for part, (_, amap, image) in zip(parts, seen, strict=True)]
+    @property
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        return self._rescaled if self.settings["score"] == "set" else None
+
+    def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
+        """The sum of the scores and of the maps' maxima, each rescaled over the set."""
+        seen = [self.forward(pixels) for pixels in batches]  # the maps of the whole set
+        scores = rescaled(torch.cat([one.score for one in seen]))
+        scores = scores + rescaled(torch.cat([one.peaks() for one in seen]))
+        parts = scores.split([len(one.score) for one in seen])
+        return [one._replace(score=part) for part, one in zip(parts, seen, strict=True)]
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The ordinary patch tokens [B, N, C] of each quarter."""

@@ -37,8 +37,9 @@ from vlad.encoders import dino as dinov2
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, stream_walk
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.maps import CLIP_TEMPERATURE, gaussian, picture_logits, state_logits, to_size
+from vlad.scorer import Scores
 
 ENDINGS = (" object.", " damaged object.")
 SHARPNESS, ALIKE = 3.0, 1.2  # of D-Attn's softmax, and how far above the average cosine patches count as alike
@@ -67,7 +68,7 @@ def pooled(patches: Tensor, logits: Tensor) -> Tensor:
     return F.normalize((weights * F.normalize(patches, dim=-1).mean(0)).sum(1), dim=-1)
 
 
-class Crane(LearnedDetector):
+class Crane(LearnedScorer):
     """See the module. `n_ctx`, `depth`, `length` are `PromptLearner`'s.
 
     Args:
@@ -84,8 +85,7 @@ class Crane(LearnedDetector):
         TypeError: the encoder's text tower does not read as CLIP's.
     """
 
-    needs_text: ClassVar[bool] = False
-    takes_text: ClassVar[bool | None] = True
+    words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
@@ -160,7 +160,7 @@ class Crane(LearnedDetector):
         """[B, D]: the embedding that is scored, of the pictures' own [B, D], and patches and logits as `pooled` has."""
         return (1 - OWN) * pooled(patches, logits) + OWN * F.normalize(own, dim=-1)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         own, *layers = self.image_side(pixels)
         patches, states = torch.stack(layers), self.states(own, self.context)
         logits = state_logits(patches, states)  # [M, B, N, 2]
@@ -171,7 +171,7 @@ class Crane(LearnedDetector):
         else:
             difference = (logits[..., 1] - logits[..., 0]).mean(0)  # resizing and averaging are linear
             maps = to_size(difference.unflatten(1, grid), size).sigmoid()
-        return score, gaussian(maps, self.sigma), own
+        return Scores(score, gaussian(maps, self.sigma), own)
 
     def loss(self, batch: Batch) -> Tensor:
         own, *layers = batch.features

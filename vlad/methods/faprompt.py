@@ -37,8 +37,9 @@ from vlad.learning.prompt_learner import (
     value_stream,
     word_width,
 )
-from vlad.learning.scorer import Batch, LearnedDetector, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.maps import picture_logits, smooth_map, state_logits
+from vlad.scorer import Scores
 
 PRIORS = ("first", "ranked")
 NARROWER = 16  # the small network's middle is so many times narrower than what goes in
@@ -117,7 +118,7 @@ class FinePrompts(nn.Module):
         return read_prompts(encoder, ids, words, list(self.compound_prompts_text)).unflatten(0, own.shape[:2])
 
 
-class FaPrompt(LearnedDetector):
+class FaPrompt(LearnedScorer):
     """See the module.
 
     Args:
@@ -134,8 +135,7 @@ class FaPrompt(LearnedDetector):
         ValueError: an unknown prior, a number out of range, or fewer patches than `top`.
     """
 
-    needs_text: ClassVar[bool] = False
-    takes_text: ClassVar[bool | None] = True
+    words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
@@ -193,13 +193,13 @@ class FaPrompt(LearnedDetector):
         normal = sentences[:1].expand(len(patches), -1, -1)
         return first, averaged(torch.cat([normal, anomalous], 1)), shift
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         own, image, patches = self._seen(pixels)
         first, second, _ = self.looks(self.prompt_learner(self.encoder), patches)
         grids = torch.stack([state_logits(patches, states).softmax(-1)[..., 1] for states in (first, second)])
         score = self.scored(picture_logits(image, second), grids)
         size = pixels.shape[-2], pixels.shape[-1]
-        return score, smooth_map(grids.mean(0).unflatten(1, self.encoder.grid(pixels)), size, self.sigma), own
+        return Scores(score, smooth_map(grids.mean(0).unflatten(1, self.encoder.grid(pixels)), size, self.sigma), own)
 
     def scored(self, logits: Tensor, grids: Tensor) -> Tensor:
         """[B] of the picture's logits [B, 2] and both looks' anomalous probabilities [2, B, N]."""

@@ -18,18 +18,19 @@ are so many): the cosines of one or two dimensions say next to nothing.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.memory import Memory
 from vlad.memory.nearest import nearest
-from vlad.prompts import embed
+from vlad.prompts import PromptPack, embed
+from vlad.scorer import Scorer, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def phrase_groups(concept: Concept) -> list[list[str]]:
     return groups
 
 
-class Laft(Detector):
+class Laft(Scorer):
     """See the module. A phrase's `{}` becomes the name; the prompt pack's templates are put around it.
 
     Args:
@@ -171,31 +172,31 @@ class Laft(Detector):
         self.register_buffer("guide_basis", None)
         self.register_buffer("ignore_basis", None)
 
-    def describe(self, name: str, prompts: Any = None) -> Self:
-        super().describe(name, prompts)
-        assert self.pack is not None
-        states = [list(self.pack.normal), list(self.pack.anomalous)]
-        guide = self.guide or (None if self.ignore else states)
-        self.ignore_basis = self._basis(self.ignore, None, 1)
-        self.guide_basis = self._basis(guide, self.ignore_basis, FEWEST)
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
+        """Those of all methods; the words of the concepts are taken at the same time."""
+        fill = partial(self._sentences, pack, name)
+        guide = self.guide or (None if self.ignore else [list(pack.normal), list(pack.anomalous)])
+        self.ignore_basis = self._basis(self.ignore, fill, None, 1)
+        self.guide_basis = self._basis(guide, fill, self.ignore_basis, FEWEST)
         sizes = [0 if basis is None else len(basis) for basis in (self.guide_basis, self.ignore_basis)]
         if sizes[0] == 1:
             logger.warning("one dimension guides: scores can only be 0 to 2 by sign; give more phrases or dimensions")
         logger.info("%s: %d dimensions guide, %d are ignored, of %d", name, *sizes, self.encoder.embed_dim)
-        return self
+        return super().prototypes_of(pack, name)
 
-    def _basis(self, groups: list[list[str]] | None, without: Tensor | None, fewest: int) -> Tensor | None:
+    def _basis(
+        self, groups: list[list[str]] | None, fill: Callable[[list[str]], Tensor], without: Tensor | None, fewest: int
+    ) -> Tensor | None:
         if groups is None:
             return None
-        rows = [self._sentences(group) for group in groups]
+        rows = [fill(group) for group in groups]
         rows = rows if without is None else [ignored(row, without) for row in rows]
         return concept_basis(rows, self.dimensions, fewest)
 
-    def _sentences(self, phrases: Sequence[str]) -> Tensor:
+    def _sentences(self, pack: PromptPack, name: str, phrases: Sequence[str]) -> Tensor:
         """[phrases, D]: the raw embeddings of each phrase, averaged over the pack's templates."""
-        assert self.pack is not None and self.name is not None
-        templates = self.pack.templates
-        filled = [phrase.replace("{}", self.name) for phrase in phrases]
+        templates = pack.templates
+        filled = [phrase.replace("{}", name) for phrase in phrases]
         sentences = [template.replace("{}", phrase) for phrase in filled for template in templates]
         return embed(self.encoder, sentences).unflatten(0, (len(phrases), len(templates))).mean(1)
 
@@ -205,21 +206,13 @@ class Laft(Detector):
             embeddings = ignored(embeddings, self.ignore_basis)
         return embeddings if self.guide_basis is None else guided(embeddings, self.guide_basis)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, None, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         image = self.encoder(pixels).image.float()  # [B, D]
         seen = self.transform(image), self.transform(self.normals.rows)
-        owners, without = self.normals.owners, self.normals._without
+        owners, without = self.normals.owners, self.normals.excluded
         distances = nearest(*seen, self.neighbours, metric="cosine", owners=owners, without=without)[0]  # [B, k]
-        return distances.mean(1), None, image
+        return Scores(distances.mean(1), None, image)
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             self.normals.add(self.encoder(pixels).image[:, None])
-
-    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super()._restore(header, tensors)
-        for basis in (self.guide_basis, self.ignore_basis):
-            if basis is not None and basis.shape[1] != self.encoder.embed_dim:
-                raise ValueError(f"what its words span is {basis.shape[1]} wide; expected {self.encoder.embed_dim}")
-        if self.prototypes is not None and self.guide_basis is None and self.ignore_basis is None:
-            raise ValueError("what its words span is missing")

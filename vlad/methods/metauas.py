@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.encoders.efficientnet import PREFIX, WIDTHS, EfficientNet
-from vlad.learning.scorer import LearnedDetector, refuse_other_methods
+from vlad.learning.scorer import LearnedScorer, refuse_other_methods
 from vlad.memory import Memory
+from vlad.scorer import Scores
 
 DEEP = (WIDTHS[4], WIDTHS[3], WIDTHS[2])  # the aligned levels, the deepest first
 HIDDEN = tuple(width // 2 for width in DEEP)
@@ -93,10 +94,10 @@ class Step(nn.Module):
         return self.attention2(self.conv2(self.conv1(self.attention1(x))))
 
 
-class MetaUas(LearnedDetector):
+class MetaUas(LearnedScorer):
     """See the module. `resolution` None is the side that the file was learned with; other multiples of 32 run too."""
 
-    needs_text: ClassVar[bool] = False
+    words = "none"
     needs_normals: ClassVar[bool] = True
     official_encoder: ClassVar[str] = f"{PREFIX}metauas-256.ckpt"
     official_activation: ClassVar[str] = ""
@@ -121,10 +122,10 @@ class MetaUas(LearnedDetector):
         self.prompts = nn.ModuleList(Memory(width, metric="euclidean") for width in DEEP)
         self.to(encoder.device).eval()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(self, pixels: Tensor) -> Scores:
         levels = self.encoder.levels(pixels)
         amap = self.logits(levels, self.closest(levels)).sigmoid()
-        return amap.amax((1, 2)), amap, None
+        return Scores(amap.amax((1, 2)), amap)
 
     def logits(self, levels: Sequence[Tensor], prompts: Sequence[Tensor]) -> Tensor:
         """[B, S, S] of a picture's five levels and the three deepest of its prompt, the deepest first."""
@@ -149,7 +150,7 @@ class MetaUas(LearnedDetector):
             )
         return [torch.stack(level) for level in zip(*chosen, strict=True)]
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             levels = self.encoder.levels(pixels)
             for i, memory in enumerate(self.prompts):

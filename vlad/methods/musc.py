@@ -23,19 +23,19 @@ so that `stream` works.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.maps import to_size
 from vlad.memory import Memory, neighbourhood_mean, quarters
 from vlad.memory.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
 from vlad.memory.spill import Records
+from vlad.scorer import Scorer, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ TOKEN_BYTES = 2 * 2**30  # tokens of all pictures and layers that stay in memory
 TABLE_FILE_BYTES = 8 * 2**30  # distances of all pairs in one layer and r; larger sets are split
 SMALLEST_PART = 40  # pictures, where a split was asked for: 30 % of the others are then more than ten
 SAME = 0.9999  # cosine of class embeddings from which two pictures pass for one that was given twice
-
-Outcome = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def standardised(tokens: Tensor) -> Tensor:
@@ -87,15 +85,6 @@ def smoothed(scores: Tensor, classes: Tensor, ks: Sequence[int] = (1, 2, 3)) -> 
     return torch.cat(parts)
 
 
-def rscin(scores: Tensor, classes: Tensor, ks: Sequence[int] = (1, 2, 3)) -> Tensor:
-    """[N] float64: `smoothed` scores after rescaling to [0, 1]; scores that are all the same stay as they are.
-
-    Source: MuSc (arXiv:2401.16753), RsCIN as in the official code.
-    """
-    low, high = scores.min(), scores.max()
-    return smoothed((scores - low) / (high - low), classes, ks) if high > low else scores.double()
-
-
 def to_pixels(grids: Tensor, side: int) -> Tensor:
     """[B, side, side] from [B, rows, columns]: bilinear, align_corners=True, not antialiased."""
     return to_size(grids, (side, side), align_corners=True)
@@ -132,7 +121,7 @@ class _Layer:
         return neighbourhood_features(self.read(self.numbers[numbers]).float(), self.grid, self.degree)
 
 
-class MuSc(Detector):
+class MuSc(Scorer):
     """See the module.
 
     Args:
@@ -145,8 +134,8 @@ class MuSc(Detector):
         seed: of the split.
     """
 
-    needs_text: ClassVar[bool] = False
-    scale: ClassVar[tuple[float, float]] = (0.0, 2**0.5)  # up to patches that have nothing in common
+    words = "none"
+    map_range: ClassVar[tuple[float, float]] = (0.0, 2**0.5)  # up to patches that have nothing in common
     region_level: ClassVar[float] = 0.7  # about where the maps of good parts end, with `tiny`
 
     def __init__(
@@ -173,7 +162,8 @@ class MuSc(Detector):
         self.options.update(neighbours=list(neighbours), radius=radius, parts=parts, seed=seed)
         exact = encoder.dtype == torch.float32
         self.store = torch.float32 if exact else torch.float16
-        self.kept = nn.ModuleList(Memory(encoder.width, exact=exact, metric="euclidean") for _ in self.layers)
+        how: dict[str, Any] = {"metric": "euclidean", "per_picture": (self.resolution // encoder.patch_size) ** 2}
+        self.kept = nn.ModuleList(Memory(encoder.width, exact=exact, **how) for _ in self.layers)
 
     def _check(self) -> None:
         """Raises ValueError where an option cannot be."""
@@ -192,19 +182,16 @@ class MuSc(Detector):
                 raise ValueError(f"{option} is {getattr(self, option)!r}; expected {words}")
 
     @property
-    def transductive(self) -> bool:
-        """True until `fit` has kept a set to compare with."""
-        return not self.references
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        """None once `remember` has kept a set to compare with."""
+        return None if self.references else self._mutual
 
-    def score(self, batches: Iterable[Tensor]) -> Iterator[Outcome]:
-        """Scores [B], maps [B, S, S] and None for each batch of pixels [B, 3, S, S], once all have been seen.
+    def _mutual(self, batches: Iterable[Tensor]) -> Iterator[Scores]:
+        """Scores [B] and maps [B, S, S] for each batch of pixels [B, 3, S, S], once all have been seen.
 
         Raises:
             ValueError: there is only one picture.
         """
-        if not self.transductive:
-            yield from map(self.forward, batches)
-            return
         tokens, classes = Records(TOKEN_BYTES), []
         for pixels in batches:
             image, layers = self._tokens(pixels)
@@ -227,50 +214,39 @@ class MuSc(Detector):
         if self.neighbours:
             scores = smoothed(scores, torch.cat(classes), self.neighbours)
         for part, of_part in zip(grids, scores.split([len(part) for part in grids]), strict=True):
-            yield of_part, to_pixels(part, side).float(), None
+            yield Scores(of_part, to_pixels(part, side).float())
 
-    def forward(self, pixels: Tensor) -> Outcome:
-        """(scores [B], maps [B, S, S], None) of pixels [B, 3, S, S] against the kept set.
+    def forward(self, pixels: Tensor) -> Scores:
+        """Of pixels [B, 3, S, S] against the kept set.
 
         Raises:
             RuntimeError: no set was kept.
         """
-        if self.transductive:
+        if not self.references:
             raise RuntimeError(
                 "musc has nothing to compare with: give predict a whole set, or call fit(pictures) first"
             )
         grid = self.encoder.grid(pixels)
         wall = self._wall(grid)
         found = []
-        for memory, tokens in zip(self._kept(), self._tokens(pixels)[1], strict=True):
+        for memory, tokens in zip(self.memories().values(), self._tokens(pixels)[1], strict=True):
             n = len(memory.ids)
             rows = memory.rows.unflatten(0, (n, -1))  # [n, P, C]
             for degree in self.degrees:
                 kept = _Layer(rows.__getitem__, range(n), grid, degree)
                 queries = neighbourhood_features(tokens, grid, degree)
                 cosines = kept_cosines(queries, kept, wall, self.encoder.dtype)  # [n, B, P]
-                without = memory._without
+                without = memory.excluded
                 if without is not None:
                     cosines[without.long(), torch.arange(len(pixels), device=without.device)] = -torch.inf
                 found.append(interval_mean(cosines, n - (without is not None), self.interval))  # [B, P]
         maps = to_pixels(torch.stack(found).double().mean(0).unflatten(1, grid), pixels.shape[-1])
-        return maps.amax((1, 2)), maps.float(), None
+        return Scores(maps.amax((1, 2)), maps.float())
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
-            for memory, tokens in zip(self._kept(), self._tokens(pixels)[1], strict=True):
+            for memory, tokens in zip(self.memories().values(), self._tokens(pixels)[1], strict=True):
                 memory.add(tokens)
-
-    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super()._restore(header, tensors)
-        P = (self.resolution // self.encoder.patch_size) ** 2
-        for memory in self._kept():
-            expected = torch.arange(len(memory.ids)).repeat_interleave(P)
-            if memory.ids and not torch.equal(memory.owners.cpu().long(), expected):
-                raise ValueError(f"of each of its {len(memory.ids)} pictures it should hold {P} rows, in order")
-
-    def _kept(self) -> list[Memory]:
-        return list(self._memories().values())
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(class embeddings [B, D] of length 1, standardised patch tokens [B, P, C] of each layer)."""

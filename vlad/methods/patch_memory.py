@@ -15,7 +15,7 @@ dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture a
 eight rotations).
 
 Known differences: distances are halved, and not squared as PatchCore's code has them; a transformer's layers share one
-grid, so nothing is resized (`patchcore_embedding` is the official way for layers that do not); pictures are squeezed
+grid, so nothing is resized; pictures are squeezed
 into a square where AnomalyDINO keeps their shape; its mask is dilated in both directions, not along rows only.
 """
 
@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import moved
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.memory.nearest import reweighted
+from vlad.scorer import Scorer, Scores
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "few": dict(neighbours=(1, 3), metric="euclidean", score="max", coreset=1.0, rotations=1),
@@ -42,25 +42,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 SCORES = ("max", "reweighted", "top")
 DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
-
-
-def patchcore_embedding(layers: Sequence[Tensor], size: int, width: int, target: int) -> Tensor:
-    """[B, N, target] of feature maps [B, C_l, rows_l, columns_l], the first with the grid that N counts.
-
-    Each place takes its size x size neighbours, coarser layers are brought to the first one's grid (bilinear,
-    align_corners=False), each layer's values are averaged down to `width`, all layers together to `target`.
-
-    Source: PatchCore (arXiv:2106.08265), section 3.1, as in the official code.
-    """
-    grid = layers[0].shape[-2:]
-    parts = []
-    for features in layers:
-        around = F.unfold(features, size, padding=(size - 1) // 2)  # [B, C_l * size * size, N_l]
-        around = around.unflatten(2, features.shape[-2:])
-        if features.shape[-2:] != grid:
-            around = F.interpolate(around, grid, mode="bilinear", align_corners=False)
-        parts.append(F.adaptive_avg_pool1d(around.flatten(2).transpose(1, 2), width))  # [B, N, width]
-    return F.adaptive_avg_pool1d(torch.cat(parts, -1), target)
 
 
 def rotated(pixels: Tensor, count: int) -> Tensor:
@@ -98,7 +79,7 @@ def foreground(tokens: Tensor, grid: tuple[int, int], level: float | None = None
     return torch.from_numpy(mask.ravel()).to(tokens.device)
 
 
-class PatchMemory(Detector):
+class PatchMemory(Scorer):
     """See the module. Keywords left out are those of the preset.
 
     `layers` are the encoder's blocks, from 1 (None: the middle ones, for "anomaly_dino" the last); `neighbours` is the
@@ -108,7 +89,7 @@ class PatchMemory(Detector):
     memories approximately (extra `faiss`).
     """
 
-    needs_text: ClassVar[bool] = False
+    words = "none"
     needs_normals: ClassVar[bool] = True
 
     def __init__(
@@ -148,14 +129,14 @@ class PatchMemory(Detector):
         width = len(chosen["layers"]) * len(chosen["neighbours"]) * encoder.width
         self.memory = Memory(width, exact=encoder.dtype == torch.float32, **how)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(self, pixels: Tensor) -> Scores:
         tokens, grid = self.tokens(pixels), self.encoder.grid(pixels)
         distance = self.memory.distance(tokens, self.settings["k"])  # [B, N]
         if self.settings["mask"]:
             distance = distance * self._masks(pixels)
         score = self._image_score(distance, tokens).clamp(0, 2) / 2
         shaped = (distance.clamp_max(2) / 2).unflatten(1, grid)
-        return score, smooth_map(shaped, (pixels.shape[-2], pixels.shape[-1]), self.settings["sigma"]), None
+        return Scores(score, smooth_map(shaped, (pixels.shape[-2], pixels.shape[-1]), self.settings["sigma"]))
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C] the rows of a picture's patches, of length 1."""
@@ -176,7 +157,7 @@ class PatchMemory(Detector):
         level = None if self.encoder.reads_text else DINO_LEVEL
         return torch.stack([foreground(tokens, last.grid, level) for tokens in last.patches[0]]).to(pixels.dtype)
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             turns = [self.tokens(turn) for turn in rotated(pixels, self.settings["rotations"])]
             self.memory.add(torch.cat(turns, 1))  # the rotations of a picture are that picture's own rows

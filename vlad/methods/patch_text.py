@@ -22,11 +22,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.maps import anomaly_probability
 from vlad.memory import checked_layers
 from vlad.memory.layers import LayerMemory
+from vlad.scorer import Scorer, Scores
 
 SCORES = ("sqrt", "max", "mean", "global")
 
@@ -37,7 +37,7 @@ def image_score(grid: Tensor, how: str) -> Tensor:
     return {"max": highest, "mean": mean, "sqrt": (highest * mean).sqrt()}[how]
 
 
-class PatchText(Detector):
+class PatchText(Scorer):
     """See the module. `score` is one of "sqrt", "max", "mean", "global" (None: "sqrt", with normals "max"); `layers`
     are compared with normals; `negative` weighs the normal words.
     """
@@ -62,16 +62,16 @@ class PatchText(Detector):
         self.options.update(layers=list(self.layers), negative=self.negative)
         self.memory = LayerMemory(encoder, self.layers)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         with self.memory.one_walk():
             image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
             grid = self._probability(patches).unflatten(1, self.encoder.grid(pixels))
             grid, whole = self.memory.fused(pixels, grid, self._probability(image))
         how = self.how or ("max" if len(self.memory) else "sqrt")
-        return whole if how == "global" else image_score(grid, how), grid, image
+        return Scores(whole if how == "global" else image_score(grid, how), grid, image)
 
     def _probability(self, embeddings: Tensor) -> Tensor:
         return anomaly_probability(embeddings, self.prototypes, negative=self.negative)
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         self.memory.remember(batches)

@@ -22,7 +22,7 @@ is float32 where the official code has half of it.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,10 +31,11 @@ from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
 from vlad.learning.prompt_learner import check_joint_text
-from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
+from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, pixel_loss, raw_taps
 from vlad.maps import TEMPERATURE, gaussian, rescaled_together, top_mean
 from vlad.memory import quarters
+from vlad.scorer import Scores
 
 SENTENCES = ("a photo of a good X X", "a photo of a damaged X X")  # the picture stands at both X
 VECTORS = 2  # that stand for the picture
@@ -75,7 +76,7 @@ class Attending(nn.Module):
         return self.proj_post_t(mixed.mT.flatten(1, 2)).mT
 
 
-class VcpClip(LearnedDetector):
+class VcpClip(LearnedScorer):
     """See the module. Parameters have the names of the official code.
 
     Args:
@@ -87,8 +88,7 @@ class VcpClip(LearnedDetector):
         ValueError: the encoder's text tokens are not as wide as the joint space, or an option is out of range.
     """
 
-    needs_text: ClassVar[bool] = False
-    takes_text: ClassVar[bool | None] = True
+    words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"
@@ -129,27 +129,24 @@ class VcpClip(LearnedDetector):
         self.to(encoder.device).eval()
 
     @property
-    def transductive(self) -> bool:
-        """True where maps and scores are rescaled over a set."""
-        return self.how == "set"
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        return self._rescaled if self.how == "set" else None
+
+    def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
+        """Maps and scores, each rescaled over the set."""
+        scores, maps, images = zip(*map(self.forward, batches), strict=True)
+        return map(Scores, rescaled_together(scores), rescaled_together(maps), images)
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The picture's embedding [B, D], not normalised, and the raw patch tokens [B, N, C] of each tap."""
         return raw_taps(self.encoder, pixels, self.layers)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         image, *taps = self.image_side(pixels)
         size = pixels.shape[-2], pixels.shape[-1]
         new, raw = (torch.stack(maps).mean(0) for maps in self.maps(image, taps, size))
         score = top_mean(raw, self.top) + top_mean(new, self.top)
-        return score, gaussian((1 - NEW) * raw + NEW * new, self.sigma), image
-
-    def score(self, batches: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
-        found = map(self.forward, batches)
-        if not self.transductive:
-            return found
-        scores, maps, images = zip(*found, strict=True)
-        return zip(rescaled_together(scores), rescaled_together(maps), images, strict=True)
+        return Scores(score, gaussian((1 - NEW) * raw + NEW * new, self.sigma), image)
 
     def loss(self, batch: Batch) -> Tensor:
         image, *taps = batch.features

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal
-from vlad.learning.scorer import Batch, LearnedDetector, refuse_other_methods
+from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.maps import gaussian, to_size, top_mean
 from vlad.memory import checked_layers, quarters
+from vlad.scorer import Scores
 
 SPECIAL = 3  # tokens before the patches: anomalous, normal, class
 DROPOUT = 0.1
@@ -122,7 +123,7 @@ class Realignment(nn.Module):
         return self.mlp(patches)
 
 
-class VisualAD(LearnedDetector):
+class VisualAD(LearnedScorer):
     """See the module.
 
     Args:
@@ -139,7 +140,7 @@ class VisualAD(LearnedDetector):
         ValueError: the resolution gives more patches than there are places, or another number is out of range.
     """
 
-    needs_text: ClassVar[bool] = False
+    words = "none"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     frozen_image_side: bool = False
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
@@ -183,10 +184,10 @@ class VisualAD(LearnedDetector):
         """The pixels: the learned tokens stand in the vision tower itself."""
         return (pixels,)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(self, pixels: Tensor) -> Scores:
         _, layers = self.see(pixels, self.encoder.norm if self.clip_norm else self.ln_post)
         logits = gaussian(layers.sum(0), self.sigma)
-        return top_mean(logits, up=True).sigmoid(), logits.sigmoid(), None
+        return Scores(top_mean(logits, up=True).sigmoid(), logits.sigmoid())
 
     def see(self, pixels: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """The two tokens [B, 2, C] after the last layer's patches, and each layer's map [L, B, S, S] in [-2, 2]."""
@@ -222,10 +223,10 @@ class VisualAD(LearnedDetector):
         others = [parameter for parameter in self.parameters() if all(parameter is not token for token in tokens)]
         return [{"params": tokens, "lr": learning_rate, "clip": 1.0}, {"params": others, "lr": 0.1 * learning_rate}]
 
-    def adopt(self, tensors: Mapping[str, Tensor]) -> Self:
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> Self:
         """As ever; a file without the last norm leaves the encoder's own, from which training starts."""
         norm = {f"ln_post.{kind}": value for kind, value in self.ln_post.state_dict().items()}
-        return super().adopt(tensors if norm.keys() & tensors else {**norm, **tensors})
+        return super().load_learned(tensors if norm.keys() & tensors else {**norm, **tensors})
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.detector import Detector
 from vlad.encoders.encoder import Encoder
 from vlad.maps import anomaly_probability, harmonic_mean, to_size
 from vlad.memory import Memory
+from vlad.scorer import Scorer, Scores
 
 
 def covering_mean(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -47,7 +47,7 @@ def covering_mean(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     return sums[:1] / sums[1:]
 
 
-class WinClip(Detector):
+class WinClip(Scorer):
     """See the module. `scales` are the windows' sides in patches, `temperature` divides the cosines."""
 
     def __init__(
@@ -76,19 +76,19 @@ class WinClip(Detector):
         self.patches = Memory(encoder.width, exact=exact)
         self.windows = nn.ModuleList(Memory(encoder.embed_dim, exact=exact) for _ in scales)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Scores:
         image, *windows = self.encoder.windows(pixels, self.scales)  # [B, D], then [B, windows, D] per scale
         score, grid = self.zero_shot(image, windows, self.encoder.grid(pixels))
-        if self.references:
+        if len(self.patches):
             seen = self.association(self._patch_tokens(pixels), windows, self.encoder.grid(pixels))
             score, grid = (score + seen.amax((1, 2))) / 2, (grid + seen) / 2
-        return score, to_size(grid, (pixels.shape[-2], pixels.shape[-1])), image
+        return Scores(score, to_size(grid, (pixels.shape[-2], pixels.shape[-1])), image)
 
     def _patch_tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C]: a pass of its own, as the windows' pass computes class tokens alone in the last block."""
         return self.encoder.norm(self.encoder(pixels, layers=(self.encoder.depth,)).patches[0])
 
-    def _remember(self, batches: Iterable[Tensor]) -> None:
+    def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             _, *windows = self.encoder.windows(pixels, self.scales)
             for memory, rows in zip(self._levels(), [self._patch_tokens(pixels), *windows], strict=True):

@@ -21,7 +21,7 @@ def pictures(golden_weights):
 
 
 def loaded(method, encoder):
-    return vlad.load(method, "metal bolt" if method_class(method).needs_text else None, encoder=encoder)
+    return vlad.load(method, "metal bolt" if method_class(method).words == "required" else None, encoder=encoder)
 
 
 # One normal
@@ -54,7 +54,7 @@ def test_the_halves_are_scored_against_each_other(small_encoder, pictures):
     rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
     with torch.no_grad():
         for halves in ((picture[:rows], picture[rows:]), (picture[:, :columns], picture[:, columns:])):
-            one, other = (detector.tokens(small_encoder.pixels([half]))[0] for half in halves)
+            one, other = (detector.scorer.tokens(small_encoder.pixels([half]))[0] for half in halves)
             apart = torch.cdist(one, other)
             largest += [float(apart.amin(1).max()) / 2, float(apart.amin(0).max()) / 2]
     said = re.search(r"scores up to ([\d.e-]+)", detector.calibration.note).group(1)
@@ -65,11 +65,11 @@ def test_the_memory_of_one_normal_holds_the_whole_picture_and_no_half(small_enco
     detector = loaded("patch_text", small_encoder)
     with pytest.warns(UserWarning):
         detector.fit(pictures[:1])
-    rows = detector.memory.rows
-    detector.memory.clear()
+    rows = detector.scorer.memory.rows
+    detector.scorer.memory.clear()
     with torch.no_grad():
-        detector._remember([small_encoder.pixels(pictures[:1])])
-    torch.testing.assert_close(detector.memory.rows, rows)
+        detector.scorer.remember([small_encoder.pixels(pictures[:1])])
+    torch.testing.assert_close(detector.scorer.memory.rows, rows)
 
 
 def test_a_rate_from_one_normal_is_refused(small_encoder, pictures):
@@ -101,7 +101,7 @@ def _shares_above(encoder: vlad.Encoder, folder: Path, draws: int) -> tuple[floa
         above.append(np.mean(peaks >= detector.predict(good[number]).region_level))
         with torch.no_grad():
             pixels = encoder.pixels([vlad.images.read(good[number])])
-            turns = detector.forward(torch.cat([pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)]))[1]
+            turns = detector.scorer.forward(torch.cat([pixels.rot90(quarter, (2, 3)) for quarter in (1, 2, 3)]))[1]
         turned.append(np.mean(peaks >= float(turns.max())))
     return float(np.mean(above)), float(np.mean(turned))
 
@@ -142,7 +142,7 @@ def test_anomalous_pictures_give_the_threshold_of_the_best_f1(small_encoder, pic
     with pytest.warns(UserWarning, match="no threshold"):
         plain.fit(pictures[:3])
     assert plain.calibration.scores == made.scores, "each normal is scored against the other normals"
-    assert plain.memory.rows.equal(detector.memory.rows), "anomalous pictures are not remembered"
+    assert plain.scorer.memory.rows.equal(detector.scorer.memory.rows), "anomalous pictures are not remembered"
     assert plain.map_calibration == detector.map_calibration
 
 

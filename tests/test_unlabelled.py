@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlad import verdicts
+import vlad
+from vlad import folder
 from vlad.cli import app
+from vlad.folder import judged, score_folder
 from vlad.thresholds import from_unlabelled
-from vlad.verdicts import decide, decide_folder, judged
 
 
 def run(*arguments):
@@ -34,28 +35,27 @@ def parted():
     return [*(line(f"{number}.png", score) for number, score in enumerate(scores)), line("x.png", None, "not readable")]
 
 
-def test_a_pile_is_cut_where_its_scores_part_and_failed_lines_stay(parted):
-    made = decide(parted)
-    assert made == from_unlabelled([one["score"] for one in parted[:-1]]) and made.method == "mixture"
-    after = [judged(one, made.threshold) for one in parted]
+def test_a_line_takes_the_verdict_of_a_threshold_and_a_failed_one_stays(parted):
+    after = [judged(one, 2.0) for one in parted]
     assert [one["is_anomalous"] for one in after] == [False] * 30 + [True] * 10 + [None]
     assert after[-1] == parted[-1]
     assert judged(parted[0], None)["is_anomalous"] is None
 
 
-def test_a_folder_gets_all_verdicts_and_the_rule_that_gave_them(parted, tmp_path):
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in parted))
-    made = decide_folder(tmp_path)
+def test_a_folder_gets_all_verdicts_and_the_rule_that_gave_them(small_encoder, pile, tmp_path):
+    detector = vlad.load("musc", encoder=small_encoder)
+    made = score_folder(detector, [pile], tmp_path, threshold="auto", maps=False).decided
     after = lines_of(tmp_path)
-    assert after == [judged(one, made.threshold) for one in parted]
-    assert list(after[0]) == list(parted[0]), "the keys of a line are a contract, their order too"
+    assert made == from_unlabelled([one["score"] for one in after]) and made.method == "mixture"
+    assert after == [judged(one, made.threshold) for one in after]
+    assert [one["is_anomalous"] for one in after] == [False] * 12 + [True] * 4
+    assert list(after[0]) == list(line("", 0.0)), "the keys of a line are a contract, their order too"
     rule = json.loads((tmp_path / "threshold.json").read_text())
     assert (rule["method"], rule["threshold"], rule["rate"]) == ("mixture", made.threshold, None)
-    before = path.read_bytes()
-    assert decide_folder(tmp_path) == made and path.read_bytes() == before
-    with pytest.raises(FileNotFoundError, match="score pictures into the folder first"):
-        decide_folder(tmp_path / "absent")
+    before = (tmp_path / "results.jsonl").read_bytes()
+    again = score_folder(detector, [pile], tmp_path, threshold="auto", maps=False, resume=True)
+    assert again.decided == made and (tmp_path / "results.jsonl").read_bytes() == before
+    assert score_folder(detector, [pile], threshold="auto").decided == made, "without a folder too"
 
 
 # As a user sees it
@@ -101,7 +101,7 @@ def test_a_run_that_ended_before_it_could_decide_decides_when_it_goes_on(score, 
 
     arguments = [*score, pile, "--threshold", "auto", "--no-maps", "--out", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(verdicts, "decide_folder", killed)
+        patch.setattr(folder, "from_unlabelled", killed)
         assert run(*arguments).exit_code == 130
     assert {one["threshold"] for one in lines_of(tmp_path)} == {None}
     done = run(*arguments, "--resume")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import vlad
-from vlad.batch import LINES, list_pictures, score_folder
+from vlad.folder import LINES, list_pictures, score_folder
 
 KEYS = {"source", "score", "is_anomalous", "threshold", "name", "regions", "error"}
 

@@ -1,0 +1,293 @@
+"""Scores many pictures into a folder that a killed run can go on with: JSON lines, overlays, settings.
+
+    out/results.jsonl    one line a picture, in the order of the inputs
+    out/maps/...         overlays, `<path below the input folder, suffix kept>.png`
+    out/settings.json    what the numbers depend on; going on with other settings is refused
+    out/threshold.json   with threshold="auto": what the threshold of all lines rests on
+
+An overlay is in place before its line, and a line is flushed before the next picture, so a line implies its overlay
+and a killed run loses at most the batch in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlad import records
+from vlad.files import write_whole
+from vlad.images import ImageError
+from vlad.images.listing import Found, list_images
+from vlad.prediction import Prediction
+from vlad.records import Line
+from vlad.thresholds import Calibration, from_unlabelled
+from vlad.version import __version__
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+log = logging.getLogger(__name__)
+
+LINES, SETTINGS, MAPS, RULE = "results.jsonl", "settings.json", "maps", "threshold.json"
+
+Progress = Callable[[Line, int, int], None]
+Explain = Callable[[Any, Prediction], dict[str, Any]]  # of the picture, as pixels where they are at hand
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did; counts are of this run, without the pictures that an earlier run had recorded."""
+
+    scored: int
+    anomalous: int
+    normal: int
+    skipped: int  # recorded by an earlier run
+    failed: tuple[tuple[str, str], ...]  # (source, reason)
+    seconds: float
+    decided: Calibration | None = None  # with threshold="auto": what the scores together showed
+
+
+def score_folder(
+    detector: Detector,
+    inputs: Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    batch_size: int = 8,
+    threshold: float | str | None = None,
+    maps: bool = True,
+    explain: Explain | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Scores files, folders and globs, one line a picture, in constant memory.
+
+    Args:
+        detector: what `vlad.load` returns; not changed.
+        inputs: files, folders (searched recursively), globs.
+        out: the folder to write; None writes nothing (`progress` gets every line).
+        resume: go on in a folder that holds results; pictures that failed are tried again.
+        batch_size: pictures computed at once; never changes a result.
+        threshold: decides instead of the detector's own; "auto" cuts where the scores of all pictures part in two
+            groups, once all are scored, or leaves them without a verdict.
+        maps: write overlays.
+        explain: what a line's "explanation" is made with; say what it depends on in `settings`.
+        settings: further facts to record beside the detector's own and to compare when going on.
+        progress: called after each line is written with (line, pictures done, pictures in all); with "auto" the lines
+            have no verdict yet.
+
+    Raises:
+        FileNotFoundError: a folder or glob without a picture, or not one file that exists.
+        FileExistsError: `out` holds results and `resume` is False.
+        ValueError: `out` was written with other settings; a threshold that is none.
+        RuntimeError: another process is writing `out`.
+    """
+    auto = threshold == "auto"
+    if not auto and threshold is not None and not (isinstance(threshold, int | float) and math.isfinite(threshold)):
+        raise ValueError(f"threshold is {threshold!r}; expected a finite score, or 'auto'")
+    pictures = list_pictures(inputs, out)
+    make = _Maker(detector, None if out is None or not maps else Path(out), batch_size, threshold, explain)
+    if out is None:
+        scores: list[float] = []
+        lines = _noting(make.lines(pictures), scores)
+        summary = _drain(lines, progress, 0, len(pictures))
+        return replace(summary, decided=from_unlabelled(scores)) if auto else summary
+    folder = Path(out)
+    facts = {**settings_of(detector, threshold), "maps": maps, **(settings or {})}
+    with records.locked(folder):
+        refuse_existing(folder, resume)
+        records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
+        done = _recorded(folder / LINES)
+        todo = [picture for picture in pictures if picture.source not in done]
+        skipped = len(pictures) - len(todo)
+        if todo and done and detector.transductive:
+            raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
+        lines = records.append(make.lines(todo), folder / LINES, batch_size)
+        summary = _drain(lines, progress, skipped, len(pictures))
+        if done:
+            _put_in_order(folder / LINES, pictures)
+        return replace(summary, decided=_decide(folder)) if auto else summary
+
+
+def list_pictures(inputs: Iterable[str | Path], out: str | Path | None = None) -> list[Found]:
+    """The pictures of `inputs`, each once, in order, without the overlays that an earlier run wrote below `out`.
+
+    Raises:
+        FileNotFoundError: there is not one picture.
+    """
+    inputs = list(inputs)
+    found = list_images(inputs)
+    if out is not None:
+        own = (Path(out) / MAPS).absolute()
+        found = [picture for picture in found if own not in picture.path.absolute().parents]
+    if not any(picture.path.exists() for picture in found):
+        raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'an empty list'}; check the paths")
+    return found
+
+
+def refuse_existing(out: str | Path, resume: bool) -> None:
+    """Raises FileExistsError when `out` holds results and they are not to be continued."""
+    if not resume and (Path(out) / LINES).exists():
+        raise FileExistsError(f"{Path(out) / LINES} exists; go on with it (--resume), or choose another folder")
+
+
+def settings_of(detector: Detector, threshold: float | str | None = None) -> dict[str, Any]:
+    """What a detector's numbers depend on, as plain values: method, weights, words, options, thresholds, version."""
+    pack, encoder = detector.pack, detector.encoder
+    return {
+        "vlad": __version__,
+        "method": detector.method,
+        "name": detector.name,
+        "prompts": None if pack is None else pack.to_dict(),
+        "encoder": encoder.name,
+        "digest": encoder.digest,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "options": dict(detector.options),
+        "threshold": detector.threshold if threshold is None else threshold,
+        "map_threshold": detector.map_threshold,
+        "references": detector.references,
+        "calibration": detector.calibration and detector.calibration.to_dict(),
+    }
+
+
+def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:
+    """One picture's line of `results.jsonl`."""
+    line: Line = {"source": source, "score": None, "is_anomalous": None, "threshold": None, "name": name, "regions": []}
+    if isinstance(outcome, ImageError):
+        return {**line, "error": str(outcome)}
+    values = outcome.to_dict()
+    return {**line, **{key: values[key] for key in line if key not in ("source", "name")}, "error": None}
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the lines of pictures.
+
+    Attributes:
+        folder: for the overlays; None: there are none.
+    """
+
+    detector: Detector
+    folder: Path | None
+    batch_size: int
+    threshold: float | str | None
+    explain: Explain | None
+
+    def lines(self, pictures: list[Found]) -> Iterator[Line]:
+        """One a picture, in order; it comes out once its overlay is in the folder."""
+        found = self.detector.predictions([picture.path for picture in pictures], batch_size=self.batch_size)
+        for picture, (reading, outcome) in zip(pictures, found, strict=True):
+            told: dict[str, Any] = {}
+            if isinstance(outcome, Prediction):
+                try:
+                    outcome = self._judged(outcome)
+                    at_hand = picture.path if reading.picture is None else reading.picture
+                    self._draw(outcome, at_hand, picture.relative)
+                    told = {"explanation": self.explain(at_hand, outcome)} if self.explain else {}
+                except ImageError as error:  # gone or changed since it was scored
+                    outcome, told = error, {}
+            yield {**line_of(picture.source, outcome, self.detector.name), **told}
+
+    def _judged(self, prediction: Prediction) -> Prediction:
+        if self.threshold is None:
+            return prediction
+        cut = None if isinstance(self.threshold, str) else self.threshold
+        return replace(prediction, threshold=cut, unsure=None)
+
+    def _draw(self, prediction: Prediction, picture: Any, relative: Path) -> None:
+        """Puts the overlay in its place; ImageError where the picture can no longer be read as it was."""
+        if self.folder is None or prediction.map is None:
+            return
+        try:
+            overlay = prediction.overlay(picture)
+        except ValueError as error:
+            raise ImageError(str(error), prediction.source) from error
+        target = self.folder / MAPS / relative.with_name(relative.name + ".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / ".overlay.png"  # one place, so that killed runs leave no litter among the overlays
+        overlay.save(partial, compress_level=1)  # four times as fast as the default, files as large
+        os.replace(partial, target)
+
+
+def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
+    """Takes the lines as they come, reports each, and counts; only the failed ones are kept."""
+    verdicts: Counter[bool | None] = Counter()
+    failed, started = [], time.monotonic()
+    for done, line in enumerate(lines, start=skipped + 1):
+        if progress is not None:
+            progress(line, done, total)
+        if line["error"] is not None:
+            failed.append((line["source"], line["error"]))
+        else:
+            verdicts[line["is_anomalous"]] += 1
+    counts = verdicts.total(), verdicts[True], verdicts[False], skipped
+    return Summary(*counts, tuple(failed), time.monotonic() - started)
+
+
+# ---- a pile of which nobody knows what is good ---------------------------------------------------------------------
+
+
+def judged(line: Line, threshold: float | None) -> Line:
+    """The line with this threshold and the verdict that follows; None: no verdict. Failed ones stay as they are."""
+    if line["error"] is not None:
+        return line
+    verdict = None if threshold is None else line["score"] >= threshold
+    return {**line, "threshold": threshold, "is_anomalous": verdict}
+
+
+def _noting(lines: Iterable[Line], scores: list[float]) -> Iterator[Line]:
+    """The lines, their scores put into the list."""
+    for line in lines:
+        if line["error"] is None:
+            scores.append(line["score"])
+        yield line
+
+
+def _decide(folder: Path) -> Calibration:
+    """Cuts where the scores of all lines part, and writes the verdicts into them: into all of them or none.
+
+    The threshold is never made from one picture, and where there is no gap there is no verdict; see
+    `vlad.thresholds.from_unlabelled`.
+    """
+    path = folder / LINES
+    made = from_unlabelled([line["score"] for line in records.read(path) if line["error"] is None])
+    write_whole(folder / RULE, json.dumps(made.to_dict(), indent=1).encode(), sync=True)
+    records.keep(path, (judged(line, made.threshold) for line in records.read(path)))
+    return made
+
+
+# ---- going on -----------------------------------------------------------------------------------------------------
+
+
+def _recorded(path: Path) -> set[str]:
+    """The sources that an earlier run scored; its error lines and a torn last line leave the file."""
+    if not path.exists():
+        return set()
+    done: set[str] = set()
+
+    def scored() -> Iterator[Line]:
+        for line in records.read(path):
+            if line["error"] is None and "source" in line and line["source"] not in done:
+                done.add(line["source"])
+                yield line
+
+    records.keep(path, scored())
+    log.info("%s: %d pictures recorded; what failed or was torn by a kill is done again", path, len(done))
+    return done
+
+
+def _put_in_order(path: Path, pictures: list[Found]) -> None:
+    """Lines in the order of the inputs; those of pictures that are no longer given stay, in front."""
+    place = {picture.source: index for index, picture in enumerate(pictures)}
+    lines = list(records.read(path))
+    ordered = sorted(lines, key=lambda line: place.get(line["source"], -1))
+    if ordered != lines:
+        records.keep(path, ordered)

@@ -1,0 +1,224 @@
+"""The one way from pictures to scores: read them, bring them to the encoder's size, score, judge.
+
+`Detector.predict`, `fit`, `vlad.evaluate` and the scoring of folders all go through here, so that a picture is decoded
+once, and so that what is done to pictures before a method sees them has one place.
+"""
+
+import math
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad.images import ImageError, read
+from vlad.prediction import Prediction
+from vlad.scorer import Scorer, Scores
+from vlad.thresholds import Calibration, p_value
+
+
+class Reading(NamedTuple):
+    """A picture as it was given, and what became of it: pixels, or the reason why there are none."""
+
+    given: Any
+    picture: np.ndarray | None  # uint8 [H, W, 3]
+    error: ImageError | None = None
+
+
+class Row(NamedTuple):
+    """What a scorer says of one picture."""
+
+    score: float
+    map: np.ndarray | None  # float32 [h, w]
+    phrases: dict[str, float]  # phrase -> cosine with the picture
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A scorer with the thresholds that belong to it: all that a detector is at one moment.
+
+    It is never changed, only exchanged as a whole: a prediction that runs meanwhile sees the old one or the new one.
+    """
+
+    scorer: Scorer
+    calibration: Calibration | None = None  # what the threshold rests on; None until fitted
+    map_calibration: Calibration | None = None  # the same of the largest value of the map
+    threshold: float | None = None
+    map_threshold: float | None = None
+
+    @classmethod
+    def calibrated(cls, scorer: Scorer, score: Calibration | None, amap: Calibration | None) -> "Judge":
+        """With the thresholds of these calibrations; a score within a set says nothing of another set."""
+        if scorer.score_set is not None:
+            score = None
+        thresholds = [None if one is None else one.threshold for one in (score, amap)]
+        return cls(scorer, score, amap, *thresholds)
+
+    def prediction(self, reading: Reading, size: tuple[int, int], row: Row) -> Prediction:
+        """What is said of a picture of this size."""
+        is_path = isinstance(reading.given, str | os.PathLike)
+        made = self.calibration
+        own = made is not None and made.threshold == self.threshold  # not one that was set by hand
+        kept = None if is_path else reading.picture if reading.picture is not None else read(reading.given)
+        return Prediction(
+            score=row.score,
+            map=row.map,
+            size=size,
+            threshold=self.threshold,
+            map_threshold=self.map_threshold,
+            name=self.scorer.name,
+            source=os.fspath(reading.given) if is_path else None,
+            phrases=row.phrases,
+            p_value=None if made is None else p_value(row.score, made.scores),
+            unsure=made.unsure if made is not None and own else None,
+            scale=self.colours(),
+            region_level=self.region_level(),
+            picture=kept,
+        )
+
+    def colours(self) -> tuple[float, float]:
+        """The method's own colour range; once fitted, what the normals' maps reached is half way to hot at most."""
+        peaks = self.map_calibration.scores if self.map_calibration else ()
+        low, high = self.scorer.colours()
+        return (low, min(high, low + 2 * (peaks[-1] - low))) if peaks and peaks[-1] > low else (low, high)
+
+    def region_level(self) -> float:
+        """The method's own level; once fitted, just above all that the normals' maps reached."""
+        peaks = self.map_calibration.scores if self.map_calibration else ()
+        return math.nextafter(peaks[-1], math.inf) if peaks else self.scorer.region_level
+
+
+def predictions(
+    judge: Judge, images: Iterable[Any], *, batch_size: int = 8, on_error: str = "yield", prefetch: bool = True
+) -> Iterator[tuple[Reading, Prediction | ImageError]]:
+    """Each picture as it was read, with its prediction, in order; a set that is scored as one is read to its end first.
+
+    Of such a set the pixels are not kept: its readings have none. A picture that cannot be read has its error in the
+    place of a prediction, or with `on_error="raise"` ends it all.
+    """
+    if judge.scorer.score_set is not None:
+        yield from _of_a_set(judge, images, batch_size, on_error)
+        return
+    for batch in read_ahead(images, batch_size, prefetch):
+        good = [one.picture for one in batch if one.picture is not None]
+        rows = iter(next(score_together([judge.scorer], good)) if good else [])
+        for one in batch:
+            if one.picture is not None:
+                yield one, judge.prediction(one, _size(one.picture), next(rows))
+            else:
+                yield one, _error(one, on_error)
+
+
+def _of_a_set(
+    judge: Judge, images: Iterable[Any], batch_size: int, on_error: str
+) -> Iterator[tuple[Reading, Prediction | ImageError]]:
+    score_set = judge.scorer.score_set
+    assert score_set is not None
+    seen: list[tuple[Any, tuple[int, int] | ImageError]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for batch in read_ahead(images, batch_size, prefetch=False):
+            for one in batch:
+                seen.append((one.given, _error(one, on_error) if one.picture is None else _size(one.picture)))
+            if good := [one.picture for one in batch if one.picture is not None]:
+                yield pixels_of(judge.scorer, good)
+
+    rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, scores))
+    rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
+    for given, size in seen:
+        if isinstance(size, ImageError):
+            yield Reading(given, None, size), size
+        else:
+            yield Reading(given, None), judge.prediction(Reading(given, None), size, next(rows))
+
+
+def _error(reading: Reading, on_error: str) -> ImageError:
+    assert reading.error is not None
+    if on_error == "raise":
+        raise reading.error
+    return reading.error
+
+
+def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) -> Generator[list[Row], None, None]:
+    """What each scorer says of the same uint8 pictures [H, W, 3]; what several need of an encoder is computed once."""
+    pixels: dict[tuple[int, int], Tensor] = {}
+    with ExitStack() as stack:
+        if len(scorers) > 1:
+            for encoder in {id(scorer.encoder): scorer.encoder for scorer in scorers}.values():
+                stack.enter_context(encoder.sharing())
+        for scorer in scorers:
+            with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
+                key = id(scorer.encoder), scorer.resolution
+                if key not in pixels:
+                    pixels[key] = pixels_of(scorer, pictures)
+                rows = _rows(scorer, scorer(pixels[key]))
+            yield rows
+
+
+def pixels_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Tensor:
+    """[B, 3, S, S] of uint8 pictures [H, W, 3], as the scorer wants them."""
+    return scorer.encoder.pixels(pictures, scorer.resolution)
+
+
+def read_ahead(images: Iterable[Any], batch_size: int, prefetch: bool = True) -> Iterator[list[Reading]]:
+    """Pictures in batches, each read when it is pulled from `images`; the next batch is read meanwhile.
+
+    A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
+    the results of the batch before have been taken.
+    """
+    pending = iter(images)
+    if not prefetch:
+        while batch := _read_batch(pending, batch_size):
+            yield batch
+        return
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(_read_batch, pending, batch_size)
+        while batch := ahead.result():
+            ahead = reader.submit(_read_batch, pending, batch_size)
+            yield batch
+
+
+def _read_batch(pending: Iterator[Any], batch_size: int) -> list[Reading]:
+    return [read_or_error(image) for image in islice(pending, batch_size)]
+
+
+def read_or_error(image: Any) -> Reading:
+    """The picture, or why it cannot be read."""
+    try:
+        return Reading(image, read(image))
+    except ImageError as error:
+        return Reading(image, None, error)
+
+
+def _rows(scorer: Scorer, scores: Scores) -> list[Row]:
+    cosines: list[dict[str, float]] = [{}] * len(scores.score)
+    if scores.image is not None and scorer.phrase_embeddings is not None:
+        rows = F.normalize(scores.image.float(), dim=-1) @ scorer.phrase_embeddings.T  # [B, phrases]
+        cosines = [dict(zip(scorer.phrases, row, strict=True)) for row in rows.tolist()]
+    count = len(scores.score)
+    maps = [None] * count if scores.map is None else [one.copy() for one in scores.map.float().cpu().numpy()]
+    return [Row(*one) for one in zip(scores.score.tolist(), maps, cosines, strict=True)]
+
+
+Item = TypeVar("Item")
+
+
+def _without_gradients(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, computed without gradients, which stay switched on for the caller between them."""
+    while True:
+        with torch.no_grad():
+            found = list(islice(items, 1))
+        if not found:
+            return
+        yield from found
+
+
+def _size(picture: np.ndarray) -> tuple[int, int]:
+    return picture.shape[0], picture.shape[1]

@@ -1,0 +1,173 @@
+"""What a method writes: a scorer turns pixels into scores and maps. Tensors only; users hold a `vlad.Detector`.
+
+A method subclasses `Scorer` and writes `forward`. It may write `prototypes_of` (how words become states), `remember`
+(what it keeps of normal pictures), `score_set` (where a whole set is scored as one) and `colours`, and it says what
+differs in six values. Reading pictures, batches, thresholds and files are not its business.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from vlad.encoders.encoder import Encoder
+from vlad.memory import Memory
+from vlad.prompts import PromptPack, phrase_prototypes, prototypes
+
+
+class Scores(NamedTuple):
+    """Of B pictures; higher is more anomalous."""
+
+    score: Tensor  # [B]
+    map: Tensor | None = None  # [B, h, w], finished and covering the whole picture; None for image-level methods
+    image: Tensor | None = None  # [B, D] what the phrases are compared with; None for methods without words
+
+    def peaks(self) -> Tensor:
+        """[B] the largest value of each map; RuntimeError for an image-level method."""
+        if self.map is None:
+            raise RuntimeError("an image-level method has no maps")
+        return self.map.amax((1, 2))
+
+
+class Scorer(nn.Module):
+    """One method round one (shared, frozen) encoder.
+
+    Attributes:
+        words: "required" where a name must be given; "fixed" where its words are the same for all things: a name is
+            then only remembered, and the phrases compared with it; "none" for methods that look at pictures alone.
+        needs_normals: True for methods that say nothing before they have seen normal pictures.
+        default_prompts: name of the prompt pack the paper uses.
+        map_range: smallest and largest map value; the overlay's colour range unless `colours` narrows it.
+        region_level: where its maps are cut into regions when nothing was calibrated.
+        paper_resolution: native side of a published encoder -> the side at which the paper uses it.
+        options: its keywords by name, for files: a method adds its own.
+        trained_on: data sets whose annotated pictures it has learned from.
+        progress: told (stage, done, total) while a set is scored; total 0: unknown.
+    """
+
+    words: ClassVar[Literal["required", "fixed", "none"]] = "required"
+    needs_normals: ClassVar[bool] = False
+    default_prompts: ClassVar[str] = "winclip"
+    map_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    region_level: ClassVar[float] = 0.5
+    paper_resolution: ClassVar[Mapping[int, int]] = {}
+
+    encoder: Encoder
+    progress: Callable[[str, int, int], None] | None = None
+    trained_on: tuple[str, ...] = ()
+    prototypes: Tensor  # [2, D]; None until described
+    phrase_embeddings: Tensor  # [phrases, D] unit; None until described
+
+    def __init__(self, encoder: Encoder, *, resolution: int | None = None):
+        super().__init__()
+        if self.words != "none" and not encoder.reads_text:
+            raise TypeError(
+                f"{self.method} needs an encoder of words and pictures; {encoder.name!r} knows pictures alone"
+            )
+        if resolution is not None and (
+            not isinstance(resolution, int) or resolution < encoder.patch_size or resolution % encoder.patch_size
+        ):
+            raise ValueError(
+                f"resolution is {resolution!r}; expected a positive multiple of {encoder.name}'s patch size "
+                f"{encoder.patch_size}"
+            )
+        object.__setattr__(self, "encoder", encoder)  # not registered as a submodule: shared and frozen
+        native = encoder.resolution
+        self.resolution = self.paper_resolution.get(native, native) if resolution is None else resolution
+        self.options: dict[str, Any] = {"resolution": self.resolution}
+        self.pack: PromptPack | None = None
+        self.name: str | None = None
+        self.phrases: list[str] = []
+        self.register_buffer("prototypes", None)
+        self.register_buffer("phrase_embeddings", None)
+
+    # What a method writes
+
+    def forward(self, pixels: Tensor) -> Scores:
+        """Of pixels [B, 3, S, S]; one picture's scores do not depend on its company."""
+        raise NotImplementedError  # each method's own
+
+    def prototypes_of(self, pack: PromptPack, name: str) -> Tensor:
+        """[2, D] prototypes of normal and anomalous; papers differ in how sentences are averaged."""
+        return prototypes(self.encoder, pack, name)
+
+    def remember(self, batches: Iterable[Tensor]) -> None:
+        """Adds the tokens of batches of normal pixels [B, 3, S, S] to its memories."""
+        raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
+
+    @property
+    def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
+        """How batches of pixels are scored as one set, batch for batch; None where each picture is scored alone."""
+        return None
+
+    def colours(self) -> tuple[float, float]:
+        """`map_range`, or the part of it that tells normal from anomalous as the method stands now."""
+        return self.map_range
+
+    # What it gets
+
+    @property
+    def method(self) -> str:
+        """The method's name, which is its file's name."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the normal pictures that it remembers."""
+        return next((list(memory.ids) for memory in self.memories().values()), [])
+
+    def memories(self) -> dict[str, Memory]:
+        """Every memory it has, by its name among the modules."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
+
+    def describe(self, pack: PromptPack, name: str) -> None:
+        """Takes these words, filled with the name."""
+        self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
+        if self.words == "required":
+            self.prototypes = self.prototypes_of(pack, name)
+        self.pack, self.name = pack, name
+
+    def copied(self) -> Self:
+        """Another one with the same tensors, which are never changed in place; what it learns next is its own."""
+        shared = [*self.parameters(), *self.buffers(), self.encoder]
+        return copy.deepcopy(self, {id(one): one for one in shared})
+
+    def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes what a detector's file holds of it: words, memories and learned tensors.
+
+        Raises:
+            ValueError: they do not fit the method, its encoder or each other.
+        """
+        left = self._restore_learned(self._restore_memories(dict(tensors), header["references"]))
+        for key, value in left.items():
+            if key not in self._buffers or value.ndim != 2 or not torch.isfinite(value).all():
+                raise ValueError(f"it holds a tensor {key!r} {list(value.shape)} that {self.method} does not have")
+            if value.shape[1] != self.encoder.embed_dim:
+                width = self.encoder.embed_dim
+                raise ValueError(f"its {key} are {value.shape[1]} wide and do not fit the encoder, {width} wide")
+            self._buffers[key] = value.to(self.encoder.device)
+        rows = 0 if self.phrase_embeddings is None else len(self.phrase_embeddings)
+        if rows != len(header["phrases"]) or (self.prototypes is not None and len(self.prototypes) != 2):
+            raise ValueError("its prototypes or phrases do not fit each other and the encoder")
+        self.name, self.phrases = header["name"], list(header["phrases"])
+        self.trained_on = tuple(header["trained_on"])
+        if header["prompts"]:
+            self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
+
+    def _restore_memories(self, tensors: dict[str, Tensor], references: Sequence[str]) -> dict[str, Tensor]:
+        """Takes from a file's tensors those of its memories; returns the others."""
+        memories = self.memories()
+        for name, memory in memories.items():
+            parts = {key: tensors.pop(f"{name}.{key}") for key in memory.parts if f"{name}.{key}" in tensors}
+            if parts:
+                memory.restore(parts, references, self.encoder.device)
+        if len({bool(memory.ids) for memory in memories.values()}) > 1:
+            raise ValueError("some of its memories are missing")
+        return tensors
+
+    def _restore_learned(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes from a file's tensors those that were learned; returns the others."""
+        return tensors
