@@ -80,14 +80,42 @@ def page(
     return tags | {int(key[1:]): value for key, value in more.items()}
 
 
-def png16(levels: np.ndarray, before: bytes = b"") -> bytes:
-    """A PNG of 16 bits a channel, [H, W, 1|2|3|4]; `before` are whole chunks between the header and the rows."""
+def png16(levels: np.ndarray, before: bytes = b"", filtered: bool = False, interlaced: bool = False) -> bytes:
+    """A PNG of 16 bits a channel, [H, W, 1|2|3|4].
+
+    Args:
+        levels: 0 to 65535.
+        before: whole chunks between the header and the rows.
+        filtered: the five filters in turn; else none.
+        interlaced: in Adam's seven passes.
+    """
     height, width, channels = levels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    steps = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    rows = b"".join(_png_rows(levels[top::down, left::right], filtered) for top, left, down, right in steps)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, interlaced)
     signature = b"\x89PNG\r\n\x1a\n"
     return signature + chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def _png_rows(levels: np.ndarray, filtered: bool) -> bytes:
+    if not levels.size:
+        return b""
+    rows = np.frombuffer(levels.astype(">u2").tobytes(), np.uint8).reshape(len(levels), -1).astype(int)
+    step = 2 * levels.shape[2]
+    left = np.pad(rows, ((0, 0), (step, 0)))[:, :-step]
+    up = np.pad(rows, ((1, 0), (0, 0)))[:-1]
+    corner = np.pad(rows, ((1, 0), (step, 0)))[:-1, :-step]
+    guess = left + up - corner
+    far = [np.abs(guess - near) for near in (left, up, corner)]
+    paeth = np.where((far[0] <= far[1]) & (far[0] <= far[2]), left, np.where(far[1] <= far[2], up, corner))
+    options = [np.zeros_like(rows), left, up, (left + up) // 2, paeth]
+    kinds = [number % 5 if filtered else 0 for number in range(len(rows))]
+    lines = [rows[number] - options[kind][number] for number, kind in enumerate(kinds)]
+    return b"".join(bytes([kind]) + line.astype(np.uint8).tobytes() for kind, line in zip(kinds, lines, strict=True))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

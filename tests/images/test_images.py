@@ -1,4 +1,4 @@
-"""Every kind of picture is read, every bad one is named, and listing never loses or doubles one."""
+"""Every kind of picture is read, and every bad one is named."""
 
 import os
 import pickle
@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from vlad.images import FORMATS, ImageError, PictureWarning, read
-from vlad.images.listing import list_images
 
 
 def colours(height: int = 6, width: int = 4) -> np.ndarray:
@@ -345,131 +344,3 @@ def test_importing_pictures_and_predictions_leaves_torch_and_scipy_alone():
     code = "import vlad.images, vlad.prediction, sys; print({'torch', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-# ---- listing -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def parts(tmp_path, monkeypatch) -> Path:
-    """A working folder with `parts` in it, in the layout of a data set."""
-    names = ["10.png", "2.PNG", "b/1.jpg", "a/1.jpg", "ground_truth/crack/1.png", "a/ground_truth/1.png"]
-    for name in [*names, "notes.txt", ".hidden.png", ".cache/1.png"]:
-        (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "parts" / name).touch()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def sources(*inputs: str | Path) -> list[str]:
-    return [found.source for found in list_images(inputs)]
-
-
-def relatives(*inputs: str | Path) -> list[str]:
-    return [found.relative.as_posix() for found in list_images(inputs)]
-
-
-def test_folder_gives_its_pictures_in_natural_order_without_masks_and_hidden_ones(parts):
-    assert sources("parts") == ["parts/2.PNG", "parts/10.png", "parts/a/1.jpg", "parts/b/1.jpg"]
-    assert relatives("parts") == ["2.PNG", "10.png", "a/1.jpg", "b/1.jpg"]
-
-
-def test_source_is_spelt_as_the_input_was(parts):
-    assert sources("./parts/a") == ["./parts/a/1.jpg"]
-    assert sources("parts/a/") == ["parts/a/1.jpg"]
-    assert sources("./parts/10.png") == ["./parts/10.png"]
-    assert sources(parts / "parts" / "b") == [f"{parts.as_posix()}/parts/b/1.jpg"]
-    assert sources("./parts/*/*.jpg") == ["./parts/a/1.jpg", "./parts/b/1.jpg"]
-
-
-def test_glob_is_recursive_and_relative_to_its_fixed_part(parts):
-    assert sources("parts/**/*.jpg") == ["parts/a/1.jpg", "parts/b/1.jpg"]
-    assert relatives("parts/**/*.jpg") == ["a/1.jpg", "b/1.jpg"]
-    assert relatives("par*/a/*.jpg") == ["parts/a/1.jpg"]
-
-
-def test_glob_leaves_masks_out_unless_it_names_them(parts):
-    assert sources("parts/**/*.png") == ["parts/10.png"]
-    assert sources("parts/ground_truth/**/*.png") == ["parts/ground_truth/crack/1.png"]
-    assert sources("**/ground_truth/*.png") == ["parts/a/ground_truth/1.png"]
-
-
-def test_glob_takes_other_suffixes_only_by_name_and_searches_matched_folders(parts):
-    assert sources("parts/*") == sources("parts") == sources("parts/**")
-    assert sources("parts/*.txt") == ["parts/notes.txt"]
-
-
-def test_file_is_taken_as_given_even_when_missing_or_oddly_named(parts):
-    assert sources("parts/notes.txt", "parts/gone.png") == ["parts/notes.txt", "parts/gone.png"]
-    assert relatives("parts/notes.txt", "parts/gone.png") == ["notes.txt", "gone.png"]
-
-
-def test_existing_file_with_brackets_is_no_glob(parts):
-    (parts / "a[1].png").touch()
-    assert sources("a[1].png") == ["a[1].png"]
-
-
-def test_folder_inside_ground_truth_is_searched_when_it_is_the_input(parts):
-    assert sources("parts/ground_truth") == ["parts/ground_truth/crack/1.png"]
-
-
-@pytest.mark.parametrize("given", ["parts/empty", "parts/*.bmp", "nothing/**/*.png"])
-def test_input_without_a_picture_is_refused_by_name(parts, given):
-    (parts / "parts" / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no picture") as caught:
-        list_images([given])
-    assert given in str(caught.value)
-
-
-def test_picture_named_twice_is_listed_once_where_it_came_first(parts):
-    assert sources("parts/b/1.jpg", "parts", "./parts/10.png") == [
-        "parts/b/1.jpg",
-        "parts/2.PNG",
-        "parts/10.png",
-        "parts/a/1.jpg",
-    ]
-
-
-def test_single_string_is_one_input_and_not_its_letters(parts):
-    assert [found.source for found in list_images("parts/a")] == ["parts/a/1.jpg"]
-
-
-def test_two_inputs_never_share_an_output_name(parts):
-    assert relatives("parts/a", "parts/b") == ["parts/a/1.jpg", "parts/b/1.jpg"]
-    assert relatives("parts/a/1.jpg", "../" + parts.name + "/parts/b/1.jpg")[1] == f"{parts.name}/parts/b/1.jpg"
-
-
-def test_output_names_that_collide_again_differ_and_stay_inside(parts):
-    for name in ("x/1.png", "deep/x/1.png", "deep/y/1.PNG", "deep/x/x/1.png"):
-        (parts / name).parent.mkdir(parents=True, exist_ok=True)
-        (parts / name).touch()
-    os.chdir(parts / "deep")
-    found = list_images(["x", "../x", "y", "x/x/1.png"])  # x/1.png and ../x/1.png are x/1.png once tidied, too
-    names = [item.relative.as_posix() for item in found]
-    assert [item.source for item in found] == ["x/1.png", "x/x/1.png", "../x/1.png", "y/1.PNG"]
-    assert len({name.casefold() for name in names}) == 4
-    assert all(".." not in Path(name).parts and not Path(name).is_absolute() for name in names)
-
-
-def test_output_name_of_a_collision_depends_only_on_its_own_source(parts):
-    two = {found.source: found.relative for found in list_images(["parts/a", "parts/b"])}
-    (parts / "parts" / "c").mkdir()
-    (parts / "parts" / "c" / "1.jpg").touch()
-    three = {found.source: found.relative for found in list_images(["parts/c", "parts/b", "parts/a"])}
-    assert two == {source: three[source] for source in two}
-
-
-def test_links_are_followed_and_a_circle_of_them_ends(parts):
-    try:
-        (parts / "parts" / "a" / "up").symlink_to(parts / "parts", target_is_directory=True)
-        (parts / "linked").symlink_to(parts / "parts" / "b", target_is_directory=True)
-    except OSError:
-        pytest.skip("this system makes no symbolic links")
-    assert sources("linked") == ["linked/1.jpg"]
-    assert len(sources("parts")) == 4
-
-
-def test_found_path_reads_the_picture(parts):
-    Image.fromarray(colours()).save(parts / "parts" / "real.png")
-    found = next(item for item in list_images(["parts"]) if item.relative.name == "real.png")
-    assert np.array_equal(read(found.path), colours())

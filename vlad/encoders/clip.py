@@ -1,6 +1,6 @@
 """CLIPs as open_clip builds them, `tiny` among them: pictures and sentences in, tokens and embeddings out.
 
-One primitive carries all methods: `walk`, the transformer's block loop as a generator. Reading layers, replacing tokens
+One primitive carries all methods: `walk`, the transformer's block loop as a generator. Reader layers, replacing tokens
 (deep prompts), a second attention path beside the ordinary one and packed windows are all written on it; nothing is
 hooked or patched.
 """

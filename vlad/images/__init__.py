@@ -26,7 +26,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageError",
     "PictureWarning",
-    "Reading",
+    "Reader",
     "Remarks",
     "count_pages",
     "path_of",
@@ -43,7 +43,7 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reader:
     """How a detector's pictures are read; kept with it and in its file.
 
     Attributes:
@@ -185,7 +185,7 @@ def _source(image: Any) -> Source:
         raise ImageError(f"{shown(given)}: {error}", given) from error
 
 
-def _each_page(image: Any, reading: Reading) -> Iterator[Any]:
+def _each_page(image: Any, reader: Reader) -> Iterator[Any]:
     """The pages of a file as names ("six.tif#2") or, of bytes, as arrays; what has but one page or none, as it is."""
     path = path_of(image)
     if path is None and not is_bytes(image):
@@ -193,7 +193,7 @@ def _each_page(image: Any, reading: Reading) -> Iterator[Any]:
         return
     try:
         source = _source(image)
-        pages = 1 if source.page else count_pages(image, reading.max_pixels)
+        pages = 1 if source.page else count_pages(image, reader.max_pixels)
     except ImageError:  # reading it says so in its turn
         pages = 1
     for page in range(1, pages + 1):
@@ -202,7 +202,7 @@ def _each_page(image: Any, reading: Reading) -> Iterator[Any]:
         elif path is not None:
             yield f"{path}#{page}"
         else:
-            yield read(image, bits=reading.bits, page=page, max_pixels=reading.max_pixels)
+            yield read(image, bits=reader.bits, page=page, max_pixels=reader.max_pixels)
 
 
 def _check(bits: int | None, channels: str) -> None:

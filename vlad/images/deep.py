@@ -1,6 +1,10 @@
 """Files of more than 8 bits a channel that Pillow cuts down to 8: colour PNG, colour PPM."""
 
+import os
 import re
+import zlib
+from io import BytesIO
+from struct import pack, unpack
 from typing import BinaryIO
 
 import numpy as np
@@ -9,6 +13,8 @@ from PIL import Image
 from vlad.images.depth import FULL, Levels
 
 _PPM = re.compile(rb"P([56])((?:\s+|#[^\n]*\n)+\d+){3}\s", re.DOTALL)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _SBIT = re.compile(rb"\0\0\0[\x01-\x04]sBIT(.)", re.DOTALL)
 
 
@@ -19,17 +25,64 @@ def is_deep_png(image: Image.Image) -> bool:
 
 
 def decode_png(file: BinaryIO, clear: tuple[int, ...] | None) -> np.ndarray:
-    """uint16 [H, W, 2|3|4]; the colour `clear` becomes white."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+    """uint16 [H, W, 2|3|4]; the colour `clear` becomes white.
 
-    file.seek(0)
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    values = decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    PNG's filters add bytes of the same place in neighbouring pixels, never high ones to low ones: the high bytes are a
+    PNG of 8 bits, and so are the low ones, and those Pillow decodes.
+
+    Raises:
+        ValueError: rows are missing or a checksum is wrong.
+    """
+    header, packed = _chunks(file)
+    width, height, _, kind, *_, interlaced = unpack(">IIBBBBB", header)
+    channels = {2: 3, 4: 2, 6: 4}[kind]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(height - top) // down), -(-(width - left) // right)) for top, left, down, right in passes]
+    sizes = [(rows, columns) for rows, columns in sizes if rows > 0 and columns > 0]
+    total = sum(rows * (1 + columns * channels * 2) for rows, columns in sizes)
+    stream = np.frombuffer(zlib.decompressobj().decompress(packed, total), np.uint8)
+    if stream.size < total:
+        raise ValueError(f"it is truncated: {stream.size} bytes of {total}")
+    parts: list[list[bytes]] = [[], []]
+    for rows, columns in sizes:
+        whole, stream = np.split(stream, [rows * (1 + columns * channels * 2)])
+        whole = whole.reshape(rows, -1)
+        for half, part in enumerate(parts):
+            part.append(np.concatenate([whole[:, :1], whole[:, 1 + half :: 2]], axis=1).tobytes())
+    high, low = (_plain_png(width, height, kind, interlaced, b"".join(part)) for part in parts)
+    values = high.astype(np.uint16) << 8 | low
     if clear is not None:
-        values = values[..., :3].copy()
         values[(values == clear).all(axis=2)] = FULL
     return values
+
+
+def _chunks(file: BinaryIO) -> tuple[bytes, bytes]:
+    """A PNG's header and its packed rows."""
+    file.seek(8)
+    header = b""
+    rows: list[bytes] = []
+    while len(start := file.read(8)) == 8:
+        size, kind = unpack(">I4s", start)
+        if kind not in (b"IHDR", b"IDAT"):
+            file.seek(size + 4, os.SEEK_CUR)
+            continue
+        data, checksum = file.read(size), file.read(4)
+        if zlib.crc32(kind + data).to_bytes(4, "big") != checksum:
+            raise ValueError("it is truncated or damaged: a checksum is wrong")
+        header, rows = (data, rows) if kind == b"IHDR" else (header, [*rows, data])
+    return header, b"".join(rows)
+
+
+def _plain_png(width: int, height: int, kind: int, interlaced: int, rows: bytes) -> np.ndarray:
+    """uint8 [H, W, channels] of filtered rows of 8 bits a channel."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data))
+
+    header = pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced)
+    content = _SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
+    with Image.open(BytesIO(content), formats=("PNG",)) as image:
+        return np.asarray(image)
 
 
 def significant_bits(file: BinaryIO) -> str:
@@ -54,7 +107,8 @@ def decode_pnm(file: BinaryIO, limit: int) -> Levels | None:
         return None  # Pillow reads it, or says what is wrong
     channels = 3 if header[1] == b"6" else 1
     file.seek(header.end())
-    values = np.frombuffer(file.read(width * height * channels * 2), ">u2")
-    if values.size < width * height * channels:
-        raise ValueError(f"it is truncated: {values.size} levels of {width * height * channels}")
-    return Levels(values.reshape(height, width, channels), white if white < FULL else None)
+    size = width * height * channels * 2
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"it is truncated: {len(data)} bytes of {size}")
+    return Levels(np.frombuffer(data, ">u2").reshape(height, width, channels), white if white < FULL else None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlad.images import Reading
+from vlad.images import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _at_home(given: str) -> str:
 
 
 def _pages(item: Found) -> Iterator[Found]:
-    names = list(Reading(pages="all").pictures([item.path]))
+    names = list(Reader(pages="all").pictures([item.path]))
     for number, name in enumerate(names, 1):
         mark = f"#{number}" if len(names) > 1 else ""
         relative = item.relative.with_name(item.relative.name + mark)

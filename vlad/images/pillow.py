@@ -58,6 +58,11 @@ def decode_file(file: BinaryIO, page: int, limit: int) -> tuple[Levels, int]:
     return _opened(file, work, limit)
 
 
+def decode_first(file: BinaryIO, limit: int) -> Levels:
+    """The levels of the first page alone, whatever the others are; errors as in `decode_file`."""
+    return _opened(file, lambda image: decode(image, limit), limit)
+
+
 def pages_of(file: BinaryIO, limit: int) -> int:
     """The number of pages of a file that can seek; errors as in `decode_file`."""
     return _opened(file, count_frames, limit)

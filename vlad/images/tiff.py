@@ -108,12 +108,12 @@ def _is_plain(page: Any) -> bool:
 def _by_pillow(file: BinaryIO, page: Any, limit: int) -> Levels:
     """The page as Pillow decodes it: of a copy of the file whose first page it is."""
     if page.offset == page.parent.pages.first.offset:
-        return pillow.decode_file(file, 1, limit)[0]
+        return pillow.decode_first(file, limit)
     file.seek(0)
     content = bytearray(file.read())
     order, big = page.parent.byteorder, page.parent.is_bigtiff
     content[8 if big else 4 : 16 if big else 8] = pack(f"{order}{'Q' if big else 'I'}", page.offset)
-    return pillow.decode_file(BytesIO(content), 1, limit)[0]
+    return pillow.decode_first(BytesIO(content), limit)
 
 
 def _what(page: Any) -> str:
@@ -247,8 +247,7 @@ def _bytes(page: Any, file: BinaryIO, index: int, size: int) -> bytes:
 
 def _decompressed(data: bytes, compression: int, size: int) -> bytes:
     """What libtiff makes of the bytes, handed to it as one strip of a grey picture of one row."""
-    width, height = (size, 1) if size < FULL else (FULL, math.ceil(size / FULL))
-    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    tags = {256: size, 257: 1, 258: 8, 259: compression, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
     entries = b"".join(pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     start = 8 + len(data) + len(data) % 2
     head = b"II*\0" + pack("<I", start)
