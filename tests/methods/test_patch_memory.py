@@ -6,8 +6,9 @@ import torch
 from conftest import GOLDEN
 
 import vlad
+from vlad.encoders.views import rotated
 from vlad.maps import smooth_map, top_mean
-from vlad.methods.patch_memory import PRESETS, foreground, rotated
+from vlad.methods.patch_memory import PRESETS, foreground
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,12 @@ class DinoEncoder(Encoder):
         return Features(image, tuple(patches), self.grid(pixels))
 
     @once
+    def block_patches(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        self.check_layers(layers)
+        states = self._states(pixels)
+        return tuple(states[layer].float()[:, self.skipped :] for layer in layers)
+
+    @once
     def dense(self, pixels: Tensor, blocks: int = 0, positions: str = "bicubic") -> tuple[Tensor, Tensor]:
         last = self.norm(self._states(pixels)[self.depth].float())
         return last[:, 0], last[:, self.skipped :]

@@ -181,6 +181,10 @@ class Encoder:
             F.normalize(self.project(after[:, 0]), dim=-1), tuple(taps[i] for i in layers), self.grid(pixels)
         )
 
+    def block_patches(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """[B, N, C] for each layer: patch tokens as the blocks leave them, without the norm that a call may add."""
+        return self(pixels, layers=layers).patches
+
     @once
     def dense(
         self, pixels: Tensor, blocks: int = VALUE_PATH_BLOCKS, positions: str = "bicubic-antialias"

@@ -15,3 +15,8 @@ def moved(pixels: Tensor, angle: float = 0.0, shift: tuple[float, float] = (0.0,
     matrix = pixels.new_tensor([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]])
     places = F.affine_grid(matrix.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, places, padding_mode="reflection", align_corners=False)
+
+
+def rotated(pixels: Tensor, count: int) -> list[Tensor]:
+    """The pictures [B, 3, H, W] themselves, then turned by 1/count, 2/count, ... of a full turn on their canvas."""
+    return [pixels, *(moved(pixels, angle=2 * math.pi * step / count) for step in range(1, count))]

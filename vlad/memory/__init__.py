@@ -1,8 +1,8 @@
 """What a detector keeps of its normal pictures: rows of tokens, whose they are, and which of them may be left out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from vlad.memory.nearest import FAISS_ROWS, METRICS, Cells, faiss_module, neares
 
 PROJECTED = 128  # dimensions in which a coreset is chosen
 EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
+
+
+Made = TypeVar("Made")
 
 
 def layer_tokens(encoder: Any, pixels: Tensor, layers: tuple[int, ...], sizes: Sequence[int]) -> Tensor:
@@ -118,6 +121,7 @@ class Memory(nn.Module):
 
     Attributes:
         rows: [M, C], float32, or float16 where the encoder's own arithmetic is coarser than that.
+        stores: what rows may be kept in.
         owners: [M] int32, positions in `ids`.
         ids: one text per picture, each once; never read as a path.
         share: part of the rows that `condense` keeps, chosen as a coreset.
@@ -125,6 +129,7 @@ class Memory(nn.Module):
     """
 
     parts: ClassVar[tuple[str, ...]] = ("rows", "owners")  # the tensors that a file keeps
+    stores: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.float32)
 
     rows: Tensor
     owners: Tensor
@@ -152,6 +157,7 @@ class Memory(nn.Module):
             faiss_module()
         self.search, self.per_picture = search, per_picture
         self._cells: Cells | None = None
+        self._made: tuple[Tensor, Any] | None = None
         self.store = torch.float32 if exact else torch.float16
         self.width, self.share, self.metric = width, share, metric
         self.ids: list[str] = []
@@ -179,15 +185,19 @@ class Memory(nn.Module):
         ids = [str(len(self.ids) + i) for i in range(len(tokens))] if ids is None else list(ids)
         if len(ids) != len(tokens) or len({*ids, *self.ids}) != len(ids) + len(self.ids):
             raise ValueError(f"ids {ids} for {len(tokens)} pictures; expected one each that is not in the memory yet")
+        rows = self.kept(tokens.detach())
         width = self.width if self.rows is None else self.rows.shape[1]
-        if width not in (None, tokens.shape[-1]):
-            raise ValueError(f"tokens are {tokens.shape[-1]} wide, the memory's are {width}")
-        rows = scaled(tokens.detach(), self.metric).to(self.store).flatten(0, 1)
+        if width not in (None, rows.shape[-1]):
+            raise ValueError(f"tokens are {rows.shape[-1]} wide, the memory's are {width}")
         numbers = torch.arange(len(self.ids), len(self.ids) + len(tokens), dtype=torch.int32, device=rows.device)
-        owners = numbers.repeat_interleave(tokens.shape[1])
+        owners, rows = numbers.repeat_interleave(rows.shape[1]), rows.flatten(0, 1)
         self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
         self.owners = owners if self.owners is None else torch.cat([self.owners, owners])
         self.ids = [*self.ids, *ids]
+
+    def kept(self, tokens: Tensor) -> Tensor:
+        """[B, R, C]: the rows that are kept of pictures' tokens [B, P, C]."""
+        return scaled(tokens, self.metric).to(self.store)
 
     def condense(self, seed: int = 0) -> None:
         """Keeps a coreset of `share` of the rows, in their order; at least one row."""
@@ -229,6 +239,22 @@ class Memory(nn.Module):
         rows = self.rows[self.owners != self.excluded[position]]
         return rows if self.share == 1 else rows[_coreset_rows(rows, self.share, 0)]
 
+    def made(self, make: Callable[[Tensor], Made], pictures: int) -> list[Made]:
+        """What `make`, the same one at every call, gives of the rows that each of a batch of pictures sees.
+
+        Of all rows it is made once; within `excluding`, for every picture anew.
+
+        Raises:
+            ValueError: the memory is empty.
+        """
+        if self.rows is None:
+            raise ValueError("the memory is empty; remember at least one normal picture first")
+        if self.excluded is not None:
+            return [make(self.rows_for(position)) for position in range(pictures)]
+        if self._made is None or self._made[0] is not self.rows:
+            self._made = self.rows, make(self.rows)
+        return [self._made[1]] * pictures
+
     def _search(
         self, queries: Tensor, rows: Tensor, k: int, owners: Tensor | None = None, without: Tensor | None = None
     ) -> Tensor:
@@ -265,7 +291,7 @@ class Memory(nn.Module):
         rows, owners = tensors.get("rows"), tensors.get("owners")
         if rows is None or owners is None:
             raise ValueError("a memory needs both rows and owners")
-        if rows.ndim != 2 or rows.dtype not in (torch.float16, torch.float32) or not rows.numel():
+        if rows.ndim != 2 or rows.dtype not in self.stores or not rows.numel():
             raise ValueError(f"rows are {list(rows.shape)} {rows.dtype}; expected [M, C] of float16 or float32")
         if self.width not in (None, rows.shape[1]):
             raise ValueError(f"rows are {rows.shape[1]} wide; the encoder's tokens are {self.width}")

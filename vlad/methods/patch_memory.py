@@ -15,11 +15,10 @@ dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture a
 eight rotations).
 
 Known differences: distances are halved, and not squared as PatchCore's code has them; a transformer's layers share one
-grid, so nothing is resized; pictures are squeezed
-into a square where AnomalyDINO keeps their shape; its mask is dilated in both directions, not along rows only.
+grid, so nothing is resized; pictures are squeezed into a square where AnomalyDINO keeps their shape; its mask is
+dilated in both directions, not along rows only.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
-from vlad.encoders.views import moved
+from vlad.encoders.views import rotated
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.memory.nearest import reweighted
@@ -42,11 +41,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 SCORES = ("max", "reweighted", "top")
 DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
-
-
-def rotated(pixels: Tensor, count: int) -> Tensor:
-    """[count, B, 3, H, W]: pictures turned by 0, 1/count, ... of a full turn on their canvas, border mirrored."""
-    return torch.stack([pixels, *(moved(pixels, angle=2 * math.pi * step / count) for step in range(1, count))])
 
 
 def foreground(tokens: Tensor, grid: tuple[int, int], level: float | None = None) -> Tensor:

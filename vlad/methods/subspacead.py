@@ -1,0 +1,163 @@
+"""subspacead: what of a patch's token the few directions in which normal patches differ cannot rebuild.
+
+Paper: "SubspaceAD: Training-Free Few-Shot Anomaly Detection via Subspace Modeling" (CVPR 2026, arXiv:2602.23013).
+Official code: CLendering/SubspaceAD. Needs: normal pictures, one is enough. No text, no training, one picture at a
+time; any encoder, made for `dino:facebook/dinov2-with-registers-giant`.
+
+1. A patch's token is the mean of its tokens in some middle layers, as the blocks leave them, without the final norm.
+2. `fit` takes the tokens of all normals and of their rotations: their mean, and as many leading eigenvectors of their
+   covariance as explain `share` of the variance.
+3. The grid is the squared length of what is left of a token, less the mean, when its part in these directions is gone.
+4. The map is the grid at the encoder's input size, bilinear (align_corners=False), under a 3 x 3 gaussian of sigma 4,
+   almost a box. The score is the mean of the map's largest hundredth.
+
+The memory holds sums alone, in float64: the file is small and does not grow with the normals, and a normal can be added
+or left out as if all had been learnt anew.
+
+`measure` and `drop` are in the official code too, and off: `"mahalanobis"` and `"euclidean"` measure how far a token is
+from the mean within the directions, `"cosine"` is 1 minus the cosine of token and rebuilt token; `drop` leaves out the
+first directions when rebuilding.
+
+Known differences: residuals have no upper bound, so that score and map are r / (r + v), v the variance of normal
+tokens, which changes no ranking; rotations are even parts of a turn, bilinear with a mirrored border, where the authors
+draw 30 angles and fill the corners with black, which their subspace then takes for normal; they draw the angles of mean
+and covariance apart. Their saliency mask, their tiles and their kernel PCA, all off in the paper, are not here.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlad.encoders.encoder import Encoder
+from vlad.encoders.views import rotated
+from vlad.maps import gaussian, to_size, top_mean
+from vlad.memory import checked_layers
+from vlad.memory.statistics import Moments, Statistics
+from vlad.scorer import Scorer, Scores
+
+MEASURES = ("residual", "mahalanobis", "euclidean", "cosine")
+LAYERS: Mapping[int, tuple[int, ...]] = {12: (8, 9), 24: tuple(range(14, 19)), 40: tuple(range(23, 30))}  # the authors'
+
+
+class Subspace(NamedTuple):
+    """Of normal tokens: their mean [C], the directions [C, k] and variances [k] kept, the variance in all of them."""
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    total: Tensor
+
+
+def paper_layers(depth: int) -> tuple[int, ...]:
+    """The authors' layers, from 1, of 12, 24 and 40 blocks; of other numbers those after 57 to 75 % of them."""
+    between = tuple(layer for layer in range(1, depth + 1) if 0.57 < layer / depth <= 0.75)
+    return LAYERS.get(depth) or between or (max(1, depth // 2),)
+
+
+def subspace(moments: Moments, share: float) -> Subspace:
+    """The fewest leading directions that explain `share` of the variance, computed in float64, kept in float32."""
+    variances, basis = torch.linalg.eigh(moments.covariance * (moments.samples / max(1, moments.samples - 1)))
+    variances, basis = variances.flip(0).clamp_min(0), basis.flip(1)
+    total = variances.sum()
+    count = int((variances.cumsum(0) < share * total).sum()) + 1 if total > 0 else 0
+    return Subspace(moments.mean.float(), basis[:, :count].float(), variances[:count].float(), total.float())
+
+
+def measured(tokens: Tensor, space: Subspace, measure: str = "residual", drop: int = 0) -> Tensor:
+    """[N] distances of tokens [N, C] from the normal ones, 0 or more; see the module.
+
+    Source: SubspaceAD (arXiv:2602.23013). The residual is taken literally: as a difference of squared lengths it would
+    keep few digits of float32.
+    """
+    centred = tokens - space.mean
+    along = centred @ space.basis  # [N, k]
+    if measure == "mahalanobis":
+        return (along.square() / (space.variances + 1e-6)).sum(-1)
+    if measure == "euclidean":
+        return along.square().sum(-1)
+    rebuilt = along[:, drop:] @ space.basis[:, drop:].T
+    if measure == "cosine":
+        return (1 - F.cosine_similarity(tokens, rebuilt + space.mean, dim=-1)).clamp_min(0)
+    return (centred - rebuilt).square().sum(-1)
+
+
+def near_box(maps: Tensor) -> Tensor:
+    """[B, h, w] under a 3 x 3 gaussian of sigma 4, mirrored without its edge: OpenCV's blur of that kernel size."""
+    weights = torch.exp(-maps.new_tensor([1.0, 0.0, 1.0]) / 32)
+    kernel = torch.outer(weights, weights) / weights.sum() ** 2
+    return F.conv2d(F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect"), kernel[None, None])[:, 0]
+
+
+class SubspaceAD(Scorer):
+    """See the module.
+
+    Args:
+        layers: whose tokens are averaged, from 1; None takes `paper_layers`.
+        share: of the variance that the subspace explains, above 0 and below 1.
+        rotations: turns of each normal that are learnt from, itself the first.
+        measure, drop: how far a token is from the subspace.
+        sigma: of a wider smoothing of the map, in pixels of the encoder's input; None is the authors' 3 x 3.
+    """
+
+    words = "none"
+    needs_normals: ClassVar[bool] = True
+    paper_resolution: ClassVar[Mapping[int, int]] = {448: 672}  # DINOv2's
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        resolution: int | None = None,
+        layers: Sequence[int] | None = None,
+        share: float = 0.99,
+        rotations: int = 8,
+        measure: str = "residual",
+        drop: int = 0,
+        sigma: float | None = None,
+    ):
+        super().__init__(encoder, resolution=resolution)
+        self.layers = checked_layers(paper_layers(encoder.depth) if layers is None else layers, encoder.depth)
+        if not 0 < share < 1:
+            raise ValueError(f"share is {share!r}; expected a part of the variance above 0 and below 1")
+        if measure not in MEASURES:
+            raise ValueError(f"measure is {measure!r}; expected one of {', '.join(MEASURES)}")
+        for key, value, low in (("rotations", rotations, 1), ("drop", drop, 0)):
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"{key} is {value!r}; expected a whole number, {low} or more")
+        if sigma is not None and not (math.isfinite(sigma) and sigma >= 0):
+            raise ValueError(f"sigma is {sigma!r}; expected pixels, 0 or more, or None")
+        self.share, self.rotations, self.measure, self.drop, self.sigma = share, rotations, measure, drop, sigma
+        self.options.update(layers=list(self.layers), share=share, rotations=rotations)
+        self.options.update(measure=measure, drop=drop, sigma=sigma)
+        self.memory = Statistics(encoder.width)
+
+    def forward(self, pixels: Tensor) -> Scores:
+        tokens, spaces = self.tokens(pixels), self.memory.made(self._subspace, len(pixels))
+        parts = [measured(one, space, self.measure, self.drop) for one, space in zip(tokens, spaces, strict=True)]
+        maps = to_size(torch.stack(parts).unflatten(1, self.encoder.grid(pixels)), (pixels.shape[-2], pixels.shape[-1]))
+        maps = near_box(maps) if self.sigma is None else gaussian(maps, self.sigma)
+        unit = torch.stack([self._unit(space) for space in spaces])
+        score = top_mean(maps)
+        return Scores(score / (score + unit), maps / (maps + unit[:, None, None]))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """[B, N, C], the mean over the layers."""
+        return torch.stack(self.encoder.block_patches(pixels, self.layers)).float().mean(0)
+
+    def _subspace(self, rows: Tensor) -> Subspace:
+        return subspace(self.memory.moments(rows), self.share)
+
+    def _unit(self, space: Subspace) -> Tensor:
+        """The distance that becomes 0.5, above 0."""
+        one = space.total.new_tensor(1.0)
+        unit = {"mahalanobis": one * space.basis.shape[1], "cosine": one}.get(self.measure, space.total)
+        return unit.clamp_min(torch.finfo(unit.dtype).tiny)
+
+    def remember(self, batches: Iterable[Tensor]) -> None:
+        for pixels in batches:
+            turns = [self.tokens(turn) for turn in rotated(pixels, self.rotations)]
+            self.memory.add(torch.cat(turns, 1))  # the rotations of a picture are that picture's own
