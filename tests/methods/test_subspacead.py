@@ -75,7 +75,7 @@ def fitted(encoder, normals, **options):
 
 def unsquashed(values, detector):
     """The authors' numbers again: v is the variance of normal tokens."""
-    v = float(detector.memory.made(detector._subspace, 1)[0].total)
+    v = float(detector.scorer.memory.made(detector.scorer.space_of, 1)[0].total)
     return v * values / (1 - values)
 
 
@@ -97,9 +97,9 @@ def test_tokens_spectrum_and_every_measure_are_those_of_the_authors_code(
     encoder, golden, golden_weights, normals, side
 ):
     detector = fitted(encoder, normals, resolution=side)
-    tokens = detector.tokens(encoder.pixels([golden_weights.image(0, 200)], side))[0]
+    tokens = detector.scorer.tokens(encoder.pixels([golden_weights.image(0, 200)], side))[0]
     np.testing.assert_allclose(tokens, golden[f"{side}_tokens"], atol=1e-5)
-    moments = detector.memory.moments(detector.memory.rows)
+    moments = detector.scorer.memory.moments(detector.scorer.memory.rows)
     np.testing.assert_allclose(moments.mean, golden[f"{side}_mu"], atol=1e-5)
     for share in (99, 90):
         space = subspace(moments, share / 100)

@@ -136,7 +136,7 @@ class SubspaceAD(Scorer):
         self.memory = Statistics(encoder.width)
 
     def forward(self, pixels: Tensor) -> Scores:
-        tokens, spaces = self.tokens(pixels), self.memory.made(self._subspace, len(pixels))
+        tokens, spaces = self.tokens(pixels), self.memory.made(self.space_of, len(pixels))
         parts = [measured(one, space, self.measure, self.drop) for one, space in zip(tokens, spaces, strict=True)]
         maps = to_size(torch.stack(parts).unflatten(1, self.encoder.grid(pixels)), (pixels.shape[-2], pixels.shape[-1]))
         maps = near_box(maps) if self.sigma is None else gaussian(maps, self.sigma)
@@ -148,7 +148,8 @@ class SubspaceAD(Scorer):
         """[B, N, C], the mean over the layers."""
         return torch.stack(self.encoder.block_patches(pixels, self.layers)).float().mean(0)
 
-    def _subspace(self, rows: Tensor) -> Subspace:
+    def space_of(self, rows: Tensor) -> Subspace:
+        """What `subspace` gives of sums [M, ...]."""
         return subspace(self.memory.moments(rows), self.share)
 
     def _unit(self, space: Subspace) -> Tensor:
