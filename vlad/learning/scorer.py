@@ -147,6 +147,7 @@ def with_adapter(
         if adapter is None and not kind.needs_adapter and not (made := kind(encoder, **options)).learned():
             return made
         if adapter is None:
+            kind(encoder, **options)  # an encoder that this method cannot work with at all is the better reason
             raise ValueError(
                 f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
                 "`vlad train` makes; adapters/README.md lists what ships for 'tiny' and what the authors publish"
