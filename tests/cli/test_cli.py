@@ -334,7 +334,7 @@ def test_a_method_that_compares_the_set_scores_a_folder(score, photos, tmp_path)
 
 def test_what_comes_before_the_first_line_of_a_set_is_told_with_its_end_in_sight(score, photos, monkeypatch):
     ticks = itertools.count(0, 31)
-    monkeypatch.setattr("vlad.cli.score.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr("vlad.cli.progress.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     said = run(*score, photos, "--method", "musc", "--batch-size", "1", "--json").stderr
     assert "reading: 2 of 3, 31 s left" in said, "two pictures in two ticks"
     assert "comparing: 36 of 36, 0 s left" in said, "4 layers x 3 degrees x 3 pairs"

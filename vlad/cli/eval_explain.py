@@ -1,15 +1,13 @@
 """`vlad eval-explain`: explanations measured as `vlad eval` measures scores (the reasoner's exam)."""
 
 import json
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlad.cli.explain import KeyEnv, Remote, Who, endpoint_options
+from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import AsJson, Encoder, Prompts, guarded
 
 
@@ -35,30 +33,18 @@ def eval_explain(
         from vlad.explain.reasoners import make_reasoner
 
         model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
-        found = evaluate_explanations(
-            data,
-            reasoner="clip" if model is None else model,
-            encoder=encoder,
-            prompts=prompts,
-            shots=shots,
-            references=references,
-            out=out,
-            progress=_progress(),
-        )
+        with ProgressBar("answers") as show:
+            found = evaluate_explanations(
+                data,
+                reasoner="clip" if model is None else model,
+                encoder=encoder,
+                prompts=prompts,
+                shots=shots,
+                references=references,
+                out=out,
+                progress=lambda done, total: show("", done, total),
+            )
         print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.text())
         return 0 if not found.errors else 1 if found.errors < 1 else 2
 
     guarded(work, "" if out is None else f"; the same command goes on with {out}")
-
-
-def _progress() -> Callable[[int, int], None]:
-    """A line every half minute."""
-    shown = time.monotonic()
-
-    def advance(done: int, total: int) -> None:
-        nonlocal shown
-        if time.monotonic() - shown > 30:
-            shown = time.monotonic()
-            print(f"{done} of {total} answers", file=sys.stderr)
-
-    return advance

@@ -20,6 +20,7 @@ from vlad.cli.shared import (
     Resolution,
     guarded,
     load_detector,
+    loaded,
 )
 from vlad.cli.shared import one_line as line
 
@@ -71,8 +72,7 @@ def explain(
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
         who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
-        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-        given |= {"device": device, "dtype": dtype}
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals)

@@ -19,6 +19,7 @@ from vlad.cli.shared import (
     Resolution,
     guarded,
     load_detector,
+    loaded,
 )
 
 
@@ -51,8 +52,7 @@ def fit(
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
         for pictures in filter(None, (folder, anomalous)):  # before the encoder is loaded: a mistake is quick to see
             list_images([pictures])
-        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-        given |= {"device": device, "dtype": dtype}
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, _ = load_detector(method, name, None, given)
         model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous)
         model.save(out)

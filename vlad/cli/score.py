@@ -2,9 +2,6 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli.explain import KeyEnv, Remote, Rules, Who, explainer
+from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import (
     Adapter,
     AsJson,
@@ -27,6 +25,7 @@ from vlad.cli.shared import (
     Resolution,
     guarded,
     load_detector,
+    loaded,
     one_line,
 )
 
@@ -96,8 +95,7 @@ def score(
             folder.refuse_existing(out, resume)
         told, about = explainer(reasoner, allow_remote, key_env, rules) if explain else (None, {})
         pictures = folder.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
-        given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-        given |= {"device": device, "dtype": dtype}
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
@@ -106,10 +104,10 @@ def score(
         held: list[Line] | None = None
         if cut == "auto":
             held = []
-        with _progress(quiet=out is None and sys.stdout.isatty()) as (advance, stage):
+        with ProgressBar("pictures", quiet=out is None and sys.stdout.isatty()) as advance:
             if model.transductive:
-                model.report_progress(lambda name, done, total: stage(name, done, total or len(pictures)))
-            show = _printed(advance, pictures, as_json, out is None, held)
+                model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
+            show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
             how["explain"] = told and partial(told, model)
             summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
@@ -188,50 +186,3 @@ def _closing(summary: "Summary", out: Path | None, silent: bool) -> int:
     for source, reason in summary.failed:
         print(f"failed: {one_line(reason if source in reason else f'{source}: {reason}')}", file=sys.stderr)
     return 0 if not summary.failed else 1 if summary.scored or summary.skipped else 2
-
-
-@contextmanager
-def _progress(quiet: bool) -> "Iterator[tuple[Progress, Callable[[str, int, int], None]]]":
-    """A bar on a terminal's standard error, elsewhere a line every half minute; nothing when quiet."""
-    bar = _bar() if sys.stderr.isatty() and not quiet else None
-    task = bar.add_task("", total=None, rate="") if bar else None
-    started = shown = time.monotonic()
-    count, current, first = 0, "", 0
-
-    def stage(name: str, done: int, total: int) -> None:
-        """What comes before the first line where pictures are scored as one set."""
-        nonlocal started, shown, current, first
-        now = time.monotonic()
-        if name != current:
-            current, started, first = name, now, done  # the clock starts when so many are done
-            if bar:
-                bar.reset(task)
-        if bar:
-            bar.update(task, completed=done, total=total or None, rate=name)
-        elif now - shown > 30 and not quiet:
-            shown = now
-            left = f", {(total - done) * (now - started) / (done - first):.0f} s left" if done > first else ""
-            print(f"{name}: {done} of {total}{left}" if total else f"{name}: {done}", file=sys.stderr)
-
-    def advance(line: "Line", done: int, total: int) -> None:
-        nonlocal count, shown
-        count, now = count + 1, time.monotonic()
-        rate = f"{count / (now - started):.1f} pictures/s"
-        if bar:
-            bar.update(task, completed=done, total=total, rate=rate)
-        elif now - shown > 30 and not quiet:
-            shown = now
-            left = (total - done) * (now - started) / count
-            print(f"{done} of {total} pictures, {rate}, {left:.0f} s left", file=sys.stderr)
-
-    with bar or nullcontext():
-        yield advance, stage
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    # standard output is left alone: redirected, it would end up in this display and not in the user's pipe
-    return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)

@@ -51,13 +51,24 @@ def guarded(work: Callable[[], int], resume_hint: str = "") -> None:
         code = 141
     except Exception as error:
         code = 2
-        if os.environ.get("VLAD_DEBUG") or not isinstance(
-            error, (ValueError, TypeError, RuntimeError, OSError, ImportError)
-        ):
+        if os.environ.get("VLAD_DEBUG") or not isinstance(error, USERS_OWN):
             traceback.print_exc()
         else:
             print(f"error: {one_line(error)}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def loaded(
+    encoder: str | None,
+    prompts: str | None,
+    adapter: Path | None,
+    resolution: int | None,
+    device: str | None,
+    dtype: str | None,
+) -> dict[str, Any]:
+    """The keywords of `vlad.load` that the common flags state; those left out are left out."""
+    given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
+    return {key: value for key, value in {**given, "device": device, "dtype": dtype}.items() if value is not None}
 
 
 def load_detector(

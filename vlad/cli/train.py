@@ -2,14 +2,13 @@
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import AsJson, Device, Dtype, guarded
 
 
@@ -34,7 +33,8 @@ def train(
         from vlad.learning.train import train as learn
 
         started = time.monotonic()
-        detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=_progress())
+        with ProgressBar("steps") as show:
+            detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=show)
         if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one reports
             return 0
         from vlad.learning.adapter_file import read
@@ -49,30 +49,3 @@ def train(
         return 0
 
     guarded(work, "; the same command goes on from there")
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """A bar on a terminal's standard error, elsewhere a line every half minute, with the time that is left."""
-    from vlad.cli.score import _bar
-
-    bar = _bar() if sys.stderr.isatty() else None
-    task = bar.add_task("", total=None, rate="") if bar else None
-    shown = begun = time.monotonic()
-    stage, first = "", 0
-
-    def advance(what: str, done: int, total: int) -> None:
-        nonlocal shown, begun, stage, first
-        now, kind = time.monotonic(), what.partition(" ")[0]
-        if kind != stage:  # encoding, then epochs; a run that goes on begins somewhere
-            stage, begun, first = kind, now, done
-        if bar and task is not None:
-            bar.start()
-            bar.update(task, completed=done, total=total, rate=what)
-            if done == total:
-                bar.stop()
-        elif now - shown > 30:
-            shown = now
-            left = (total - done) * (now - begun) / max(done - first, 1)
-            print(f"{what}: {done} of {total}, {left:.0f} s left", file=sys.stderr)
-
-    return advance

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, with_config
@@ -147,3 +149,19 @@ def load(name_or_file: str | os.PathLike[str]) -> Suite:
     how = {key: value for key in HOW if (value := getattr(file, key)) is not None}
     detectors = tuple({key: value for key, value in vars(one).items() if value is not None} for one in file.detectors)
     return Suite(path.stem, file.title or path.stem, file.datasets, detectors, file.sources, how)
+
+
+def crossed(
+    methods: Sequence[str] = (),
+    encoders: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    **settings: Any,
+) -> Suite:
+    """A suite of every method with every encoder and prompt pack; `settings` are keywords of `vlad.load` for all."""
+    detectors = []
+    for method, encoder, pack in product(methods or ("patch_text",), encoders or (None,), prompts or (None,)):
+        words = [Path(method).stem, encoder if len(encoders) > 1 else None, pack if len(prompts) > 1 else None]
+        one = {"label": ", ".join(filter(None, words)), "method": method, "encoder": encoder, "prompts": pack}
+        detectors.append({key: value for key, value in {**one, **settings}.items() if value is not None})
+    return Suite("flags", "", tuple(datasets), tuple(detectors))
