@@ -1,5 +1,7 @@
 """What a user meets before any picture: light imports, the public names, the data files."""
 
+import inspect
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -33,6 +35,28 @@ def test_methods_stays_callable_after_its_folder_is_imported():
     assert vlad.methods() == sorted(vlad.methods.METHODS)
     assert "winclip" in vlad.methods()
     assert vlad.methods.winclip.WinClip is not None
+
+
+@pytest.mark.parametrize("name", ["datasets", "encoders", "evaluate", "explain", "methods"])
+def test_a_module_that_is_a_call_shows_the_signature_and_words_of_its_function_and_travels_by_name(name):
+    module = getattr(vlad, name)
+    function = getattr(module, name)
+    assert inspect.signature(module) == inspect.signature(function)
+    assert inspect.getdoc(function).splitlines()[0] in inspect.getdoc(module)
+    assert pickle.loads(pickle.dumps(module)) is module
+
+
+def test_type_checkers_see_what_calls_of_the_package_take_and_give(tmp_path):
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "use.py").write_text(
+        "import vlad\n"
+        "reveal_type(vlad.evaluate)\nreveal_type(vlad.datasets)\nreveal_type(vlad.methods())\n"
+        "vlad.evaluate([], [], shot=1)\n"
+    )
+    said = api.run([str(tmp_path / "use.py"), "--config-file", str(ROOT / "pyproject.toml"), "--no-error-summary"])[0]
+    assert "shots: int =" in said and "-> vlad.report" in said
+    assert 'revealed type is "def () -> list[str]"' in said.replace("builtins.", "").replace("Revealed", "revealed")
+    assert 'Unexpected keyword argument "shot"' in said
 
 
 def test_the_cache_moves_with_the_environment(monkeypatch, tmp_path):

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from vlad.datasets import datasets as datasets
     from vlad.datasets.samples import Sample as Sample
     from vlad.detector import Detector as Detector
+    from vlad.encoders import encoders as encoders
     from vlad.encoders.encoder import Encoder as Encoder
     from vlad.encoders.weights import WeightsError as WeightsError
-    from vlad.encoders.weights import encoders as encoders
     from vlad.evaluate import evaluate as evaluate
     from vlad.explain import explain as explain
     from vlad.explain.explanation import Explanation as Explanation

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from vlad.cli import app
 from vlad.datasets import datasets
 from vlad.evaluate import suites
+from vlad.evaluate.run_suite import SharedEncoders, run_suite
 
 
 def written(tmp_path, text):
@@ -128,3 +129,25 @@ def test_the_command_runs_a_suite_and_leaves_out_what_is_not_given(command, tree
 def test_wrong_usage_is_one_sentence_and_code_2(command, words, said):
     found = command(*words)
     assert found.exit_code == 2 and found.stderr.startswith("error: ") and said in found.stderr
+
+
+def test_detectors_of_one_encoder_share_it_also_with_a_saved_one(tree, tmp_path, small_folder):
+    from vlad import load
+
+    saved = load("patch_memory", encoder=f"local-dir:{small_folder}", dtype="float32", device="cpu")
+    saved.fit(sorted((tree / "bolt" / "train" / "good").iterdir())[:2])
+    saved.save(tmp_path / "saved.safetensors")
+    shared = SharedEncoders("cpu", "float32")
+    first = shared.load("patch_text", encoder=f"local-dir:{small_folder}")
+    assert shared.load("winclip", encoder=f"local-dir:{small_folder}").encoder is first.encoder
+    again = shared.load(str(tmp_path / "saved.safetensors"))
+    assert again.encoder is first.encoder and len(again.references) == 2
+
+
+def test_a_suite_may_say_how_many_draws_and_its_keywords_give_way_to_those_of_the_call(tree, tmp_path, small_folder):
+    text = 'datasets = ["folder"]\nbootstrap = 7\n[[detectors]]\nmethod = "patch_text"\n'
+    text += f'encoder = "local-dir:{small_folder}"'
+    suite = suites.load(written(tmp_path, text))
+    assert suite.how == {"bootstrap": 7}
+    assert run_suite(suite, [f"folder:{tree}"]).settings["bootstrap"] == 7
+    assert run_suite(suite, [f"folder:{tree}"], bootstrap=0).settings["bootstrap"] == 0

@@ -7,13 +7,12 @@ opened later, by who needs them.
 import csv as csv_files
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from vlad.callable_module import make_callable
 from vlad.datasets.industrial import (
     btad,
     dagm,
@@ -241,11 +240,4 @@ def load(spec: str | os.PathLike[str]) -> list[Sample]:
     raise ValueError(f"unknown data set '{name}' in '{text}'; {closest(name, datasets())}")
 
 
-class _CallableModule(ModuleType):
-    """`vlad.datasets` is this module and also the public call `vlad.datasets()`; an import must not hide the call."""
-
-    def __call__(self) -> list[str]:
-        return datasets()
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(datasets)

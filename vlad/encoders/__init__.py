@@ -4,9 +4,9 @@
 a name to an `Encoder`.
 """
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from vlad.callable_module import make_callable
 
 if TYPE_CHECKING:
     from vlad.encoders.encoder import Encoder
@@ -31,13 +31,11 @@ def load(encoder: "str | Encoder | None" = "tiny", device: str | None = None, dt
     return encoder
 
 
-class _CallableModule(ModuleType):
-    """An import of the folder must not hide the call."""
+def encoders() -> list[str]:
+    """Names for `encoder=`: "tiny", then every open_clip "<model>/<tag>" whose vision tower VLAD can walk."""
+    from vlad.encoders import weights
 
-    def __call__(self) -> list[str]:
-        from vlad.encoders.weights import encoders
-
-        return encoders()
+    return weights.encoders()
 
 
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(encoders)

@@ -11,17 +11,16 @@ import logging
 import math
 import os
 import statistics
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlad.callable_module import make_callable
 from vlad.datasets.corrupt import SEVERITIES
 from vlad.datasets.samples import Sample
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, labelled, leaks_of
@@ -260,11 +259,4 @@ def _alarm_rate(collected: Collector, threshold: float) -> float:
     return float(np.mean(np.array(scores) >= threshold)) if scores else math.nan
 
 
-class _CallableModule(ModuleType):
-    """`vlad.evaluate` is this module and also the public call; an import must not hide the call."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Report:
-        return evaluate(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(evaluate)

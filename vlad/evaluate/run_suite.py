@@ -44,7 +44,7 @@ def run_suite(
     for name, spec in places(suite, data)[0]:
         detectors = suite.detectors_for(name)
         runs.setdefault(json.dumps(detectors, sort_keys=True, default=str), (detectors, []))[1].append(spec)
-    shared = _Shared(device, dtype)
+    shared = SharedEncoders(device, dtype)
     found = []
     for number, (detectors, specs) in enumerate(runs.values(), 1):
         samples = [sample for spec in specs for sample in samples_of(spec)]
@@ -78,7 +78,7 @@ def _name(spec: str) -> str:
     return name if name in datasets() else "folder"
 
 
-class _Shared:
+class SharedEncoders:
     """Loads detectors; those that name the same encoder in the same number format get one encoder."""
 
     def __init__(self, device: str | None, dtype: str | None) -> None:
@@ -87,28 +87,32 @@ class _Shared:
 
     def load(self, method: str, encoder: str | None = None, dtype: str | None = None, **settings: Any) -> Detector:
         """As `vlad.load`."""
+        from vlad.encoders import load as load_encoder
         from vlad.loading import load
 
-        key = self._key(method, encoder, dtype or self.dtype)
-        if key in self.encoders:
-            return load(method, encoder=self.encoders[key], **settings)
-        detector = load(method, encoder=encoder, device=self.device, dtype=key[1], **settings)
-        own = str(detector.encoder.dtype).removeprefix("torch.")
-        self.encoders |= {key: detector.encoder, (key[0], own): detector.encoder}
-        return detector
+        name, number = key = self._key(method, encoder, dtype or self.dtype, settings.get("adapter"))
+        if key not in self.encoders:
+            tower = load_encoder(name, self.device, number)
+            self.encoders |= {key: tower, (name, str(tower.dtype).removeprefix("torch.")): tower}
+        return load(method, encoder=self.encoders[key], **settings)
 
-    def _key(self, method: str, encoder: str | None, dtype: str | None) -> tuple[str, str | None]:
-        """A saved detector records both."""
+    def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
+        """The names of encoder and number format; a saved detector records both."""
         from vlad import detector_file
-        from vlad.methods import METHODS
+        from vlad.learning.scorer import LearnedDetector, own_encoder
+        from vlad.methods import METHODS, method_class
 
-        if method in METHODS or not Path(method).expanduser().is_file():
-            return encoder or "tiny", dtype
-        header, _ = detector_file.read(Path(method).expanduser())
-        return encoder or header["encoder"], dtype or header["dtype"]
+        file = Path(method).expanduser()
+        if method not in METHODS and file.is_file():
+            header, _ = detector_file.read(file)
+            return encoder or header["encoder"], dtype or header["dtype"]
+        kind = method_class(method)
+        if encoder is None and issubclass(kind, LearnedDetector):
+            encoder = own_encoder(kind, Path(adapter).expanduser() if adapter else None)
+        return encoder or "tiny", dtype
 
 
-def _labelled(detectors: Sequence[Mapping[str, Any]], shared: _Shared) -> dict[str, Detector]:
+def _labelled(detectors: Sequence[Mapping[str, Any]], shared: SharedEncoders) -> dict[str, Detector]:
     """Label -> Detector; a label that stands there twice gets a number."""
     built: dict[str, Detector] = {}
     for one in detectors:

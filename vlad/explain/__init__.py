@@ -9,14 +9,13 @@ that fails leaves the words of the first, and says so.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlad.callable_module import make_callable
 from vlad.explain.case import Case
 from vlad.explain.explanation import (
     DetectorFacts,
@@ -235,11 +234,4 @@ def _reasoner_facts(case: Case, encoder: Encoder, model: Reasoner | None, said: 
     return ReasonerFacts(tier, said.reasoner, said.passes, said.verdict, said.p_anomalous, said.confidence_source)
 
 
-class _CallableModule(ModuleType):
-    """`vlad.explain` is this module and also the public call; an import must not hide the call."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Explanation:
-        return explain(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(explain)

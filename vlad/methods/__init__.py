@@ -1,10 +1,10 @@
 """Every method, one file each: `METHODS` maps the file's name to the class in it. That is the whole registry."""
 
-import sys
 from difflib import get_close_matches
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vlad.callable_module import make_callable
 
 if TYPE_CHECKING:
     from vlad.scorer import Scorer
@@ -53,11 +53,4 @@ def method_class(name: str) -> "type[Scorer]":
     return getattr(import_module(f"vlad.methods.{name}"), METHODS[name])
 
 
-class _CallableModule(ModuleType):
-    """`vlad.methods` is this folder and also the public call `vlad.methods()`; an import must not hide the call."""
-
-    def __call__(self, *args: Any) -> list[str]:
-        return methods(*args)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(methods)
