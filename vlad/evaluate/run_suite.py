@@ -99,7 +99,7 @@ class SharedEncoders:
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
         """The names of encoder and number format; a saved detector records both."""
         from vlad import detector_file
-        from vlad.learning.scorer import LearnedDetector, own_encoder
+        from vlad.learning.scorer import LearnedScorer, own_encoder
         from vlad.methods import METHODS, method_class
 
         file = Path(method).expanduser()
@@ -107,7 +107,7 @@ class SharedEncoders:
             header, _ = detector_file.read(file)
             return encoder or header["encoder"], dtype or header["dtype"]
         kind = method_class(method)
-        if encoder is None and issubclass(kind, LearnedDetector):
+        if encoder is None and issubclass(kind, LearnedScorer):
             encoder = own_encoder(kind, Path(adapter).expanduser() if adapter else None)
         return encoder or "tiny", dtype
 
