@@ -192,6 +192,17 @@ def test_a_second_stage_goes_on_from_the_first_also_when_either_was_stopped(data
     assert not list(tmp_path.glob(".*checkpoint"))
 
 
+def test_a_recipe_that_says_nothing_of_stages_means_all_of_them(data, tiny_encoder, tmp_path):
+    plain = {**RECIPE, "method": "aaclip", "epochs": 1}
+    detector = train(plain, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
+    said = {**plain, "options": {"stage": 1}, "then": {"options": {"stage": 2}}}
+    train(said, data, tmp_path / "b.safetensors", encoder=tiny_encoder)
+    check_equal(tensors(tmp_path / "a.safetensors"), tensors(tmp_path / "b.safetensors"))
+    assert detector.options["stage"] == 2
+    train({**plain, "options": {"stage": 1}}, data, tmp_path / "c.safetensors", encoder=tiny_encoder)
+    assert len(adapter_file.read(tmp_path / "c.safetensors").facts["recipe"]["losses"]) == 1
+
+
 def test_what_ships_is_taken_for_tiny_or_by_its_name_and_another_encoder_needs_a_file(tiny_encoder, small_encoder):
     own = vlad.load("april_gan", encoder=tiny_encoder)
     named = vlad.load("april_gan", adapter="april_gan-tiny", encoder=tiny_encoder)

@@ -47,6 +47,7 @@ class LearnedScorer(Scorer):
         needs_adapter: False for methods that also work without one.
         frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once. A
             method whose training has stages may set it for each.
+        stages: trainings that follow each other, of one detector each, which has them by its option `stage`, from 1.
         compares: True where a training step needs a normal picture beside each picture.
         official_encoder: the encoder that the authors' files were learned on.
         official_activation: part of that; "" where nothing else could be given.
@@ -56,6 +57,7 @@ class LearnedScorer(Scorer):
 
     needs_adapter: ClassVar[bool] = True
     frozen_image_side: bool = True
+    stages: ClassVar[int] = 1
     compares: ClassVar[bool] = False
     official_encoder: ClassVar[str] = ""
     official_activation: ClassVar[str] = "quickgelu"
@@ -229,6 +231,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "visualad"
     if content.keys() & {"text_adapter", "image_adapter"}:
         return "aaclip"
+    if "MyModel" in content:
+        return "bayes_pfl"
     if "Zero_try" in content:
         return "vcpclip"
     if "trainable_linearlayer" in content:

@@ -1,6 +1,6 @@
 """What the methods with a linear layer per tapped block share (APRIL-GAN, and SDP+ of CLIP-AD): layers, maps, loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +86,12 @@ def states_of(scorer: Scorer, names: Sequence[str]) -> Tensor:
     pack = scorer.pack or PromptPack.load(scorer.default_prompts)
     known = {name: scorer.prototypes_of(pack, name) for name in dict.fromkeys(names)}
     return torch.stack([known[name] for name in names])
+
+
+def by_name(names: Sequence[str], make: Callable[[list[int], str], Tensor]) -> Tensor:
+    """[B, ...] in the order of B names: what `make` gives, all at once, for the rows that share a name."""
+    found: dict[int, Tensor] = {}
+    for name in dict.fromkeys(names):
+        rows = [row for row, other in enumerate(names) if other == name]
+        found.update(zip(rows, make(rows, name), strict=True))
+    return torch.stack([found[row] for row in range(len(names))])

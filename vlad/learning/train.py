@@ -72,7 +72,7 @@ def train(
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
     scorer: LearnedScorer | None = None
     losses: list[float] = []
-    for stage, checkpoint in zip(plan.stages(), checkpoints, strict=False):
+    for stage, checkpoint in zip(_stages(kind, plan), checkpoints, strict=False):
         before, scorer = scorer, _untrained(kind, stage, tower)
         if before is not None:
             scorer.load_learned(before.learned())
@@ -89,6 +89,13 @@ def train(
             checkpoint.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
     return Detector(scorer.eval())
+
+
+def _stages(kind: type[LearnedScorer], plan: Recipe) -> list[Recipe]:
+    """A recipe that says nothing of stages means all of the method's alike."""
+    if plan.then or kind.stages == 1 or "stage" in plan.options:
+        return plan.stages()
+    return [replace(plan, options={**plan.options, "stage": stage}) for stage in range(1, kind.stages + 1)]
 
 
 def _untrained(kind: type[LearnedScorer], plan: Recipe, tower: Encoder) -> LearnedScorer:

@@ -16,6 +16,7 @@ METHODS = {
     "anomalyclip": "AnomalyClip",
     "anovl": "AnoVl",
     "april_gan": "AprilGan",
+    "bayes_pfl": "BayesPfl",
     "clip_ad": "ClipAd",
     "clip_surgery": "ClipSurgery",
     "crane": "Crane",

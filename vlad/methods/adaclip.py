@@ -34,6 +34,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import focal, segmentation
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
+from vlad.learning.tap_layers import by_name
 from vlad.maps import enlarge, gaussian
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
@@ -214,11 +215,7 @@ class AdaClip(LearnedScorer):
     def states(self, own: Tensor, names: Sequence[str]) -> Tensor:
         """[B, 2, D] unit: the normal and the anomalous prototype of each picture, by embedding [B, D] and name."""
         dynamic = self.dynamic_text_prompt_generator(own)
-        found: dict[int, Tensor] = {}
-        for name in dict.fromkeys(names):
-            rows = [row for row, other in enumerate(names) if other == name]
-            found.update(zip(rows, self._states(dynamic[rows], name), strict=True))
-        return torch.stack([found[row] for row in range(len(names))])
+        return by_name(names, lambda rows, name: self._states(dynamic[rows], name))
 
     def _states(self, dynamic: Tensor, name: str) -> Tensor:
         pack = self.pack or PromptPack.load(self.default_prompts)
