@@ -154,7 +154,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path):
         assert other.is_anomalous is (other.score >= 0.25)
         assert one.phrases == pytest.approx(other.phrases, abs=1e-6)
     assert list(tmp_path.iterdir()) == [file], "nothing is left beside the file"
-    learned = detector.learned() if detector.method in LEARNED else {}
+    learned = detector.scorer.learned() if detector.method in LEARNED else {}
     own, tower = size_of(learned), size_of(detector.encoder.model.state_dict())
     assert file.stat().st_size - own < tower / 5, "the encoder is not in it"
 
