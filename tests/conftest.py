@@ -121,6 +121,66 @@ def metauas_written(file, golden_weights, seed):
 
 
 @pytest.fixture(scope="session")
+def radio_content(golden_weights):
+    """A function: the tensors of a file as AnomalyVFM's authors put it on the hub, for "dora" or "lora"."""
+    return lambda kind, seed=0: radio_drawn(golden_weights, kind, seed)
+
+
+def radio_drawn(golden_weights, kind, seed, width=64, blocks=6, rank=4):
+    import torch
+
+    from vlad.encoders.radio import Tower
+    from vlad.methods.anomalyvfm import Decoder
+
+    def draw(name, shape):
+        return golden_weights.tensor(f"anomalyvfm.{name}", tuple(shape), seed)
+
+    def wrapped(name, weight, part=""):
+        start, mag = f"{name}.lora_", f"{name}.mag{part}" if part else f"{name}.magnitude"
+        made = {f"{start}A{part}": draw(f"{start}A{part}", (rank, width))}
+        made[f"{start}B{part}"] = draw(f"{start}B{part}", (width, rank))
+        spread = draw(mag, (1, width))[0] * width**0.5
+        return made | ({mag: weight.norm(dim=1) * (1 + 0.1 * spread)} if kind == "dora" else {})
+
+    base, content = "model.net.model.", {}
+    for name, value in Tower(width, blocks, 2, 16, 64, 8).state_dict().items():
+        content[base + name] = draw(base + name, value.shape[-2:]).reshape(value.shape)
+    for block in range(blocks):
+        attention = f"{base}blocks.{block}.attn."
+        query, _, values = content[f"{attention}qkv.weight"].chunk(3)
+        content |= wrapped(f"{attention}qkv", query, "_q") | wrapped(f"{attention}qkv", values, "_v")
+        content |= wrapped(f"{attention}proj", content[f"{attention}proj.weight"])
+        for kept in [f"{attention}{part}.{one}" for part in ("qkv", "proj") for one in ("weight", "bias")]:
+            content[f"{kept.rpartition('.')[0]}.layer.{kept.rpartition('.')[2]}"] = content.pop(kept)
+    for name, value in Decoder(width).state_dict().items():
+        content[f"decoder.{name}"] = draw(f"decoder.{name}", value.shape)
+    for name, shape in (("weight", (1, 3 * width)), ("bias", (1,))):
+        content[f"predictor.lin.{name}"] = draw(f"predictor.lin.{name}", shape)
+    content |= {
+        "model.net.input_conditioner.norm_mean": torch.zeros(3, 1, 1),
+        "model.net.summary_idxs": torch.arange(3),
+    }
+    return content
+
+
+@pytest.fixture(scope="session")
+def radio_file(tmp_path_factory, radio_content) -> Path:
+    from safetensors.torch import save_file
+
+    file = tmp_path_factory.mktemp("radio") / "model.safetensors"
+    save_file({key: value.contiguous() for key, value in radio_content("dora").items()}, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def radio_encoder(radio_content):
+    """The tower of the golden: two heads, where a published one has one for 64 of its width."""
+    from vlad.encoders.radio import Radio, tower
+
+    return Radio(tower(radio_content("dora"), "small", heads=2), "small", "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder():
     from vlad import Encoder
 

@@ -25,14 +25,17 @@ FITTED = [name for name in METHODS if method_class(name).remember is not Scorer.
 
 SHARP = ("adaclip",)  # its logits are 100 times a cosine of prompted towers, and so is what rounding does to them
 WIDE = ("adaclip", "vcpclip", "bayes_pfl")  # methods whose encoder must have text as wide as the joint space
-SIDES = {"metauas": 64}  # smaller than the sides that their files were made for
+SIDES = {"metauas": 64, "anomalyvfm": 96}  # smaller than the sides that their files were made for
 
 
 @pytest.fixture(scope="module")
-def encoders(small_encoder, wide_encoder, metauas_file):
+def encoders(small_encoder, wide_encoder, metauas_file, radio_file):
     """Method -> the encoder it is tried on; some have towers of their own."""
     metauas = efficientnet.load(f"efficientnet:{metauas_file}", device="cpu")
-    return defaultdict(lambda: small_encoder, {**dict.fromkeys(WIDE, wide_encoder), "metauas": metauas})
+    radio = vlad.Encoder.load(f"radio:{radio_file}", device="cpu", dtype="float32")
+    return defaultdict(
+        lambda: small_encoder, {**dict.fromkeys(WIDE, wide_encoder), "metauas": metauas, "anomalyvfm": radio}
+    )
 
 
 @pytest.fixture(scope="module")

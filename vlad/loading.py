@@ -11,6 +11,7 @@ from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
+from vlad.learning import adapter_file
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer
@@ -36,7 +37,8 @@ def load(
             for a method and the recorded encoder for a file.
         prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
         adapter: learned weights, for the methods that have them: a file that `vlad train` wrote, one that the method's
-            authors published (.pth), or the name of one that ships. None is the one that ships for this encoder.
+            authors published (.pth and the like, a folder, "hf-hub:<repo>"), or the name of one that ships. None is the
+            one that ships for this encoder.
         device, dtype: of an encoder given by name; see `Encoder.load`.
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
 
@@ -75,7 +77,7 @@ def _made(
     if has_prompts and kind.words == "none":
         raise TypeError(f"{method} looks at pictures alone and takes no prompts")
     if issubclass(kind, LearnedScorer):
-        file = None if adapter is None else Path(adapter).expanduser()
+        file = None if adapter is None else adapter_file.located(Path(adapter))
         tower = own_encoder(kind, file) if encoder is None else encoder
         return with_adapter(kind, load_encoder(tower, device, dtype), file, options)
     _refuse_adapter(method, adapter)

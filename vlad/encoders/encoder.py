@@ -20,7 +20,11 @@ from vlad.encoders.dtypes import checked_dtype, fastest_safe_dtype
 from vlad.encoders.sharing import Passes, once
 
 # How a name begins -> the file that loads it; all others are CLIPs.
-FAMILIES = {"dino:": "vlad.encoders.dino", "efficientnet:": "vlad.encoders.efficientnet"}
+FAMILIES = {
+    "radio:": "vlad.encoders.radio",
+    "dino:": "vlad.encoders.dino",
+    "efficientnet:": "vlad.encoders.efficientnet",
+}
 CLIP = "vlad.encoders.clip"
 
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
@@ -50,6 +54,7 @@ class Encoder:
 
     Attributes:
         reads_text: whether it also reads sentences; one that does not raises TypeError where it is asked to.
+        resampling: PIL's filter that resizes pictures, antialiased.
         walks: whether `embed`, `walk` and `windows` can be entered with tokens of one's own.
         name: as given to `load`.
         digest: hex, the same for the same weights whatever file they came from.
@@ -68,6 +73,7 @@ class Encoder:
 
     reads_text: ClassVar[bool] = True
     walks: ClassVar[bool] = True
+    resampling: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
 
     digest: str
     resolution: int
@@ -101,8 +107,8 @@ class Encoder:
 
         Args:
             name: "tiny", "<open_clip model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
-                "<model>/random:<seed>" (untrained; warns), or, for pictures alone, "dino:<size, folder or repo>" or
-                "efficientnet:<file>".
+                "<model>/random:<seed>" (untrained; warns), or, for pictures alone, "dino:<size, folder or repo>",
+                "efficientnet:<file>" or "radio:<file, folder or hf-hub:repo>".
             device: torch device; None takes a GPU where there is one.
             dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16); None takes the fastest safe one.
             activation: "gelu" or "quickgelu" instead of the model's own; some published adapters depend on it.
@@ -136,7 +142,7 @@ class Encoder:
     def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
         """[B, 3, S, S] float32, normalised as the tower wants it, from uint8 [H, W, 3] pictures.
 
-        Both sides are resized to S (PIL bicubic, antialiased), nothing is cut off; S is `resolution` or the native one.
+        Both sides are resized to S with `resampling`, nothing is cut off; S is `resolution` or the native one.
 
         Raises:
             ValueError: resolution is not a positive multiple of the patch size.
@@ -146,7 +152,7 @@ class Encoder:
             raise ValueError(
                 f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
             )
-        squares = [np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures]
+        squares = [np.asarray(Image.fromarray(p).resize((side, side), self.resampling)) for p in pictures]
         batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
         return (self.levelled(batch) - self.mean) / self.std
 

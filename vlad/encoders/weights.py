@@ -317,6 +317,18 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
         ) from error
 
 
+def from_hub(repo: str, file: str, instead: str) -> Path:
+    """A file of a repository of the Hugging Face hub, from the local cache or fetched; `instead` is the way out.
+
+    Raises:
+        ValueError: `repo` is no "owner/name".
+        WeightsError: it is not here and cannot be fetched.
+    """
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
+    return _fetch({"hf_hub": f"{repo}/{file}"}, f"{file} of {repo} is", instead)
+
+
 def require_repository(repo: str, what: str) -> None:
     """WeightsError unless something of the repository is in the local cache or the hub answers."""
     from huggingface_hub import constants, try_to_load_from_cache

@@ -1,7 +1,8 @@
 """The file of an adapter: what a method has learned, without the encoder it was learned on.
 
 Ours is one .safetensors with the learned tensors and, as JSON in its header, what they need. The authors' own files
-(.pth, .pt, .ckpt) are read as plain tensors, never as pickled code; what is in them each method knows itself.
+(.pth, .pt, .ckpt, .pkl, .safetensors) are read as plain tensors, never as pickled code; what is in them each method
+knows itself.
 """
 
 import json
@@ -18,7 +19,9 @@ from vlad.files import write_whole
 from vlad.forms import filled
 from vlad.version import __version__
 
-OFFICIAL = (".pth", ".pt", ".ckpt")
+OFFICIAL = (".pth", ".pt", ".ckpt", ".pkl")
+HUB = "hf-hub:"
+HUB_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,8 @@ def read(path: Path) -> Adapter:
         FileNotFoundError: there is none.
         ValueError: no .safetensors file, or no adapter.
     """
-    from safetensors import SafetensorError, safe_open
-
     _refuse_missing(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("vlad_adapter", "null"))
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    facts, tensors = _tensors(path)
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is no adapter: `vlad train` did not write it")
     try:
@@ -87,8 +83,47 @@ def read(path: Path) -> Adapter:
     return Adapter(facts, tensors)
 
 
+def _tensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """(the header that `write` writes, else None; tensors by name) of a .safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("vlad_adapter", "null"))
+            return facts, {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+
+
+def located(path: Path) -> Path:
+    """The file that "hf-hub:<owner>/<repository>" stands for; others as they are, with the home folder for "~".
+
+    Raises:
+        ValueError: no such form of a repository's name.
+        vlad.WeightsError: the file is not here and cannot be fetched.
+    """
+    if not str(path).startswith(HUB):
+        return path.expanduser()
+    from vlad.encoders.weights import from_hub
+
+    return from_hub(str(path).removeprefix(HUB), HUB_FILE, "the file's own path")
+
+
+def is_official(path: Path) -> bool:
+    """Whether it is a file, or a folder of files, that `vlad train` did not write: see `read_official`."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in OFFICIAL or path.is_dir():
+        return True
+    try:
+        with safe_open(path, framework="pt") as file:
+            return path.suffix == ".safetensors" and "vlad_adapter" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False  # `read` says what is wrong with it
+
+
 def read_official(path: Path) -> Mapping[str, Any]:
-    """The content of a .pth file of a paper's authors: tensors in nested dicts, loaded without running code.
+    """The content of a file of a paper's authors: tensors, maybe in nested dicts, loaded without running code.
 
     Of a folder it is the content of all such files in it, for authors who publish the parts of one adapter apart.
 
@@ -98,8 +133,11 @@ def read_official(path: Path) -> Mapping[str, Any]:
             files hold the same part.
     """
     if path.is_dir():
-        return _joined([file for suffix in OFFICIAL for file in sorted(path.glob(f"*{suffix}"))])
+        files = [file for suffix in OFFICIAL for file in sorted(path.glob(f"*{suffix}"))]
+        return _joined(files) if files else read_official(path / HUB_FILE)
     _refuse_missing(path)
+    if path.suffix == ".safetensors":
+        return _tensors(path)[1]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

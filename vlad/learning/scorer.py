@@ -154,7 +154,7 @@ def with_adapter(
                 f"{method} has no adapter that ships for encoder {encoder.name!r}: give adapter=FILE, which "
                 "`vlad train` makes; adapters/README.md lists what ships for 'tiny' and what the authors publish"
             )
-    if adapter.suffix in adapter_file.OFFICIAL or adapter.is_dir():
+    if adapter_file.is_official(adapter):
         return _from_official(kind, encoder, adapter, options)
     read = adapter_file.read(adapter)
     if read.facts["method"] != method:
@@ -186,7 +186,7 @@ def own_encoder(kind: type[LearnedScorer], adapter: Path | None) -> str:
             f"{method} needs its authors' file, which holds the tower and what was learned with it: give adapter=FILE; "
             "adapters/README.md says where it is"
         )
-    if adapter.suffix in adapter_file.OFFICIAL:
+    if adapter_file.is_official(adapter):
         try:
             refuse_other_methods(adapter_file.read_official(adapter), method)
         except ValueError as error:
@@ -241,6 +241,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "clip_ad"
     if any(str(key).startswith("alignment.0.alignment_layer.") for key in content):
         return "metauas"
+    if content.keys() & {"predictor.lin.weight", "predictor_state_dict"}:
+        return "anomalyvfm"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
         return None
     several = learner.get("ctx_neg")

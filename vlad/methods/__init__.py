@@ -14,6 +14,7 @@ METHODS = {
     "adaclip": "AdaClip",
     "adaptclip": "AdaptClip",
     "anomalyclip": "AnomalyClip",
+    "anomalyvfm": "AnomalyVfm",
     "anovl": "AnoVl",
     "april_gan": "AprilGan",
     "bayes_pfl": "BayesPfl",
