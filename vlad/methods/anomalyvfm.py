@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from vlad.encoders.radio import POSITIONS, PREFIX, SUMMARY, TABLE, Radio
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
@@ -49,15 +48,22 @@ def adapted(weight: Tensor, down: Tensor, up: Tensor, lengths: Tensor | None) ->
     return changed if lengths is None else lengths[:, None] * changed / (changed.norm(dim=1, keepdim=True) + SMALLEST)
 
 
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """What logits of any shape cost, each for itself; labels are 0 or 1. Source: arXiv:1708.02002."""
+    probability = logits.sigmoid()
+    wrong = labels + (1 - 2 * labels) * probability  # how far it is from its label
+    weight = ALPHA * labels + (1 - ALPHA) * (1 - labels)
+    return weight * wrong**GAMMA * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+
 def map_loss(logits: Tensor, confidence: Tensor, masks: Tensor) -> Tensor:
     """The scalar of maps [B, h, w] and what the decoder says of its own certainty there; masks are 0 or 1.
 
     Source: AnomalyVFM (arXiv:2601.20524), confidence-weighted loss.
     """
     certainty = 1 + confidence.exp()
-    focal = sigmoid_focal_loss(logits, masks, ALPHA, GAMMA, reduction="none")
     error = (logits.sigmoid().clamp(CERTAIN, 1 - CERTAIN) - masks).abs()
-    return (certainty * (FOCAL * focal + error) - CONFIDENCE * certainty.log()).mean()
+    return (certainty * (FOCAL * focal(logits, masks) + error) - CONFIDENCE * certainty.log()).mean()
 
 
 class Adapter(nn.Module):
@@ -195,7 +201,7 @@ class AnomalyVfm(LearnedScorer):
         """That of the score, and that of the map."""
         score, logits, confidence = self.see(batch.features[0])
         masks = F.interpolate(batch.masks[:, None], logits.shape[1:], mode="area")[:, 0] > 0.5
-        of_score = sigmoid_focal_loss(score, batch.labels.float(), ALPHA, GAMMA, reduction="mean")
+        of_score = focal(score, batch.labels.float()).mean()
         return of_score, map_loss(logits, confidence, masks.float())
 
     @classmethod
