@@ -17,9 +17,11 @@ from torch import Tensor
 
 from vlad.files import write_whole
 from vlad.forms import filled
+from vlad.learning.placeholders import without_classes
 from vlad.version import __version__
 
-OFFICIAL = (".pth", ".pt", ".ckpt", ".pkl")
+LIGHTNING = ".ckpt"
+OFFICIAL = (".pth", ".pt", LIGHTNING, ".pkl")
 HUB = "hf-hub:"
 HUB_FILE = "model.safetensors"
 
@@ -129,7 +131,8 @@ def read_official(path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: not a checkpoint, or one that holds more than tensors and plain values; a folder in which several
+        ValueError: not a checkpoint, or one that holds more than tensors and plain values (of a .ckpt file whatever
+            else there is becomes an empty placeholder, and no class in it is looked up); a folder in which several
             files hold the same part.
     """
     if path.is_dir():
@@ -139,13 +142,22 @@ def read_official(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return _tensors(path)[1]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(path)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is no checkpoint of plain tensors ({reason}); fetch it again") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a table of tensors")
     return content
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if path.suffix != LIGHTNING:
+            raise
+    return without_classes(path)  # Lightning keeps the objects that a model was built from beside its tensors
 
 
 def _joined(files: list[Path]) -> Mapping[str, Any]:

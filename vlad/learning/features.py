@@ -30,10 +30,10 @@ BATCH = 4  # pictures encoded at once; changes no result
 Progress = Callable[[str, int, int], None]
 
 
-def mask_at(mask: np.ndarray, side: int) -> np.ndarray:
-    """bool [side, side] of a bool mask: bilinear as PIL has it, antialiased, more than half is anomalous."""
+def mask_at(mask: np.ndarray, side: int, share: float = 0.5) -> np.ndarray:
+    """bool [side, side] of a bool mask: bilinear as PIL has it, antialiased, more than `share` is anomalous."""
     levels = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(levels) > 127
+    return np.asarray(levels) > 255 * share
 
 
 class FeatureCache:
@@ -65,7 +65,7 @@ class FeatureCache:
             for row, (number, one) in enumerate(zip(numbers, read, strict=True)):
                 for array, part in zip(self.arrays, parts, strict=True):
                     array[number] = part[row].float().cpu().numpy()
-                self.masks[number] = np.packbits(mask_at(one.mask, self.side))
+                self.masks[number] = np.packbits(mask_at(one.mask, self.side, self.scorer.mask_share))
                 self.words[number] = one.name.encode()
             for array in (*self.arrays, self.masks, self.words):
                 array.flush()

@@ -149,7 +149,7 @@ class Run:
                 seen.append(self.data.items[number].read())
         with torch.no_grad():
             features = self.scorer.image_side(self.scorer.encoder.pixels([one.picture for one in seen], side))
-        masks = np.stack([mask_at(one.mask, side) for one in seen])
+        masks = np.stack([mask_at(one.mask, side, self.scorer.mask_share) for one in seen])
         return features, torch.from_numpy(masks).float(), [one.name for one in seen]
 
     def _references(self, numbers: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, ...]:

@@ -49,6 +49,7 @@ class LearnedScorer(Scorer):
             method whose training has stages may set it for each.
         stages: trainings that follow each other, of one detector each, which has them by its option `stage`, from 1.
         compares: True where a training step needs a normal picture beside each picture.
+        mask_share: the part of a pixel of the network's size above which training takes it for anomalous.
         official_encoder: the encoder that the authors' files were learned on.
         official_activation: part of that; "" where nothing else could be given.
         own_encoder: the first part of the name of the encoder that their files hold, "efficientnet:"; else "".
@@ -59,6 +60,7 @@ class LearnedScorer(Scorer):
     frozen_image_side: bool = True
     stages: ClassVar[int] = 1
     compares: ClassVar[bool] = False
+    mask_share: ClassVar[float] = 0.5
     official_encoder: ClassVar[str] = ""
     official_activation: ClassVar[str] = "quickgelu"
     own_encoder: ClassVar[str] = ""
@@ -233,6 +235,9 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "aaclip"
     if "MyModel" in content:
         return "bayes_pfl"
+    table = content.get("state_dict")
+    if isinstance(table, Mapping) and any(str(key).startswith("net.cross_fusion.") for key in table):
+        return "sowa"
     if "Zero_try" in content:
         return "vcpclip"
     if "trainable_linearlayer" in content:

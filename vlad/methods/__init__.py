@@ -28,6 +28,7 @@ METHODS = {
     "musc": "MuSc",
     "patch_memory": "PatchMemory",
     "patch_text": "PatchText",
+    "sowa": "Sowa",
     "subspacead": "SubspaceAD",
     "vcpclip": "VcpClip",
     "visualad": "VisualAD",

@@ -119,6 +119,7 @@ class Crane(LearnedScorer):
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
         self.context, self.batch_mean, self.sigma = bool(context), bool(batch_mean), float(sigma)
+        self.frozen_image_side = not self.batch_mean  # company changes with every batch
         self.soft_mean = dino is None if soft_mean is None else bool(soft_mean)
         self.options.update(dino=dino and dino.name, n_ctx=n_ctx, depth=self.prompt_learner.depth, length=length)
         self.options.update(context=self.context, soft_mean=self.soft_mean, batch_mean=self.batch_mean)
