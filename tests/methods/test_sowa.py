@@ -18,6 +18,7 @@ import torch
 from conftest import GOLDEN, _encoder
 
 import vlad
+from vlad.detector import Detector
 from vlad.learning.features import mask_at
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.placeholders import without_classes
@@ -112,11 +113,11 @@ def test_taps_adapters_and_cosines_match(golden, picture, load, side):
     pixels = encoder.pixels([picture])
     resized = ((pixels * encoder.std + encoder.mean)[0] * 255).permute(1, 2, 0)
     np.testing.assert_allclose(resized, golden[f"{key}resized_uint8"], atol=1e-3, rtol=0)
-    own, *taps = detector.image_side(pixels)
+    own, *taps = detector.scorer.image_side(pixels)
     np.testing.assert_allclose(own[0], golden[f"{key}image_feature"], atol=FEATURES, rtol=0)
-    states, adapted = detector.states(), torch.cat(detector.adapted(taps))
-    raw = detector.prompt_learner(encoder)
-    np.testing.assert_array_equal(detector.prompt_learner.ids, golden["tokens"])
+    states, adapted = detector.scorer.states(), torch.cat(detector.scorer.adapted(taps))
+    raw = detector.scorer.prompt_learner(encoder)
+    np.testing.assert_array_equal(detector.scorer.prompt_learner.ids, golden["tokens"])
     np.testing.assert_allclose(raw, golden[f"{key}text_features_raw"], atol=FEATURES, rtol=0)
     np.testing.assert_allclose(states, golden[f"{key}text_features_linear"], atol=FEATURES, rtol=0)
     patches = torch.cat(taps) @ encoder.projection
@@ -128,11 +129,11 @@ def test_taps_adapters_and_cosines_match(golden, picture, load, side):
     if side == 112:
         np.testing.assert_allclose(torch.cat(taps), golden["s112_taps"], atol=FEATURES, rtol=0)
         attended = [
-            one.attended(encoder, layer, tokens, detector.window)[0]
-            for one, layer, tokens in zip(detector.adapters, detector.layers, taps, strict=True)
+            one.attended(encoder, layer, tokens, detector.scorer.window)[0]
+            for one, layer, tokens in zip(detector.scorer.adapters, detector.scorer.layers, taps, strict=True)
         ]
         np.testing.assert_allclose(torch.stack(attended), golden["s112_window_attention"], atol=FEATURES, rtol=0)
-        biases = detector.adapters[0].attn.biases(detector.window)
+        biases = detector.scorer.adapters[0].attn.biases(detector.scorer.window)
         np.testing.assert_allclose(biases, golden["s112_bias_table_tap6"], atol=FEATURES, rtol=0)
 
 
@@ -141,10 +142,11 @@ def test_taps_adapters_and_cosines_match(golden, picture, load, side):
 
 def trainable(golden, golden_weights, load):
     """The official weights without dropout, and the golden's batch: an anomalous picture with a mask, then a normal."""
-    detector, mask = load(dropout=0.0).train(), torch.from_numpy(golden["train_mask"]).float()
+    detector, mask = load(dropout=0.0), torch.from_numpy(golden["train_mask"]).float()
+    detector.scorer.train()
     with torch.no_grad():
         pictures = [golden_weights.image(int(golden["seed"]) + number, 200) for number in range(2)]
-        features = detector.image_side(detector.encoder.pixels(pictures))
+        features = detector.scorer.image_side(detector.encoder.pixels(pictures))
     return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
 
 
@@ -152,16 +154,16 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
     detector, batch = trainable(golden, golden_weights, load)
     own, *taps = batch.features
     with torch.no_grad():
-        states = detector.states()
+        states = detector.scorer.states()
         doubled = whole_picture(picture_logits(own, states).softmax(-1), batch.labels)
         parts = []
-        for one in detector.maps(taps, states, (112, 112)):
+        for one in detector.scorer.maps(taps, states, (112, 112)):
             pair, mask = torch.stack([1 - one, one], 1), batch.masks
             parts.append([focal(pair, mask), dice(one, mask), dice(1 - one, 1 - mask)])
     np.testing.assert_allclose(doubled, golden["train_ce"], rtol=1e-5)
     np.testing.assert_allclose(parts, golden["train_parts_focal_dice1_dice0"], rtol=1e-5)
-    detector.loss(batch).backward()
-    parameters = dict(detector.named_parameters())
+    detector.scorer.loss(batch).backward()
+    parameters = dict(detector.scorer.named_parameters())
     assert sorted(parameters) == sorted(map(official_name, golden["grad_names"]))
     norms = [parameters[official_name(name)].grad.norm() for name in golden["grad_names"]]
     np.testing.assert_allclose(norms, golden["grad_norms"], rtol=TRAINING)
@@ -173,10 +175,10 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
 
 def test_three_steps_of_adamw_match(golden, golden_weights, load):
     detector, batch = trainable(golden, golden_weights, load)
-    optimizer, totals = torch.optim.AdamW(detector.parameters(), lr=1e-3, weight_decay=0.2), []
+    optimizer, totals = torch.optim.AdamW(detector.scorer.parameters(), lr=1e-3, weight_decay=0.2), []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = detector.loss(batch)
+        loss = detector.scorer.loss(batch)
         totals.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -186,8 +188,9 @@ def test_three_steps_of_adamw_match(golden, golden_weights, load):
 @torch.no_grad()
 def test_dropout_is_for_training_alone(load):
     detector, tokens = load(), torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
-    scored = [detector.adapted([tokens] * 4)[0] for _ in range(2)]
-    learning = [detector.train().adapted([tokens] * 4)[0] for _ in range(2)]
+    scored = [detector.scorer.adapted([tokens] * 4)[0] for _ in range(2)]
+    detector.scorer.train()
+    learning = [detector.scorer.adapted([tokens] * 4)[0] for _ in range(2)]
     assert torch.equal(*scored) and not torch.equal(*learning)
 
 
@@ -224,7 +227,7 @@ def test_a_window_is_what_fits_the_grid(small_encoder, golden_weights, resolutio
     made = Sowa(small_encoder, resolution=resolution, window=window)
     assert made.window == expected
     if resolution < 336:
-        assert np.isfinite(made.predict(golden_weights.image(0, 60)).map).all()
+        assert np.isfinite(Detector(made).predict(golden_weights.image(0, 60)).map).all()
 
 
 @pytest.mark.parametrize(
@@ -250,10 +253,10 @@ TABLE = "state_dict"
 
 def test_a_file_gives_its_options_by_shape_and_an_adapter_of_ours_keeps_them(load, small_encoder, picture, tmp_path):
     made = load()
-    assert {key: made.options[key] for key in ("window", "heads", "n_ctx")} == {"window": 4, "heads": 8, "n_ctx": 12}
-    made.save_adapter(tmp_path / "a.safetensors", recipe={})
+    assert {key: made.scorer.options[key] for key in ("window", "heads", "n_ctx")} == {"window": 4, "heads": 8, "n_ctx": 12}
+    made.scorer.save_adapter(tmp_path / "a.safetensors", recipe={})
     again = vlad.load("sowa", encoder=small_encoder, adapter=tmp_path / "a.safetensors")
-    assert again.predict(picture).score == made.predict(picture).score and again.window == 4
+    assert again.predict(picture).score == made.predict(picture).score and again.scorer.window == 4
 
 
 class Trap:

@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.encoders import dino as dinov2
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, stream_walk
@@ -113,7 +112,7 @@ class Crane(LearnedScorer):
                 f"wide, embeddings {encoder.embed_dim}: leave it out, or take {self.official_encoder!r} or 'tiny'"
             )
         if isinstance(dino, str):
-            dino = dinov2.load(dino, str(encoder.device))
+            dino = Encoder.load(dino, str(encoder.device))
         # past nn.Module's books, as the encoder is
         object.__setattr__(self, "dino", dino)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone

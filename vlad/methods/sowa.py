@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoders.clip import Encoder
+from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import NOT_LEARNED, PromptLearner
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
