@@ -253,7 +253,11 @@ TABLE = "state_dict"
 
 def test_a_file_gives_its_options_by_shape_and_an_adapter_of_ours_keeps_them(load, small_encoder, picture, tmp_path):
     made = load()
-    assert {key: made.scorer.options[key] for key in ("window", "heads", "n_ctx")} == {"window": 4, "heads": 8, "n_ctx": 12}
+    assert {key: made.scorer.options[key] for key in ("window", "heads", "n_ctx")} == {
+        "window": 4,
+        "heads": 8,
+        "n_ctx": 12,
+    }
     made.scorer.save_adapter(tmp_path / "a.safetensors", recipe={})
     again = vlad.load("sowa", encoder=small_encoder, adapter=tmp_path / "a.safetensors")
     assert again.predict(picture).score == made.predict(picture).score and again.scorer.window == 4
