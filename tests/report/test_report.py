@@ -16,7 +16,6 @@ from vlad.evaluate import evaluate
 from vlad.metrics import resampling
 from vlad.report import Report, Row
 from vlad.report.published import published, why_not
-from vlad.report.summary import joined
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +209,6 @@ def test_the_page_puts_whole_sets_beside_published_numbers(report):
 
 
 def test_joined_reports_keep_all_rows_and_add_up_seconds(report):
-    twice = joined([report, report], "both")
+    twice = Report.join([report, report], "both")
     assert len(twice.rows) == 2 * len(report.rows) and twice.settings["title"] == "both"
     assert twice.settings["seconds"]["fine"] == pytest.approx(2 * report.settings["seconds"]["fine"])

@@ -96,6 +96,6 @@ def _size(given: str | None) -> str | int | None:
 
 
 def _jsonable(report: "Report") -> dict[str, Any]:
-    from vlad.report import plain
+    from vlad.report.values import plain
 
     return plain(report.to_dict())

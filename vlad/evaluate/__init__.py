@@ -27,7 +27,7 @@ from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, labell
 from vlad.evaluate.measure import Collector, Measures, Value
 from vlad.evaluate.parts import Part, Parts
 from vlad.evaluate.settings import peak_memory, settings_of_run
-from vlad.evaluate.walk import Clock, Condition, Look, Runner, walk
+from vlad.evaluate.walk import Clock, Condition, Entrant, MetricSize, walk
 from vlad.metrics import resampling
 from vlad.report import Report, Row
 from vlad.report.pictures import thumbnails
@@ -93,7 +93,7 @@ def evaluate(
     plan = Plan(
         shots=shots,
         seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
-        look=Look(metric_size, mask_resize),
+        metric_size=MetricSize(metric_size, mask_resize),
         conditions=(Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities)),
         bootstrap=bootstrap,
         empty_mask=empty_mask,
@@ -118,18 +118,23 @@ def _category(
 ) -> Iterator[tuple[str, Part]]:
     """The part of each detector on one category, as each is finished."""
     clock = Clock()
-    runners = list(_runners(named, group, plan, clock))
+    entrants = list(_entrants(named, group, plan, clock))
     tests = [group.tests[i] for i in np.random.RandomState(0).permutation(len(group.tests))]
     total, done = len(tests) * len(plan.conditions), 0
     clean: list[Measures] = []
     thresholds: list[float] = []
     rows: dict[str, list[Row]] = {label: [] for label in named}
     for condition in plan.conditions:
-        collectors = [_collector(plan, len(runners)) for _ in runners]
-        how: dict[str, Any] = {"look": plan.look, "condition": condition, "batch_size": plan.batch_size, "clock": clock}
-        for seen, said in walk(runners, tests, **how):
+        collectors = [_collector(plan, len(entrants)) for _ in entrants]
+        how: dict[str, Any] = {
+            "metric_size": plan.metric_size,
+            "condition": condition,
+            "batch_size": plan.batch_size,
+            "clock": clock,
+        }
+        for seen, results in walk(entrants, tests, **how):
             with clock("metrics"):
-                for collector, found in zip(collectors, said, strict=True):
+                for collector, found in zip(collectors, results, strict=True):
                     collector.add(seen, *found)
             done += 1
             if progress:
@@ -139,26 +144,26 @@ def _category(
             measures = [one.finish(plan.bootstrap if first else 0, thorough=first) for one in collectors]
             if first:
                 clean = measures
-                thresholds = [_threshold(r.detector, c) for r, c in zip(runners, collectors, strict=True)]
+                thresholds = [_threshold(r.detector, c) for r, c in zip(entrants, collectors, strict=True)]
             if len(plan.conditions) > 1:
                 for measure, collector, threshold in zip(measures, collectors, thresholds, strict=True):
                     measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)
         for label in named:
-            own = [m for m, runner in zip(measures, runners, strict=True) if runner.label == label]
+            own = [m for m, entrant in zip(measures, entrants, strict=True) if entrant.label == label]
             rows[label] += _rows(label, place, condition, own, group)
     for number, label in enumerate(named):
-        pairs = [(m, runner) for m, runner in zip(clean, runners, strict=True) if runner.label == label]
+        pairs = [(m, entrant) for m, entrant in zip(clean, entrants, strict=True) if entrant.label == label]
         with clock("report pictures"):
             part = _part(rows[label], pairs)
         part["seconds"] = {label: clock.seconds.pop(label, 0.0), **(clock.seconds if number == len(named) - 1 else {})}
         yield label, part
 
 
-def _collector(plan: Plan, runners: int) -> Collector:
-    return Collector(plan.memory / runners, plan.empty_mask, native=plan.look.metric_size == "native")
+def _collector(plan: Plan, entrants: int) -> Collector:
+    return Collector(plan.memory / entrants, plan.empty_mask, native=plan.metric_size.side == "native")
 
 
-def _runners(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clock) -> Iterator[Runner]:
+def _entrants(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clock) -> Iterator[Entrant]:
     for label, given in named.items():
         for seed in plan.seeds if plan.shots else (None,):
             with clock(label):
@@ -166,14 +171,14 @@ def _runners(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clo
                 if detector.scorer.words == "required":
                     detector.describe(group.name)
                 if seed is None:
-                    yield Runner(label, detector)
+                    yield Entrant(label, detector)
                     continue
                 order = np.random.RandomState(seed).permutation(len(group.normals))[: plan.shots]
                 normals = [group.normals[i].image for i in order]
                 with warnings.catch_warnings():  # of few normals: no threshold is needed here
                     warnings.simplefilter("ignore", UserWarning)
                     detector.fit(normals)
-                yield Runner(label, detector, seed, ["/".join(file.parts[-3:]) for file in normals])
+                yield Entrant(label, detector, seed, ["/".join(file.parts[-3:]) for file in normals])
 
 
 def _threshold(detector: Detector, collected: Collector) -> float:
@@ -218,7 +223,7 @@ def _rows(label: str, place: Place, condition: Condition, measures: list[Measure
     return rows
 
 
-def _part(rows: list[Row], own: list[tuple[Measures, Runner]]) -> Part:
+def _part(rows: list[Row], own: list[tuple[Measures, Entrant]]) -> Part:
     first = own[0][0]
     draws = {name: np.mean([one.draws[name] for one, _ in own], axis=0) for name in first.draws}
     return {
@@ -229,7 +234,7 @@ def _part(rows: list[Row], own: list[tuple[Measures, Runner]]) -> Part:
             name: [round(value, 6) if np.isfinite(value) else None for value in column.tolist()]
             for name, column in draws.items()
         },
-        "references": {str(runner.seed): runner.references for _, runner in own if runner.references},
+        "references": {str(entrant.seed): entrant.references for _, entrant in own if entrant.references},
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
-from vlad.evaluate.walk import Condition, Look
+from vlad.evaluate.walk import Condition, MetricSize
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -24,7 +24,7 @@ class Plan:
 
     shots: int
     seeds: tuple[int, ...]
-    look: Look
+    metric_size: MetricSize
     conditions: tuple[Condition, ...]
     bootstrap: int
     empty_mask: str
@@ -104,11 +104,11 @@ def grouped(samples: Iterable[Sample], names: Mapping[str, str]) -> dict[Place, 
 
 
 def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group]) -> None:
-    size = plan.look.metric_size
+    size = plan.metric_size.side
     if size != "native" and (not isinstance(size, int) or size < 1):
         raise ValueError(f"metric_size is {size!r}; expected 'native' or the side of a square in pixels, such as 518")
     for key, value, known in (
-        ("mask_resize", plan.look.mask_resize, ("bilinear", "nearest")),
+        ("mask_resize", plan.metric_size.mask_resize, ("bilinear", "nearest")),
         ("empty_mask", plan.empty_mask, ("normal", "skip")),
     ):
         if value not in known:

@@ -1,7 +1,7 @@
 """From what a detector said of a category's pictures to numbers, curves and the pictures that show them.
 
 Maps are kept as long as memory allows, and measured exactly; beyond that they are counted into histograms as they come
-and the numbers get bounds (`metrics_stream`). Nothing else grows with the number of pictures.
+and the numbers get bounds (`metrics.stream`). Nothing else grows with the number of pictures.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 
 from vlad import metrics
 from vlad.datasets.samples import Sample, read_defects
-from vlad.evaluate.walk import Seen, resized
+from vlad.evaluate.walk import TestPicture, resized
 from vlad.metrics import resampling
 from vlad.metrics import stream as metrics_stream
 from vlad.metrics.inputs import Measured
 from vlad.metrics.stream import Bounded, Histogram
+from vlad.report.pictures import Shown
 
 LIMITS = {"aupro": 0.3, "aupro_0.05": 0.05}
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
@@ -38,16 +39,6 @@ class Value(NamedTuple):
     reason: str = ""  # why it is
     threshold: float | None = None  # of F1, an oracle's
     error: float = 0.0  # how far the value may be from the exact one
-
-
-@dataclass
-class Shown:
-    """A picture that says something about a detector; `kind` is "found", "missed" or "false alarm"."""
-
-    kind: str
-    score: float
-    seen: Seen
-    amap: np.ndarray | None
 
 
 @dataclass
@@ -83,7 +74,7 @@ class Collector:
         self.without_map = self.empty = 0
         self.best: dict[str, list[tuple[float, int, Shown]]] = {"found": [], "missed": [], "false alarm": []}
 
-    def add(self, seen: Seen, score: float, amap: np.ndarray | None) -> None:
+    def add(self, seen: TestPicture, score: float, amap: np.ndarray | None) -> None:
         """One picture's score and map."""
         index = len(self.samples)
         self.samples.append(seen.sample)
@@ -103,11 +94,11 @@ class Collector:
         if not self.exact or self.bytes > self.memory:
             self._count()
 
-    def _show(self, seen: Seen, score: float, amap: np.ndarray | None, index: int) -> None:
+    def _show(self, seen: TestPicture, score: float, amap: np.ndarray | None, index: int) -> None:
         kinds = (("found", score), ("missed", -score)) if seen.sample.label else (("false alarm", score),)
         for kind, rank in kinds:
             heap = self.best[kind]
-            heapq.heappush(heap, (rank, -index, Shown(kind, score, seen, amap)))
+            heapq.heappush(heap, (rank, -index, Shown(kind, score, seen.sample, seen.picture, seen.truth, amap)))
             if len(heap) > SHOWN:
                 heapq.heappop(heap)
 

@@ -12,12 +12,11 @@ from vlad.datasets import load as samples_of
 from vlad.evaluate import evaluate
 from vlad.evaluate.suites import Suite
 from vlad.forms import closest
-from vlad.report.summary import joined
+from vlad.report import Report
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
-    from vlad.encoders.clip import Encoder
-    from vlad.report import Report
+    from vlad.encoders.encoder import Encoder
 
 
 def run_suite(
@@ -50,7 +49,7 @@ def run_suite(
         samples = [sample for spec in specs for sample in samples_of(spec)]
         place = out if out is None or len(runs) == 1 else out / f"run {number}"
         found.append(evaluate(_labelled(detectors, shared), samples, out=place, **{**suite.how, **how}))
-    return joined(found, suite.title)
+    return Report.join(found, suite.title)
 
 
 def places(suite: Suite, data: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -66,7 +66,7 @@ _Data = Annotated[str, AfterValidator(_dataset)]
 
 @with_config({"extra": "forbid"})
 @dataclass(frozen=True)
-class Entrant:
+class DetectorTable:
     """One of `[[detectors]]`: keywords of `vlad.load`, and what it is called."""
 
     method: str
@@ -94,7 +94,7 @@ class SuiteFile:
     bootstrap: Whole | None = None
     corrupt: tuple[Annotated[str, one_of(lambda: CORRUPTIONS)], ...] | None = None
     names: dict[str, str] | None = None
-    detectors: tuple[Entrant, ...] = (Entrant("patch_text"),)
+    detectors: tuple[DetectorTable, ...] = (DetectorTable("patch_text"),)
     sources: dict[Annotated[str, AfterValidator(_source)], str] = field(default_factory=dict)
 
 

@@ -50,21 +50,21 @@ class Condition(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
+class MetricSize:
     """At which size maps and masks meet.
 
     Attributes:
-        metric_size: "native", the picture's own size with the mask untouched, or the side of a square in pixels.
+        side: "native", the picture's own size with the mask untouched, or the side of a square in pixels.
         mask_resize: for a square: "bilinear" (antialiased, more than half = anomalous) or "nearest".
     """
 
-    metric_size: str | int = "native"
+    side: str | int = "native"
     mask_resize: str = "bilinear"
 
     def size(self, picture: np.ndarray) -> tuple[int, int]:
         """(H, W) at which this picture is measured."""
         height, width = picture.shape[:2]
-        return (height, width) if isinstance(self.metric_size, str) else (self.metric_size, self.metric_size)
+        return (height, width) if isinstance(self.side, str) else (self.side, self.side)
 
     def mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """bool [H, W] of a bool mask of any size."""
@@ -75,7 +75,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TestPicture:
     """One test picture as it was measured."""
 
     sample: Sample
@@ -85,7 +85,7 @@ class Seen:
 
 
 @dataclass
-class Runner:
+class Entrant:
     """A detector that is ready for one category; few-shot runs have one for each seed."""
 
     label: str
@@ -96,41 +96,41 @@ class Runner:
 
 
 def walk(
-    runners: Sequence[Runner],
+    entrants: Sequence[Entrant],
     samples: Sequence[Sample],
     *,
-    look: Look,
+    metric_size: MetricSize,
     condition: Condition,
     batch_size: int,
     clock: Clock,
-) -> Iterator[tuple[Seen, list[tuple[float, np.ndarray | None]]]]:
-    """Each picture with what every runner says of it: (score, map float32 [h, w] at the method's own size, or None).
+) -> Iterator[tuple[TestPicture, list[tuple[float, np.ndarray | None]]]]:
+    """Each picture with what every entrant says of it: (score, map float32 [h, w] at the method's own size, or None).
 
     Raises:
         ValueError: a score or map is NaN or infinite, or a normal picture has a mask that is not empty.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
     """
-    for runner in runners:
-        if runner.detector.transductive:
-            with clock(runner.label):
+    for entrant in entrants:
+        if entrant.detector.transductive:
+            with clock(entrant.label):
                 pictures: list[Any] = [sample.image for sample in samples]
                 if condition.severity:
-                    pictures = [_look_at(sample, look, condition).picture for sample in samples]
-                runner.known = runner.detector.predict(pictures, batch_size=batch_size)
+                    pictures = [_test_picture(sample, metric_size, condition).picture for sample in samples]
+                entrant.known = entrant.detector.predict(pictures, batch_size=batch_size)
     with ThreadPoolExecutor(1) as reader:
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        ahead = [reader.submit(_look_at, sample, look, condition) for sample in batches[0]]
+        ahead = [reader.submit(_test_picture, sample, metric_size, condition) for sample in batches[0]]
         for number, batch in enumerate(batches):
             with clock(READING):
                 seen = [future.result() for future in ahead]
             following = batches[number + 1] if number + 1 < len(batches) else []
-            ahead = [reader.submit(_look_at, sample, look, condition) for sample in following]
-            said = [iter(found) for found in _scored(runners, seen, number * batch_size, clock)]
-            yield from ((one, [_finite(next(found), one.sample) for found in said]) for one in seen)
+            ahead = [reader.submit(_test_picture, sample, metric_size, condition) for sample in following]
+            results = [iter(found) for found in _scored(entrants, seen, number * batch_size, clock)]
+            yield from ((one, [_finite(next(found), one.sample) for found in results]) for one in seen)
             assert len(seen) == len(batch)
 
 
-def _look_at(sample: Sample, look: Look, condition: Condition) -> Seen:
+def _test_picture(sample: Sample, metric_size: MetricSize, condition: Condition) -> TestPicture:
     picture = read(sample.image)
     mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
     if mask is not None and not sample.label and mask.any():
@@ -139,8 +139,8 @@ def _look_at(sample: Sample, look: Look, condition: Condition) -> Seen:
         mask = None
     if condition.severity:
         picture, mask = corrupt(picture, *condition, key_of(sample), mask)
-    size = look.size(picture)
-    return Seen(sample, picture, size, None if mask is None else look.mask(mask, size))
+    size = metric_size.size(picture)
+    return TestPicture(sample, picture, size, None if mask is None else metric_size.mask(mask, size))
 
 
 def key_of(sample: Sample) -> str:
@@ -149,15 +149,15 @@ def key_of(sample: Sample) -> str:
 
 
 def _scored(
-    runners: Sequence[Runner], seen: Sequence[Seen], start: int, clock: Clock
+    entrants: Sequence[Entrant], seen: Sequence[TestPicture], start: int, clock: Clock
 ) -> list[list[tuple[float, np.ndarray | None]]]:
-    """For each runner its results on the batch. A pass that several need is timed with the first of them."""
-    each = [runner.detector.scorer for runner in runners if runner.known is None]
+    """For each entrant its results on the batch. A pass that several need is timed with the first of them."""
+    each = [entrant.detector.scorer for entrant in entrants if entrant.known is None]
     rows = score_together(each, [one.picture for one in seen])
     found = []
-    for runner in runners:
-        with clock(runner.label):
-            known = runner.known and runner.known[start : start + len(seen)]
+    for entrant in entrants:
+        with clock(entrant.label):
+            known = entrant.known and entrant.known[start : start + len(seen)]
             found.append([(one.score, one.map) for one in (next(rows) if known is None else known)])
     rows.close()  # what the scorers shared of their encoders is let go
     return found

@@ -10,7 +10,7 @@ measured at a threshold that the caller gives. All values are in [0, 1] except K
 computed is NaN, with a warning (`UndefinedMetricWarning`) or an entry in `Measured.reasons` that says why; scores that
 are NaN or infinite are refused.
 
-`metrics_stream` has the same metrics for more maps than memory holds, with bounds on their error.
+`metrics.stream` has the same metrics for more maps than memory holds, with bounds on their error.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A rank metric depends on the scores only through the number of normal pixels above, and at or above, each anomalous one.
 `tally` therefore sorts the normal pixels once, looks the distinct anomalous scores up in them, and keeps one row per
 distinct score. The metrics are sums over these rows; a row is a group of ties, and ties always enter together.
-The bins of a histogram are such groups as well (`metrics_stream`), so both forms share the formulas below.
+The bins of a histogram are such groups as well (`metrics.stream`), so both forms share the formulas below.
 
 Checked against scikit-learn and against MVTec's own evaluation code (tests/golden/metrics.npz).
 """

@@ -10,7 +10,7 @@ PALETTE = 8  # colours c0 .. c7 of the page's style sheet
 
 
 def colour(number: int) -> str:
-    """The style class of the so manieth detector."""
+    """The CSS class of the colour of the n-th detector."""
     return f"c{number % PALETTE}"
 
 

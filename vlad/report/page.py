@@ -1,21 +1,22 @@
-"""A report as one HTML page that needs no other file: numbers, bars, curves, pictures, published tables, settings."""
+"""A report as one HTML page that needs no other file: numbers, bars, curves, pictures, published tables, settings.
+
+What stands on the page is gathered here, as plain values; how it looks is in `templates/report.html.j2`, which escapes
+every text. Only drawings (`charts`) are markup already.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from html import escape
-from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from vlad.report import charts as charts
-from vlad.report import html as html
-from vlad.report.sections import comparisons_section, published_section, robustness_section
-from vlad.report.text import place_name, shown_places
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from vlad.report import Report
+from vlad.report import charts
+from vlad.report.compared import comparisons, published_tables, robustness
+from vlad.report.text import HEADINGS, heading, place_name, shown_places
+from vlad.report.values import Findings, Row
 
 KINDS = {
     "missed": "Missed: anomalous, lowest scores",
@@ -24,220 +25,190 @@ KINDS = {
 }
 
 
-def page(report: Report) -> str:
+def page(report: Findings) -> str:
     """The whole page; pictures and drawings are inside it."""
-    sections = (
-        *(_head, _means, _bars, robustness_section, comparisons_section, published_section),
-        *(_curves, _pictures, _values, _settings),
+    environment = Environment(
+        loader=PackageLoader("vlad.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    body = "\n".join(part for section in sections if (part := section(report)))
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(_title(report)), body=body)
+    environment.filters["heading"] = environment.globals["heading"] = heading
+    environment.globals["colour"] = charts.colour
+    sections = {
+        "legend": list(_legend(report)),
+        "means": _means(report),
+        "bars": list(_bars(report)),
+        "robustness": robustness(report),
+        "comparisons": comparisons(report),
+        "published": published_tables(report),
+        "curves": list(_curves(report)),
+        "pictures": list(_pictures(report)),
+        "values": _values(report),
+        "facts": _facts(report.settings),
+        "detectors": {label: _detector(one) for label, one in report.settings["detectors"].items()},
+        "words": {place_name(*place): f"“{one['name']}”" for place, one in _categories(report).items()},
+        "references": _references(report),
+    }
+    title = report.settings.get("title") or f"Anomaly detection: {', '.join(report.detectors)}"
+    return environment.get_template("report.html.j2").render(title=title, subtitle=_subtitle(report), **sections)
 
 
-def _title(report: Report) -> str:
-    return str(report.settings.get("title") or f"Anomaly detection: {', '.join(report.detectors)}")
-
-
-def _head(report: Report) -> str:
+def _subtitle(report: Findings) -> str:
     data = report.settings["data"]
-    pictures = sum(one["normal"] + one["anomalous"] for categories in data.values() for one in categories.values())
-    count = sum(map(len, data.values()))
-    said = [f"{pictures} test pictures", f"{count} categor{'y' if count == 1 else 'ies'}", ", ".join(data)]
-    legend = []
-    for number, (label, one) in enumerate(report.settings["detectors"].items()):
+    categories = [one for found in data.values() for one in found.values()]
+    pictures = sum(one["normal"] + one["anomalous"] for one in categories)
+    count = f"{len(categories)} categor{'y' if len(categories) == 1 else 'ies'}"
+    when = str(report.settings.get("started", ""))[:10]
+    return " · ".join(filter(None, (f"{pictures} test pictures", count, ", ".join(data), when)))
+
+
+def _legend(report: Findings) -> Iterator[dict[str, Any]]:
+    for label, one in report.settings["detectors"].items():
         words = f", prompts {one['prompts']}" if one["prompts"] else ""
         setting = f"{one['setting']}; {one['encoder']}, {one['resolution']} px{words}"
-        stamp = f' <span class="warn">trained on the tested data: {escape(", ".join(one["leaks"]))}</span>'
-        legend.append(
-            f'<li><i class="swatch {charts.colour(number)}"></i><span><b>{escape(label)}</b> '
-            f'<span class="soft">{escape(setting)}</span>{stamp if one["leaks"] else ""}</span></li>'
-        )
-    when = str(report.settings.get("started", ""))[:10]
-    note = f'<p class="soft">{escape(" · ".join(said))}{" · " + when if when else ""}</p>'
-    return f'<header><h1>{escape(_title(report))}</h1>{note}<ul class="legend">{"".join(legend)}</ul></header>'
+        yield {"label": label, "setting": setting, "leaks": ", ".join(one["leaks"])}
 
 
-def _means(report: Report) -> str:
-    metrics = [metric for metric in html.present(report) if html.clean(report, metric=metric)]
+def _clean(report: Findings, **wanted: str) -> list[Row]:
+    return report.select(condition="clean", **wanted)
+
+
+def _present(report: Findings) -> list[str]:
+    """The metrics of the tables that have a value somewhere."""
+    there = {row.metric for row in report.rows if not math.isnan(row.value)}
+    return [metric for metric in HEADINGS if metric in there and metric != "image_fpr_at_clean_threshold"]
+
+
+def _categories(report: Findings) -> dict[tuple[str, str], Any]:
+    """(data set, category) -> its words and counts, in order."""
+    data = report.settings["data"]
+    return {(dataset, category): one for dataset, found in data.items() for category, one in found.items()}
+
+
+def _means(report: Findings) -> dict[str, Any]:
+    metrics = [metric for metric in _present(report) if _clean(report, metric=metric)]
     means = [row for row in report.mean() if row.condition == "clean"]
     datasets = list(dict.fromkeys(row.dataset for row in means))
     overall = "all" if "all" in datasets else datasets[0]
-    rows: list[str] = []
-    notes: dict[str, list[str]] = {}
+    of_all = [row for row in means if row.dataset == overall]
+    best = {m: max((row.value for row in of_all if row.metric == m), default=math.nan) for m in metrics}
+    lines = []
     for label in report.detectors:
-        found = {row.metric: row for row in means if row.detector == label and row.dataset == overall}
-        best = {
-            m: max((r.value for r in means if (r.metric, r.dataset) == (m, overall)), default=math.nan) for m in metrics
-        }
-        cells = []
-        for metric in metrics:
-            row = found.get(metric)
-            lead = len(report.detectors) > 1 and row is not None and row.value == best[metric]
-            cells.append(html.number(row, lead))
-            if row is not None and row.reason:
-                reasons = {r.reason for r in means if (r.metric, r.dataset) == (metric, overall)}
-                who = f" of {label}" if len(reasons) > 1 else ""  # means over other categories: not to be compared
-                notes.setdefault(row.reason, []).append(html.heading(metric) + who)
-        rows.append(html.row([escape(label), *cells]))
+        own = {row.metric: row for row in of_all if row.detector == label}
+        leads = [len(report.detectors) > 1 and m in own and own[m].value == best[m] for m in metrics]
+        lines.append((label, list(zip((own.get(metric) for metric in metrics), leads, strict=True))))
     over = "data sets, each the mean of its categories" if overall == "all" else "categories"
-    note = f"Percent, unweighted mean over {over}; below it the 95 % interval of a bootstrap over pictures."
-    table = html.table(["", *map(html.heading, metrics)], rows)
-    return html.card(
-        "Mean", note, table, html.listed(f"{', '.join(dict.fromkeys(ms))}: {why}" for why, ms in notes.items())
-    )
+    return {"metrics": metrics, "lines": lines, "over": over, "notes": list(_mean_notes(of_all, metrics))}
 
 
-def _bars(report: Report) -> str:
-    drawn = []
+def _mean_notes(means: list[Row], metrics: list[str]) -> Iterator[str]:
+    """What means leave out; said of a detector where those of the others leave out something else."""
+    notes: dict[str, list[str]] = {}
+    for row in means:
+        if row.reason and row.metric in metrics:
+            several = len({one.reason for one in means if one.metric == row.metric}) > 1
+            notes.setdefault(row.reason, []).append(heading(row.metric) + (f" of {row.detector}" if several else ""))
+    for reason, whose in notes.items():
+        yield f"{', '.join(dict.fromkeys(whose))}: {reason}"
+
+
+def _bars(report: Findings) -> Iterator[tuple[str, Markup]]:
+    """(metric, drawing) of the metrics that have values."""
     for metric in ("image_auroc", "pixel_auroc", "pixel_aupro"):
-        if metric not in html.present(report):
+        if metric not in _present(report):
             continue
         rows = []
-        for place in html.places(report):
-            values: list[tuple[float, tuple[float, float] | None]] = []
-            for label in report.detectors:
-                found = html.clean(report, detector=label, dataset=place[0], category=place[1], metric=metric)
-                values.append((found[0].value, found[0].interval) if found else (math.nan, None))
+        for dataset, category in _categories(report):
+            found = {row.detector: row for row in _clean(report, dataset=dataset, category=category, metric=metric)}
+            own = [found.get(label) for label in report.detectors]
+            values = [(row.value, row.interval) if row else (math.nan, None) for row in own]
             if not all(math.isnan(value) for value, _ in values):
-                rows.append((place_name(*place), values))
+                rows.append((place_name(dataset, category), values))
         lowest = min((v for _, values in rows for v, _ in values if not math.isnan(v)), default=0)
         start = 0.0 if metric == "pixel_aupro" or lowest < 0.45 else 0.4
-        drawn.append(f"<h3>{html.heading(metric)}</h3>{charts.bars(rows, report.detectors, start)}")
-    note = (
-        "Percent; thin lines are 95 % intervals. AUROC: 50 is chance. Categories without masks have no pixel metrics."
-    )
-    return html.card(
-        "By category",
-        note,
-        f'<div class="pairs"><div>{drawn[0]}</div><div>{"".join(drawn[1:])}</div></div>' if drawn else "",
-    )
+        yield metric, Markup(charts.bars(rows, report.detectors, start))
 
 
-def _curves(report: Report) -> str:
-    blocks = []
-    for place in html.places(report):
+def _curves(report: Findings) -> Iterator[tuple[str, list[Markup]]]:
+    """(category, drawings) of those that have curves."""
+    kinds = (("image_roc", "ROC, pictures", 1.0), ("pixel_roc", "ROC, pixels", 1.0), ("pro", "PRO, regions", 0.3))
+    for place in _categories(report):
+        own = [report.curves.get((label, *place), {}) for label in report.detectors]
         graphs = []
-        for key, title, end in (
-            ("image_roc", "ROC, pictures", 1.0),
-            ("pixel_roc", "ROC, pixels", 1.0),
-            ("pro", "PRO, regions", 0.3),
-        ):
-            lines = [
-                (index, curves[key])
-                for index, label in enumerate(report.detectors)
-                if key in (curves := report.curves.get((label, *place), {}))
-            ]
-            if lines:
-                graphs.append(charts.curve(lines, title, end, diagonal=end == 1.0))
+        for key, title, end in kinds:
+            if lines := [(index, curves[key]) for index, curves in enumerate(own) if key in curves]:
+                graphs.append(Markup(charts.curve(lines, title, end, diagonal=end == 1.0)))
         if graphs:
-            inside = f'<div class="row">{"".join(graphs)}</div>'
-            blocks.append(f"<div><h3>{escape(place_name(*place))}</h3>{inside}</div>")
-    note = "Over the false positive rate in percent; region overlap (PRO) up to 30 %, as AUPRO counts it."
-    return html.card("Curves", note, f'<div class="pairs">{"".join(blocks)}</div>') if blocks else ""
+            yield place_name(*place), graphs
 
 
-def _pictures(report: Report) -> str:
-    blocks = []
-    for number, place in enumerate(html.places(report)):
-        inner = []
+def _pictures(report: Findings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(category, detector -> title -> pictures) of those that have pictures."""
+    for place in _categories(report):
+        found = {}
         for label in report.detectors:
             shown = report.shown.get((label, *place), [])
+            kinds = {title: [one for one in shown if one["kind"] == kind] for kind, title in KINDS.items()}
             if shown:
-                inner.append(f"<h3>{escape(label)}</h3>" if len(report.detectors) > 1 else "")
-                inner += list(_kinds(shown))
-        if inner:
-            opened = " open" if number < 1 else ""
-            blocks.append(f"<details{opened}><summary>{escape(place_name(*place))}</summary>{''.join(inner)}</details>")
-    note = (
-        "Each photo with the annotated defects outlined in green, and its map in colour. One colour scale for all "
-        "pictures of a category: cold up to the 80 % quantile of all its pixels, hot at the 99.9 % one."
-    )
-    return html.card("Best and worst pictures", note, *blocks) if blocks else ""
+                found[label] = {title: pictures for title, pictures in kinds.items() if pictures}
+        if found:
+            yield place_name(*place), found
 
 
-def _kinds(shown: list[dict[str, Any]]) -> Iterator[str]:
-    for kind, title in KINDS.items():
-        figures = [_figure(one) for one in shown if one["kind"] == kind]
-        if figures:
-            yield f'<div class="soft">{title}</div><div class="pictures">{"".join(figures)}</div>'
-
-
-def _figure(one: dict[str, Any]) -> str:
-    name = escape(one["name"])
-    images = [f'<img alt="{name}" src="data:image/jpeg;base64,{one["photo"]}">']
-    if "map" in one:
-        images.append(f'<img alt="map of {name}" src="data:image/jpeg;base64,{one["map"]}">')
-    return f"<figure><span>{''.join(images)}</span><figcaption>{one['score']:.3f} · {name}</figcaption></figure>"
-
-
-def _values(report: Report) -> str:
-    metrics, blocks = html.present(report), []
+def _values(report: Findings) -> dict[str, Any]:
+    metrics, tables = _present(report), {}
     for label in report.detectors:
-        rows = []
-        for place in shown_places(report):
-            own = {row.metric: row for row in html.clean(report, detector=label, dataset=place[0], category=place[1])}
-            first = next(iter(own.values()), None)
-            counts = f"<br><small>{first.normal} normal, {first.anomalous} anomalous</small>" if first else ""
-            kind = "mean" if place[1] == "mean" else ""
-            rows.append(
-                html.row([escape(place_name(*place)) + counts, *(html.number(own.get(m)) for m in metrics)], kind)
-            )
-        table = html.table(["", *map(html.heading, metrics)], rows)
-        blocks.append(f"<h3>{escape(label)}</h3>{table}")
-    why: dict[str, list[str]] = {}
-    for row in html.clean(report):
+        lines = []
+        for dataset, category in shown_places(report):
+            own = {row.metric: row for row in _clean(report, detector=label, dataset=dataset, category=category)}
+            cells = [(own.get(metric), False) for metric in metrics]
+            lines.append((place_name(dataset, category), category == "mean", next(iter(own.values()), None), cells))
+        tables[label] = lines
+    return {"metrics": metrics, "tables": tables, "notes": [*_gaps(_clean(report)), *_errors(report.rows)]}
+
+
+def _gaps(rows: Iterable[Row]) -> Iterator[str]:
+    """Each reason for a missing value once, with the categories and metrics that it holds for."""
+    why: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
         if row.reason:
-            why.setdefault(f"{html.heading(row.metric)}: {row.reason}", []).append(
-                place_name(row.dataset, row.category)
-            )
+            why.setdefault((heading(row.metric), row.reason), []).append(place_name(row.dataset, row.category))
     grouped: dict[tuple[str, str], list[str]] = {}
-    for text, places in why.items():
-        metric, _, reason = text.partition(": ")
+    for (metric, reason), places in why.items():
         grouped.setdefault((reason, ", ".join(dict.fromkeys(places))), []).append(metric)
-    notes = [f"n/a for {where} ({', '.join(found)}): {reason}." for (reason, where), found in grouped.items()]
-    errors = {row.metric: row.error for row in report.rows if row.error}
-    notes += [
-        f"{html.heading(metric)} was counted in bins: exact to ±{100 * error:.2f}." for metric, error in errors.items()
-    ]
-    note = (
-        "Percent, 95 % interval below; ± is the deviation over seeds. F1max is taken at the best threshold for "
-        "these labels."
-    )
-    return html.card("All values", note, *blocks, html.listed(notes))
+    for (reason, where), metrics in grouped.items():
+        yield f"n/a for {where} ({', '.join(metrics)}): {reason}."
 
 
-def _settings(report: Report) -> str:
-    settings = report.settings
+def _errors(rows: Iterable[Row]) -> Iterator[str]:
+    for metric, error in {row.metric: row.error for row in rows if row.error}.items():
+        yield f"{heading(metric)} was counted in bins: exact to ±{100 * error:.2f}."
+
+
+def _facts(settings: Any) -> dict[str, str]:
+    """What the numbers depend on and what they cost."""
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in settings.get("seconds", {}).items())
     peak = ", ".join(f"{name} {value / 2**20:.0f} MB" for name, value in settings.get("peak_memory", {}).items())
-    facts = {
+    empty = "counted as normal pixels" if settings["empty_mask"] == "normal" else "left out of pixel metrics"
+    return {
         "VLAD": f"{settings['vlad']}{', commit ' + settings['commit'] if settings.get('commit') else ''}",
         "normal pictures": f"{settings['shots']}, seeds {settings['seeds']}" if settings["shots"] else "none (shots 0)",
         "metrics at": f"{settings['metric_size']} size, masks resized: {settings['mask_resize']}",
-        "anomalous, nothing marked": f"counted as {settings['empty_mask']} pixels"
-        if settings["empty_mask"] == "normal"
-        else "left out of pixel metrics",
+        "anomalous, nothing marked": empty,
         "bootstrap": f"{settings['bootstrap']} draws, stratified, over pictures",
         "time": seconds + " (a pass that detectors share counts with the first of them)",
         "peak memory": peak,
     }
-    blocks = [html.facts(facts)]
-    listed: list[str] = []
-    for label, one in settings["detectors"].items():
-        kept = {key: value for key, value in one.items() if key not in ("pack", "leaks", "options")}
-        kept["options"] = ", ".join(f"{name} {value}" for name, value in one["options"].items())
-        kept["trained_on"] = ", ".join(one["trained_on"]) or "none"
-        kept["leaks"] = ", ".join(one["leaks"]) or "none"
-        listed.append(f"<div><h3>{escape(label)}</h3>{html.facts(kept)}</div>")
-    blocks.append(f'<div class="pairs">{"".join(listed)}</div>')
-    names = {place_name(d, c): f"“{one['name']}”" for d, found in settings["data"].items() for c, one in found.items()}
-    blocks.append(f"<h3>Words for the categories</h3>{html.facts(names)}")
-    if report.references:
-        drawn = {
-            f"{place_name(*key[1:])}, seed {seed}": ", ".join(files)
-            for key, found in report.references.items()
-            for seed, files in found.items()
-        }
-        blocks.append(f"<details><summary>Normal pictures fitted on</summary>{html.facts(drawn)}</details>")
-    return html.card("Settings and cost", "", *blocks)
+
+
+def _detector(one: dict[str, Any]) -> dict[str, Any]:
+    facts = {key: value for key, value in one.items() if key not in ("pack", "leaks", "options")}
+    facts["options"] = ", ".join(f"{name} {value}" for name, value in one["options"].items())
+    return facts | {key: ", ".join(one[key]) or "none" for key in ("trained_on", "leaks")}
+
+
+def _references(report: Findings) -> dict[str, str]:
+    """The normal pictures fitted on, by category and seed."""
+    return {
+        f"{place_name(*key[1:])}, seed {seed}": ", ".join(files)
+        for key, found in report.references.items()
+        for seed, files in found.items()
+    }

@@ -5,18 +5,27 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from vlad.datasets.samples import Sample
 from vlad.images.drawing import draw_overlay
-
-if TYPE_CHECKING:
-    from vlad.evaluate.measure import Shown
 
 SIDE = 184  # px of the longer side
 OUTLINE = (0, 235, 160)
+
+
+class Shown(NamedTuple):
+    """A picture that says something about a detector."""
+
+    kind: str  # "found", "missed" or "false alarm"
+    score: float
+    sample: Sample
+    picture: np.ndarray  # uint8 [H, W, 3], as it was measured
+    truth: np.ndarray | None  # bool, what is marked in it
+    amap: np.ndarray | None  # float [h, w]
 
 
 def thumbnails(shown: Sequence[Shown], colours: tuple[float, float]) -> list[dict[str, Any]]:
@@ -27,11 +36,11 @@ def thumbnails(shown: Sequence[Shown], colours: tuple[float, float]) -> list[dic
     """
     kept = []
     for one in shown:
-        sample, photo = one.seen.sample, _small(one.seen.picture)
+        photo = _small(one.picture)
         size = photo.shape[:2]
-        entry: dict[str, Any] = {"kind": one.kind, "score": round(one.score, 6), "defect": sample.defect}
-        entry["name"] = "/".join(sample.image.parts[-3:])
-        entry["photo"] = _jpeg(_outlined(photo, one.seen.truth))
+        entry: dict[str, Any] = {"kind": one.kind, "score": round(one.score, 6), "defect": one.sample.defect}
+        entry["name"] = "/".join(one.sample.image.parts[-3:])
+        entry["photo"] = _jpeg(_outlined(photo, one.truth))
         if one.amap is not None:
             amap = np.asarray(Image.fromarray(one.amap).resize((size[1], size[0]), Image.Resampling.BILINEAR))
             overlay = draw_overlay(photo, amap, low=colours[0], high=colours[1], alpha=0.8)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from vlad.report import Report, Row
+from vlad.report.values import ALL, Findings, Row
 
 HEADINGS = {
     "image_auroc": "image AUROC",
@@ -40,7 +39,7 @@ TABLE = (
 LOWER_IS_BETTER = ("image_fpr_at_clean_threshold",)
 
 
-def table(report: Report, metrics: Sequence[str]) -> str:
+def table(report: Findings, metrics: Sequence[str]) -> str:
     """One table for each detector, then robustness, then what has no value and why."""
     present = {row.metric for row in report.rows if not math.isnan(row.value)}
     metrics = [metric for metric in metrics if metric in present] or ["image_auroc"]
@@ -57,7 +56,7 @@ def table(report: Report, metrics: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def shown_places(report: Report) -> list[tuple[str, str]]:
+def shown_places(report: Findings) -> list[tuple[str, str]]:
     """The categories, then the means that say more than a category: of data sets with several, and of all."""
     places = list(dict.fromkeys((row.dataset, row.category) for row in report.rows))
     sizes = Counter(dataset for dataset, _ in places)
@@ -79,6 +78,11 @@ def cost(settings: Any) -> str:
     devices = ", ".join(dict.fromkeys(one["device"] for one in settings["detectors"].values()))
     memory = f"; peak memory {peak / 2**20:.0f} MB" if peak else ""
     return f"metrics at {settings['metric_size']} size; {parts}{memory}; {devices}"
+
+
+def heading(metric: str) -> str:
+    """A metric in words."""
+    return HEADINGS.get(metric, metric)
 
 
 def percent(row: Row | None) -> str:
@@ -109,9 +113,7 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _robustness(report: Report) -> list[str]:
-    from vlad.report.summary import drops
-
+def _robustness(report: Findings) -> list[str]:
     if not report.settings["corrupt"]:
         return []
     severities = report.settings["severities"]
@@ -129,7 +131,7 @@ def _robustness(report: Report) -> list[str]:
     return lines
 
 
-def _missing(report: Report, metrics: Sequence[str]) -> list[str]:
+def _missing(report: Findings, metrics: Sequence[str]) -> list[str]:
     """Each reason once, with the categories and how many they are."""
     why: dict[str, list[str]] = {}
     for row in report.rows:
@@ -143,3 +145,27 @@ def _missing(report: Report, metrics: Sequence[str]) -> list[str]:
     empty = {place_name(row.dataset, row.category): row.empty_masks for row in marked if row.empty_masks}
     lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
     return [*lines, ""] if lines else []
+
+
+def drops(report: Findings, metric: str) -> Iterator[tuple[str, str, dict[int, float], float, float]]:
+    """Of each detector and corruption: (label, kind, severity -> mean, mean over severities, drop); last kind "all".
+
+    The drop is relative to the clean mean; of a rate of alarms it is the rise, in absolute terms.
+    """
+    severities = report.settings["severities"]
+    for label in report.detectors:
+        clean = report.value(metric, detector=label)
+        table = {
+            kind: {level: report.value(metric, detector=label, condition=f"{kind} {level}") for level in severities}
+            for kind in report.settings["corrupt"]
+        }
+        table[ALL] = {level: _mean_of(found[level] for found in table.values()) for level in severities}
+        for kind, found in table.items():
+            mean = _mean_of(found.values())
+            drop = mean - clean if metric in LOWER_IS_BETTER else 1 - mean / clean if clean else math.nan
+            yield label, kind, found, mean, drop
+
+
+def _mean_of(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -27,7 +27,7 @@ class Synthetic:
     mask: Array  # bool [H, W], True on defects
     clean: Array  # uint8 [H, W, 3]
     caption: str
-    defects: tuple[str, ...]  # kinds, keys of synthetic_defects.WORDS
+    defects: tuple[str, ...]  # kinds, keys of synthetic.defects.WORDS
     material: str
     object: str
 
