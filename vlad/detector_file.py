@@ -5,6 +5,7 @@ What is read may come from anywhere: sizes, kinds and checksums are looked at be
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from vlad.files import write_whole
 
+logger = logging.getLogger(__name__)
+
+LARGEST = 1e30  # of a threshold
 FORMAT = 1  # raise it when older versions would misread the file
 KEYS: dict[str, tuple[type, ...]] = {
     "vlad": (str,),
@@ -46,6 +50,7 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         raise ValueError(f"a detector is saved as .safetensors; got {path.name!r}")
     kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     facts = {"format": FORMAT, **header, "sha256": _checksum(kept)}
+    facts["header_sha256"] = _header_checksum(facts)
     content = save(kept, metadata={"vlad": json.dumps(facts, allow_nan=False)})
     write_whole(path, content, sync=True)
 
@@ -63,7 +68,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"there is no detector file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("vlad", "null"))
+            header = json.loads((file.metadata() or {}).get("vlad", "null"), parse_constant=_refuse)
             # copies are aligned as fresh tensors are: kernels may round differently on others
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -77,6 +82,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
+def _refuse(number: str) -> None:
+    raise ValueError(f"{number} is no number")
+
+
 def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with the content; empty when nothing is."""
     if not isinstance(header, dict):
@@ -86,12 +95,25 @@ def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
     for key, kinds in KEYS.items():
         if key not in header or not isinstance(header[key], kinds) or isinstance(header[key], bool):
             return f"{key!r} is missing in its header or of the wrong kind"
+    for key in ("threshold", "map_threshold"):
+        if header[key] is not None and not abs(header[key]) <= LARGEST:
+            return f"{key!r} is not finite"
     for key in ("phrases", "references", "trained_on"):
         if not isinstance(header[key], list) or not all(isinstance(value, str) for value in header[key]):
             return f"{key!r} holds something else than texts"
     if header.get("sha256") != _checksum(tensors):
         return "its tensors are not those that were written"
+    if "header_sha256" not in header:
+        logger.info("a detector's file of an older VLAD: its header has no checksum; save it anew to give it one")
+    elif header["header_sha256"] != _header_checksum(header):
+        return "its header is not the one that was written"
     return ""
+
+
+def _header_checksum(header: Mapping[str, Any]) -> str:
+    """Of all that the header holds beside it, the checksum of the tensors among it."""
+    facts = json.loads(json.dumps({key: value for key, value in header.items() if key != "header_sha256"}))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
-from vlad.encoders.encoder import Encoder
+from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.learning import adapter_file
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
@@ -34,7 +34,7 @@ def load(
         method_or_file: a name of `vlad.methods()`, or a .safetensors file.
         name: what the pictures show ("metal bolt"); without it a text method loads and waits for `describe`.
         encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
-            for a method and the recorded encoder for a file.
+            for a method and the recorded encoder for a file, where that is no file, folder or hub repository.
         prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
         adapter: learned weights, for the methods that have them: a file that `vlad train` wrote, one that the method's
             authors published (.pth and the like, a folder, "hf-hub:<repo>"), or the name of one that ships. None is the
@@ -106,6 +106,11 @@ def _load_file(
             f"{path.name} records its own options; leave out {', '.join(options)}, or build the method anew"
         )
     header, tensors = detector_file.read(path)
+    if encoder is None and not may_be_named(header["encoder"]):
+        raise ValueError(
+            f"{path.name} asks for the encoder {header['encoder']!r}, a file, folder or repository, which is opened "
+            f"only if you name it yourself: if you trust it, load the detector with encoder={header['encoder']!r}"
+        )
     if not isinstance(encoder, Encoder):
         recorded = header["encoder"] if encoder is None else encoder
         encoder = load_encoder(recorded, device, dtype or header["dtype"])

@@ -18,6 +18,7 @@ from vlad.encoders.weights import WeightsError, digest_of, require_repository
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
+KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}  # of transformers
 RESOLUTION = 448  # AnomalyDINO's, 32 x 32 patches
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
@@ -92,21 +93,25 @@ def load(name: str, device: str | None = None, dtype: Any = None, activation: st
 
 
 def _pretrained(given: str, name: str) -> Any:
-    from transformers import AutoModel
+    import transformers
 
     source = f"facebook/dinov2-{given}" if given in SIZES else str(Path(given).expanduser())
+    folder = given not in SIZES and Path(source).is_dir()
     try:
-        if not Path(source).is_dir():
+        if not folder:
             require_repository(source, f"{name} needs the repository {source}")
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        config, _ = transformers.PretrainedConfig.get_config_dict(source)
+        kind = KINDS.get(str(config.get("model_type")))
+        # a class by name, and not what the folder says: code beside the weights never runs
+        model = kind and getattr(transformers, kind).from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
         raise WeightsError(
             f"the weights of {source} are not on this machine and could not be fetched "
             f"({str(error).splitlines()[0][:150]}): download its config.json and model.safetensors on a "
             'machine with a network into a folder and pass encoder="dino:FOLDER"'
         ) from error
-    if not str(model.config.model_type).startswith("dinov2"):
-        raise ValueError(f"encoder {name!r} is a {model.config.model_type}; expected a DINOv2")
+    if model is None:
+        raise ValueError(f"encoder {name!r} is a {config.get('model_type')}; expected a DINOv2")
     return model
 
 

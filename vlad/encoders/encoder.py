@@ -4,6 +4,7 @@ Methods know this face and no tower behind it: no other file knows how open_clip
 family of towers is one file with a subclass of `Encoder` and a function `load`, and one line in FAMILIES.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ FAMILIES = {
 CLIP = "vlad.encoders.clip"
 
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
+
+# Names that a file may hold: the shipped encoder, tags that open_clip knows, sizes that DINOv2 was published in.
+NAMED = re.compile(r"tiny|[\w-][\w.-]*/[\w-][\w.-]*|[\w-][\w.-]*/random:\d+|dino:(small|base|large)(/random:\d+)?")
 
 Edit = Callable[[int, Tensor], Tensor]
 
@@ -341,6 +345,11 @@ class Encoder:
     def end_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """[T, C]: the end-of-text token after the last layer norm, not projected."""
         self.cannot("knows pictures alone")
+
+
+def may_be_named(name: str) -> bool:
+    """Whether an encoder that a file names is loaded because of that: no path, and no repository of just anybody."""
+    return NAMED.fullmatch(name) is not None
 
 
 def _loaded_again(digest: str, name: str, device: str, dtype: torch.dtype, activation: str | None) -> Encoder:

@@ -21,8 +21,10 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
+TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language")  # what a configuration may ask of its tokenizer
 FILES = (".safetensors", ".bin", ".pt", ".pth")  # what a checkpoint is called
 HUB_PATIENCE = 5.0  # seconds to wait for the hub before saying that it cannot be reached
 
@@ -143,7 +145,7 @@ def _from_folder(folder: Path, activation: str | None) -> LoadedModel:
             f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside {described.name}"
         )
     preferred = [w for w in weights if w.name.startswith("open_clip")]
-    return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation)
+    return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation, folder)
 
 
 def _from_hub(repo: str, activation: str | None) -> LoadedModel:
@@ -156,8 +158,8 @@ def _from_hub(repo: str, activation: str | None) -> LoadedModel:
     return _described(config, weights, f"hf-hub:{repo}", activation)
 
 
-def _described(file: Path, weights: Path, name: str, activation: str | None) -> LoadedModel:
-    """The tower of an `open_clip_config.json` and the weights beside it."""
+def _described(file: Path, weights: Path, name: str, activation: str | None, folder: Path | None = None) -> LoadedModel:
+    """The tower of an `open_clip_config.json` and the weights beside it; `folder` holds its tokenizer too."""
     try:
         described = json.loads(file.read_text("utf-8"))
         config, preprocess = described["model_cfg"], described.get("preprocess_cfg", {})
@@ -165,16 +167,31 @@ def _described(file: Path, weights: Path, name: str, activation: str | None) -> 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"encoder {name!r}: {file} is no open_clip configuration of a CLIP ({reason})") from error
-    return _filled(config, weights, activation, preprocess.get("mean"), preprocess.get("std"), _tokenizer(name, config))
+    tokenizer = _tokenizer(name, config, folder)
+    return _filled(config, weights, activation, preprocess.get("mean"), preprocess.get("std"), tokenizer)
 
 
-def _tokenizer(name: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
-    """open_clip's tokenizer for the model; some come from the hub and must be there or be reachable."""
+def _tokenizer(name: str, config: Mapping[str, Any], folder: Path | None = None) -> Callable[[list[str]], Tensor]:
+    """The model's tokenizer. Some are transformers': they come out of the folder, else from the hub.
+
+    Of what a configuration asks for only TOKENIZER_OPTIONS are handed on, and code beside a tokenizer never runs.
+    """
     text = config.get("text_cfg", {})
-    if repo := text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+    repo, length = text.get("hf_tokenizer_name") or text.get("hf_model_name"), text.get("context_length", 77)
+    if not repo:
+        return open_clip.SimpleTokenizer(context_length=length)
+    if folder is None:
         require_repository(repo, f"{name} needs the tokenizer {repo}")
-        return open_clip.get_tokenizer(name)
-    return open_clip.SimpleTokenizer(context_length=text.get("context_length", 77))
+    asked = text.get("tokenizer_kwargs") or {}
+    options = {key: asked[key] for key in TOKENIZER_OPTIONS if key in asked}
+    options["tokenizer_mode"] = text.get("tokenizer_mode")
+    try:
+        return HFTokenizer(str(folder or repo), length, trust_remote_code=False, **options)
+    except Exception as error:  # each kind of tokenizer has errors of its own
+        raise ValueError(
+            f"encoder {name!r}: its tokenizer in {folder or repo} cannot be read, or is code of its own, which VLAD "
+            f"never runs ({type(error).__name__}); the folder must hold the tokenizer's tables"
+        ) from error
 
 
 def _random(model: str, tag: str, activation: str | None) -> LoadedModel:
@@ -252,7 +269,7 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
     if "multimodal_cfg" in config:
         kind = open_clip.CoCa
     if repo := config.get("text_cfg", {}).get("hf_model_name"):
-        require_repository(repo, f"the model needs the text tower {repo}")
+        _check_text_tower(repo)
         config["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
         return kind(**config).eval().requires_grad_(False)
     with torch.device("meta"):
@@ -262,6 +279,20 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
         if mask_name.endswith("attn_mask"):
             mask.fill_(float("-inf")).triu_(1)
     return model
+
+
+def _check_text_tower(repo: str) -> None:
+    """Raises where transformers' configuration of a text tower is not there, or names code of its own."""
+    from transformers import AutoConfig
+
+    if not Path(repo).is_dir():
+        require_repository(repo, f"the model needs the text tower {repo}")
+    try:
+        AutoConfig.from_pretrained(repo, trust_remote_code=False)
+    except Exception as error:  # what transformers raises differs from version to version
+        raise ValueError(
+            f"the text tower {repo} cannot be read ({type(error).__name__}); VLAD runs no code of its"
+        ) from error
 
 
 def _fill_randomly(model: nn.Module, seed: int) -> None:
