@@ -147,7 +147,7 @@ def test_saved_and_loaded_it_scores_the_same(detector, pictures, tmp_path):
     detector.threshold, detector.map_threshold = 0.25, 0.75
     file = tmp_path / "bolt.safetensors"
     detector.save(file)
-    loaded = vlad.load(file)
+    loaded = vlad.load(file, encoder=detector.encoder.name)
     assert (loaded.method, loaded.name, loaded.options) == (detector.method, detector.name, detector.options)
     assert loaded.pack == detector.pack and (loaded.pack is None or loaded.pack.name == detector.scorer.default_prompts)
     for one, other in zip(detector.predict(pictures), loaded.predict(pictures), strict=True):
