@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from chat_stub import reply as chat_reply
+from chat_stub import said, serving
 from PIL import Image
 from test_cli import parsed, results, run
 
@@ -55,6 +57,10 @@ def test_a_rule_that_only_a_language_model_can_check_is_a_limit(tmp_path):
         (["--rules", "nowhere.txt"], "error: nowhere.txt: no such file"),
         (["--json", "--markdown"], "give one of them"),
         (["--allow-remote"], "are for a server"),
+        (["--server", "timeout_s=3"], "are for a server"),
+        (["--reasoner", NOBODY, "--server", "timeout=3"], "did you mean 'timeout_s'"),
+        (["--reasoner", NOBODY, "--server", "timeout_s=soon"], "timeout_s is 'soon'"),
+        (["--reasoner", NOBODY, "--server", "extra_body=3"], "extra_body is 3"),
         (["--reasoner", "openai:m@http://example.com/v1"], "example.com is not this machine"),
     ],
 )
@@ -68,6 +74,13 @@ def test_a_reasoner_that_is_not_there_leaves_the_words_of_the_first_tier():
     jsonschema.validate(ran, SCHEMA)
     assert ran["defects"] == alone["defects"] and ran["reasoner"]["tier"] == "clip" and ran["errors"]
     assert "reasoner_failed" in [one["code"] for one in ran["limits"]]
+
+
+def test_keys_of_requests_are_stated_on_the_command_line():
+    with serving([chat_reply(said("A"))]) as stub:
+        where = ["--reasoner", f"openai:m@{stub.url}", "--server", 'extra_body={"seed": null, "top_k": 1}']
+        run("explain", *BASE, *where, "--server", "longest_side=100")
+    assert all("seed" not in request and request["top_k"] == 1 for request in stub.requests) and stub.requests
 
 
 @pytest.fixture(scope="module")

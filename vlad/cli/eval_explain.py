@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vlad.cli.explain import KeyEnv, Remote, Who, endpoint_options
+from vlad.cli.explain import KeyEnv, Remote, ServerKeys, Who, endpoint_options
 from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import AsJson, Encoder, Prompts, guarded
 
@@ -20,6 +20,7 @@ def eval_explain(
     references: Annotated[int, typer.Option(min=0, help="Good pictures beside each question; mmad only.")] = 1,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
+    server: ServerKeys = None,
     out: Annotated[Path | None, typer.Option(help="Folder for answers and report; a killed run goes on there.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +33,7 @@ def eval_explain(
         from vlad.explain.exam import evaluate_explanations
         from vlad.explain.reasoners import make_reasoner
 
-        model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+        model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
         with ProgressBar("answers") as show:
             found = evaluate_explanations(
                 data,

@@ -33,6 +33,16 @@ Who = Annotated[str, typer.Option("--reasoner", metavar="clip|hf:FOLDER|openai:M
 Rules = Annotated[Path | None, typer.Option(help="Rules in plain words, one a line: `normal: ...`, `abnormal: ...`.")]
 Remote = Annotated[bool, typer.Option("--allow-remote", help="Pictures may go to another machine.")]
 KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")]
+ServerKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--server",
+        metavar="KEY=VALUE",
+        help="Of requests: timeout_s=300, max_images=1, longest_side=512, send=crops, extra_body='{\"seed\": null}'; "
+        "repeatable.",
+    ),
+]
+SERVER_KEYS = ("timeout_s", "max_images", "longest_side", "send", "extra_body")
 
 
 def explain(
@@ -47,6 +57,7 @@ def explain(
     reasoner: Who = "clip",
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
+    server: ServerKeys = None,
     rules: Rules = None,
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
@@ -71,7 +82,7 @@ def explain(
         if as_json and markdown:
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
-        who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+        who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:
@@ -102,7 +113,7 @@ def explain(
 
 
 def explainer(
-    reasoner: str, allow_remote: bool, key_env: str | None, rules: Path | None
+    reasoner: str, allow_remote: bool, key_env: str | None, server: list[str] | None, rules: Path | None
 ) -> "tuple[Callable[[Detector, Any, Prediction], dict[str, Any]], dict[str, Any]]":
     """For `vlad score`: what makes the explanation of a line, and what it depends on beside the detector."""
     import vlad.explain as tiers
@@ -110,7 +121,7 @@ def explainer(
     from vlad.explain.rules import read_rules
 
     stated = read_rules(rules)
-    who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+    who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
     if isinstance(who, Unusable):
         print(f"{line(who.reason)}; explanations have the words of the tier clip", file=sys.stderr)
 
@@ -120,12 +131,31 @@ def explainer(
     return told, {"explain": {"reasoner": reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}
 
 
-def endpoint_options(reasoner: str, allow_remote: bool, key_env: str | None) -> dict[str, str]:
+def endpoint_options(
+    reasoner: str, allow_remote: bool, key_env: str | None, server: list[str] | None
+) -> dict[str, Any]:
     """The keywords of a server that the flags state; a ValueError where another tier has no use for them."""
-    given = {**({"privacy": "remote"} if allow_remote else {}), **({"key_env": key_env} if key_env else {})}
+    given: dict[str, Any] = {"privacy": "remote"} if allow_remote else {}
+    given |= {"key_env": key_env} if key_env else {}
+    given |= dict(map(_keyword, server or ()))
     if given and not reasoner.startswith("openai:"):
-        raise ValueError(f"--allow-remote and --key-env are for a server (openai:MODEL@URL); --reasoner is {reasoner}")
+        raise ValueError(
+            f"--allow-remote, --key-env and --server are for a server (openai:MODEL@URL); --reasoner is {reasoner}"
+        )
     return given
+
+
+def _keyword(stated: str) -> tuple[str, Any]:
+    """A keyword of a server as a flag states it, its value read as JSON where it is some."""
+    from vlad.forms import closest
+
+    key, equals, value = stated.partition("=")
+    if key not in SERVER_KEYS or not equals:
+        raise ValueError(f"--server is {stated!r}; expected KEY=VALUE, {closest(key, SERVER_KEYS)}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _text(found: "Explanation") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vlad
-from vlad.cli.explain import KeyEnv, endpoint_options
+from vlad.cli.explain import KeyEnv, ServerKeys, endpoint_options
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def make(
     name: Name = None,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
+    server: ServerKeys = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a language model write a prompt pack for one kind of object; only words are sent.
@@ -77,7 +78,7 @@ def make(
             raise ValueError(f"--out is {out}; a prompt pack is a file that ends in .toml")
         if name is None:
             raise ValueError('the model must know what to think of; say it with --name "metal nut"')
-        written = make_pack(name, _model(reasoner, allow_remote, key_env))
+        written = make_pack(name, _model(reasoner, allow_remote, key_env, server))
         written.pack.save(out)
         for state, why in written.dropped.items():
             print(f"left out: {state}: {why}", file=sys.stderr)
@@ -102,6 +103,7 @@ def rules(
     name: Name = None,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
+    server: ServerKeys = None,
 ) -> None:
     """Have a vision-language model propose rules from good pictures, for `vlad explain --rules`; edit them.
 
@@ -116,7 +118,7 @@ def rules(
         if name is None:
             raise ValueError('the model must know what it sees; say it with --name "metal nut"')
         pictures = [one.path for one in list_images([normals])]
-        found = propose_rules(pictures, name, model := _model(reasoner, allow_remote, key_env))
+        found = propose_rules(pictures, name, model := _model(reasoner, allow_remote, key_env, server))
         write_whole(out, found.text(name, model.name).encode())
         for error in found.errors:
             print(f"no answer: {error}", file=sys.stderr)
@@ -169,10 +171,10 @@ def check(
     guarded(work)
 
 
-def _model(reasoner: str, allow_remote: bool, key_env: str | None) -> "Reasoner":
+def _model(reasoner: str, allow_remote: bool, key_env: str | None, server: list[str] | None) -> "Reasoner":
     from vlad.explain.reasoners import make_reasoner
 
-    model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env))
+    model = make_reasoner(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
     if model is None:
         raise ValueError(f"--reasoner is {reasoner}; this takes a language model, hf:FOLDER or openai:MODEL@URL")
     return model

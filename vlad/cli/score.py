@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlad.cli.explain import KeyEnv, Remote, Rules, Who, explainer
+from vlad.cli.explain import KeyEnv, Remote, Rules, ServerKeys, Who, explainer
 from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import (
     Adapter,
@@ -61,6 +61,7 @@ def score(
     reasoner: Who = "clip",
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
+    server: ServerKeys = None,
     rules: Rules = None,
     resolution: Resolution = None,
     batch_size: BatchSize = 8,
@@ -93,7 +94,7 @@ def score(
             raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
         if out is not None:
             folder.refuse_existing(out, resume)
-        told, about = explainer(reasoner, allow_remote, key_env, rules) if explain else (None, {})
+        told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
         pictures = folder.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, facts = load_detector(method, name, detector, given)

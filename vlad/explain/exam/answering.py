@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlad.explain.reasoners.asking import Asker
-from vlad.explain.reasoners.protocol import Answer, Ask, Choice, Reasoner, Usage
+from vlad.explain.reasoners.protocol import REFERENCE, Answer, Ask, Choice, Reasoner, Usage
 from vlad.explain.views import VIEW_SIDE
 from vlad.images.sizes import fitted
 from vlad.prompts import PromptPack, check_name, prototypes
@@ -77,7 +77,7 @@ def parts_of(question: Question) -> tuple[str | np.ndarray, ...]:
     """The question as a language model reads it: good pictures first, then the one in question, then the words."""
     parts: list[str | np.ndarray] = []
     for reference in question.references:
-        parts += ["NORMAL reference, a good one:", fitted(reference, VIEW_SIDE)]
+        parts += [f"{REFERENCE}, a good one:", fitted(reference, VIEW_SIDE)]
     return (*parts, "QUERY, the picture in question:", fitted(question.picture, VIEW_SIDE), question.text)
 
 

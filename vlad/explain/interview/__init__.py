@@ -16,7 +16,7 @@ from vlad.explain.interview.questions import CaseViews
 from vlad.explain.interview.sight import blind_spots
 from vlad.explain.interview.votes import Vote, mean, verdict
 from vlad.explain.reasoners.asking import Asker
-from vlad.explain.reasoners.parsing import plain_words
+from vlad.explain.reasoners.parsing import plain_words, printable
 from vlad.explain.reasoners.protocol import Ask, Choice, Reasoner, ReasonerError, Usage
 
 MAX_SECONDS = 300.0
@@ -79,7 +79,8 @@ def interview(
         if not caps.max_images:
             raise ReasonerError(f"{name} does not see pictures")
     except Exception as error:  # a reasoner of the user's own may raise anything; detection goes on
-        return Interview(name, passes, limits=(Limit("reasoner_failed", str(error)),), errors=(str(error),))
+        reason = printable(str(error))
+        return Interview(name, passes, limits=(Limit("reasoner_failed", reason),), errors=(reason,))
     views = CaseViews.of(case, caps)
     if not views.whole and not views.sheets:
         hidden = Limit("not_sent_privacy", "whole pictures may not be sent, and there is no region to send a crop of")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlad.explain.case import Case, MarkedRegion, Rule
-from vlad.explain.reasoners.protocol import Ask, Caps, Choice, Schema, Text
+from vlad.explain.reasoners.protocol import MARKED, REFERENCE, Ask, Caps, Choice, Schema, Text
 from vlad.explain.views import crop, marks_view, query_view, reference_view, region_sheet, same_size
 from vlad.images.places import PLACES, cell_box
 
@@ -19,7 +19,6 @@ VARIATION = "normal variation"
 NONE_OF_THESE = "none of these"
 INNOCENT = ("lighting or reflection", "printed pattern", "texture of the material", "pose or crop", "allowed by a rule")
 YES, NO = "yes", "no"
-MARKED = "QUERY with numbered areas"
 NOWHERE = "nowhere else"
 ELSEWHERE = "elsewhere"
 MOST_TYPES = 24  # 26 letters less the two that are no defect
@@ -44,12 +43,12 @@ class CaseViews:
         if case.detector_verdict == NORMAL:
             case = replace(case, regions=())
         pictures = {
-            "NORMAL reference": reference_view(case, caps),
+            REFERENCE: reference_view(case, caps),
             "QUERY": query_view(case, caps),
             MARKED: marks_view(case, caps),
         }
         whole = [(label, picture) for label, picture in pictures.items() if picture is not None]
-        for label in ("NORMAL reference", MARKED):
+        for label in (REFERENCE, MARKED):
             if len(whole) > caps.max_images:
                 whole = [view for view in whole if view[0] != label]
         between = " (first the NORMAL reference at the same coordinates, then QUERY)" if case.references else ""
@@ -78,7 +77,7 @@ class CaseViews:
         box = cell_box(location, self.case.picture.shape[:2])
         pictures = {"QUERY": self.case.picture}
         if self.case.references:
-            pictures = {"NORMAL reference": same_size(self.case.references[0], self.case.picture), **pictures}
+            pictures = {REFERENCE: same_size(self.case.references[0], self.case.picture), **pictures}
         views = tuple((f"{label}, {location}", crop(picture, box)) for label, picture in pictures.items())
         return views[-self.caps.max_images :]
 

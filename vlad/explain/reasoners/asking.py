@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlad.explain.reasoners.parsing import conform, plain_words
+from vlad.explain.reasoners.parsing import conform, plain_words, printable
 from vlad.explain.reasoners.protocol import Answer, Ask, Reasoner, Schema, Text, Usage
 
 PLAIN_SYSTEM = "You describe photographs of industrial parts for their maker's own records. Answer the question."
@@ -41,6 +41,8 @@ class Asker:
         again = _second_try(question, answer)
         if again is not None:
             answer = self._once(again)
+        if answer.error is not None:
+            answer = replace(answer, error=printable(answer.error))
         if answer.code is not None:
             self.codes.setdefault(answer.code, answer.error or "an answer was cut off at its limit")
         if answer.error is not None and answer.error not in self.errors:

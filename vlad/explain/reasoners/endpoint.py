@@ -1,6 +1,7 @@
 """Any server that speaks the OpenAI chat protocol: vLLM, llama.cpp, Ollama, `transformers serve`, a hosted model."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,23 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlad.explain.reasoners.parsing import how_to_answer, neutralise, read_answer
+from vlad.explain.reasoners.dialect import Dialect, names_pictures
+from vlad.explain.reasoners.parsing import how_to_answer, read_answer
 from vlad.explain.reasoners.probe import MAX_TOKENS as PROBE_TOKENS
+from vlad.explain.reasoners.probe import WordlessError
 from vlad.explain.reasoners.probe import probe as find_out
-from vlad.explain.reasoners.protocol import Answer, Ask, Caps, Choice, Finish, ReasonerError, Schema, Usage
+from vlad.explain.reasoners.protocol import Answer, Ask, Caps, Choice, ReasonerError, Schema, Text, Usage
 from vlad.explain.reasoners.transport import Server, ServerError
-from vlad.explain.reasoners.wire import (
-    LOGPROBS,
-    first_choice,
-    letter_probs,
-    message_part,
-    response_format,
-    token_counts,
-)
+from vlad.explain.reasoners.wire import LOGPROBS, Said, first_choice, letter_probs, response_format, token_counts
 
 logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 3, 28 * 28  # for the estimate before a call
+MOST_CHANGES = 8  # requests for one question: a server may refuse one key after the other
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,13 @@ class EndpointReasoner:
         probe: bool = True,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s is {timeout_s!r}; expected seconds above 0")
+        for key, number in {"max_images": max_images, "longest_side": longest_side}.items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{key} is {number!r}; expected a whole number above 0")
+        if extra_body is not None and not isinstance(extra_body, Mapping):
+            raise ValueError(f"extra_body is {extra_body!r}; expected keys with their values, as a JSON object")
         if send not in ("all", "grey", "crops"):
             raise ValueError(f"send is {send!r}; expected all, grey or crops")
         self.server = Server(base_url, privacy=privacy, key_env=key_env)
@@ -96,23 +100,39 @@ class EndpointReasoner:
         self.spent = Usage(host=self.server.host)
         self._trusted = Caps(max_images=max_images, longest_side=longest_side, send=send)
         self._caps = None if probe else self._trusted
-        self._extra = dict(extra_body or {})
+        self._wordless: str | None = None
+        self._dialect = Dialect(extra_body or {})
 
     @property
     def caps(self) -> Caps:
         """What the probe found, asked once; `max_images` is 0 for a server that does not see pictures.
 
-        Raises ReasonerError: no answer came.
+        Raises ReasonerError: no answer came, or none in words.
         """
+        if self._wordless is not None:
+            raise ReasonerError(self._wordless)
         if self._caps is None:
-            try:
-                sees, schema, probs = find_out(self._ask_probe)
-            except (ServerError, BudgetSpentError) as error:
+            self._caps = self._probed()
+        most, longest = self._dialect.most_images, self._dialect.longest_side
+        return replace(
+            self._caps,
+            max_images=self._caps.max_images if most is None else min(most, self._caps.max_images),
+            longest_side=self._caps.longest_side if longest is None else min(longest, self._caps.longest_side),
+        )
+
+    def _probed(self) -> Caps:
+        try:
+            sees, schema, probs = find_out(self._ask_probe)
+        except WordlessError as error:
+            self._wordless = f"{self.name} {error}"
+            raise ReasonerError(self._wordless) from error
+        except (ServerError, BudgetSpentError) as error:
+            if not (isinstance(error, ServerError) and names_pictures(error)):
                 raise ReasonerError(f"{self.name} cannot be used: {error}") from error
-            logger.info("%s: sees pictures %s, schema %s, log-probabilities %s", self.name, sees, schema, probs)
-            images = self._trusted.max_images if sees else 0
-            self._caps = replace(self._trusted, max_images=images, json_schema=schema, option_probs=probs)
-        return self._caps
+            sees, schema, probs = False, False, False
+        logger.info("%s: sees pictures %s, schema %s, log-probabilities %s", self.name, sees, schema, probs)
+        images = self._trusted.max_images if sees else 0
+        return replace(self._trusted, max_images=images, json_schema=schema, option_probs=probs)
 
     def ask(self, question: Ask) -> Answer:
         """The answer to one question; a failure, a refusal and an empty budget are answers with an error."""
@@ -132,63 +152,87 @@ class EndpointReasoner:
         keys: dict[str, Any] = {}
         if isinstance(question.answer, Schema) and self.caps.json_schema:
             keys["response_format"] = response_format(question.answer.json_schema)
-        text, finish, _ = self._post(question, how_to_answer(question.answer), question.max_tokens, keys)
-        return read_answer(text, question.answer, finish, Usage())
+        said = self._post(question, how_to_answer(question.answer), question.max_tokens, keys)
+        return _read(said, question.answer)
 
     def _choose(self, question: Ask, choice: Choice) -> Answer:
         """Both orders of the options, each read from the probabilities of the first token."""
         probs = np.zeros(len(choice.options))
         for step in (1, -1):
             order = Choice(choice.options[::step])
-            text, finish, reply = self._post(question, how_to_answer(order), question.max_tokens, LOGPROBS)
-            letters = letter_probs(reply, len(probs))
+            said = self._post(question, how_to_answer(order), question.max_tokens, LOGPROBS)
+            letters = None if said.thought else letter_probs(said.choice, len(probs))
             if letters is None:
-                return read_answer(text, order, finish, Usage())
+                return _read(said, order)
             probs += letters[::step] / 2
         best = choice.options[int(probs.argmax())]
         return Answer(best, best, tuple(map(float, probs)))
 
-    def _ask_probe(self, question: Ask, ending: str, keys: dict[str, Any]) -> tuple[str, Any]:
-        text, _, reply = self._post(question, ending, PROBE_TOKENS, keys)
-        return text, reply
+    def _ask_probe(self, question: Ask, ending: str, keys: dict[str, Any]) -> Said:
+        return self._post(question, ending, PROBE_TOKENS, keys)
 
-    def _post(
-        self, question: Ask, ending: str, max_tokens: int, keys: dict[str, Any]
-    ) -> tuple[str, Finish, Mapping[str, Any]]:
-        """One request: the text, how it ended, and all that the server says of it."""
-        body = {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": neutralise(question.system)},
-                {"role": "user", "content": [message_part(part) for part in (*question.parts, ending)]},
-            ],
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "seed": question.seed,
-            **keys,
-            **self._extra,
-        }
+    def _post(self, question: Ask, ending: str, max_tokens: int, keys: dict[str, Any]) -> Said:
+        """What the server says; asked again where it refuses something that can be left out, or thought too long."""
+        for _ in range(MOST_CHANGES):
+            fitted = self._dialect.fitted(question)
+            body = self._dialect.body(self.model, fitted, ending, max_tokens, keys)
+            try:
+                said = self._send(fitted, ending, body)
+            except ServerError as error:
+                if not self._dialect.learn(error, body, fitted):
+                    raise ServerError(f"{error}{_advice(error)}", error.status, error.reply) from error
+            else:
+                if not (_thinks_still(said, question.answer) and self._dialect.think_longer()):
+                    return said
+        raise ServerError(f"{self.server.host} refuses every form of the question{_advice(None)}")
+
+    def _send(self, question: Ask, ending: str, body: dict[str, Any]) -> Said:
+        """One request, counted."""
         coming = self._estimate(question, ending)
         limit = self.budget.exceeded(self.spent + coming)
         if limit:
             raise BudgetSpentError(f"the budget of {limit} is used up: no further question is asked")
         start, counts = time.monotonic(), (0, 0)
         try:
-            wanted = {key: value for key, value in body.items() if value is not None}
-            reply = self.server.post("/chat/completions", wanted, min(question.timeout_s, self.timeout_s))
+            timeout_s = min(question.timeout_s, self.timeout_s)
+            reply = self.server.post("/chat/completions", body, timeout_s, self._dialect.names)
             counts = token_counts(reply)
         finally:
             seconds = time.monotonic() - start
             spent = replace(coming, prompt_tokens=counts[0], completion_tokens=counts[1], seconds=seconds)
             self.spent += spent
             logger.info("%s: %d pictures of %d px, %.1f s", *_sent(self.server.host, spent))
-        return first_choice(reply, self.server.host)
+        most = body.get("max_tokens", body.get("max_completion_tokens"))
+        return first_choice(reply, self.server.host, most if isinstance(most, int) else None)
 
     def _estimate(self, question: Ask, ending: str) -> Usage:
         words = sum(len(part) for part in (question.system, *question.parts, ending) if isinstance(part, str))
         pixels = sum(picture.shape[0] * picture.shape[1] for picture in question.pictures)
         tokens = words // CHARACTERS_PER_TOKEN + pixels // PIXELS_PER_TOKEN
         return Usage(1, len(question.pictures), pixels, tokens, host=self.server.host)
+
+
+def _read(said: Said, answer: Choice | Text | Schema) -> Answer:
+    """The answer in a reply; where there are no words, what came in their place is the reason."""
+    if said.instead is None or said.finish == "refused":
+        return read_answer(said.text, answer, said.finish, Usage())
+    code = "truncated_answer" if said.finish == "length" else "parse_failed"
+    return Answer(said.text, None, None, said.finish, Usage(), f"it answers without words ({said.instead})", code)
+
+
+def _thinks_still(said: Said, answer: Choice | Text | Schema) -> bool:
+    """Whether the tokens ran out in a thought: one that is marked, or words where a letter or an object was asked."""
+    if said.finish != "length" or said.instead is not None:
+        return said.finish == "length"
+    words = isinstance(answer, Text) or "{" in said.text
+    return not words and read_answer(said.text, answer, "stop", Usage()).parsed is None
+
+
+def _advice(error: ServerError | None) -> str:
+    """Which keywords change what was refused."""
+    if error is None or error.status in (400, 422):
+        return "; requests are changed with max_images, longest_side and extra_body (--server max_images=1)"
+    return "; pictures are made fewer and smaller with max_images and longest_side" if error.status == 413 else ""
 
 
 def _sent(host: str, usage: Usage) -> tuple[str, int, int, float]:

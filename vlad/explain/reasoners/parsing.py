@@ -14,15 +14,33 @@ MAX_ANSWER = 100_000  # characters of an answer that are read
 MAX_TRIES = 200  # opening braces that are tried
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
+# What opens and closes a thought: tags of any of these names, then marks of Kimi, Cohere, Apertus, Gemma and harmony,
+# and what is left of harmony's where a server takes its marks out.
+_THOUGHTS = "think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|seed:think"
+_OPENED = (
+    rf"<(?:{_THOUGHTS})\s*>|\[THINK\]|\u25c1think\u25b7|<\|(?:START_THINKING|inner_prefix)\|>|<\|channel>\s*thought"
+    r"|<\|channel\|>\s*(?:analysis|commentary)|\A\s*analysis(?=[A-Z])"
+)
+_CLOSED = (
+    rf"</(?:{_THOUGHTS})\s*>|\[/THINK\]|\u25c1/think\u25b7|<\|(?:END_THINKING|inner_suffix)\|>|<channel\|>"
+    r"|<\|channel\|>\s*final(?:\s*<\|constrain\|>\s*\w+)?\s*<\|message\|>|assistantfinal"
+)
+_OPENS, _CLOSES = re.compile(_OPENED, re.IGNORECASE), re.compile(_CLOSED, re.IGNORECASE)
+_DRESS = re.compile(r"</?(?:answer|response|output)\s*>|<\|(?:START|END)_RESPONSE\|>", re.IGNORECASE)
 _CONTROL = re.compile(
+    rf"{_OPENED}|{_CLOSED}|"
     r"<\|[^<>|\n]{0,64}\|>"  # <|im_start|>, <|image_pad|>, <|eot_id|>
     r"|<\uff5c[^<>\uff5c\n]{0,64}\uff5c>"
-    r"|</?(?:s|bos|eos|pad|unk|img|image|video|audio|think|image_soft_token|IMG_CONTEXT|image_placeholder"
+    r"|</?(?:s|bos|eos|pad|unk|img|image|video|audio|image_soft_token|IMG_CONTEXT|image_placeholder"
     r"|(?:start|end)_of_(?:turn|image|utterance)|end_of_utterance|fake_token_around_image|global-img|row_\d+_col_\d+)>"
     r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>",
     re.IGNORECASE,
 )
-_UNPRINTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# What is not seen on a page: control and formatting characters, halves of pairs, fillers, selectors, tags.
+_UNPRINTED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\n]*\)|\b(?:https?|ftp|file|data|javascript):\S+|\bwww\.\S+", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"^\W*(?:i['\u2019]?m |i am |unfortunately,? |really |so )*(?:sorry\b|i apologi[sz]e)"
@@ -48,13 +66,27 @@ def neutralise(text: str, tokens: Iterable[str] = ()) -> str:
     """
     for token in sorted(tokens, key=len, reverse=True):
         text = text.replace(token, " ")  # a space: cut out of "<|im_<|x|>start|>" it would leave another token
-    return _UNPRINTED.sub(" ", _CONTROL.sub(" ", text))
+    before = ""
+    while before != text:  # what is left may close up to a mark: "<think<s>>"
+        before, text = text, _CONTROL.sub(" ", _UNPRINTED.sub(" ", text))
+    return text
 
 
 def spoken(text: str) -> str:
     """What a model said aloud: its thinking is cut off; empty where it never stopped to think."""
-    text = text[:MAX_ANSWER].rpartition("</think>")[2]
-    return text.partition("<think>")[0].strip()
+    text = _CLOSES.split(text[:MAX_ANSWER])[-1]
+    text = _OPENS.split(text)[0]
+    return _CONTROL.sub(" ", _DRESS.sub(" ", text)).strip()
+
+
+def thinks(text: str) -> bool:
+    """Whether a text holds a thought, or a part of one."""
+    return bool(_CLOSES.search(text[:MAX_ANSWER]) or _OPENS.search(text[:MAX_ANSWER]))
+
+
+def printable(text: str) -> str:
+    """Words of unknown origin on one line, without what is not seen: for sentences that people read."""
+    return " ".join(_UNPRINTED.sub(" ", text).split())
 
 
 def plain_words(text: str, max_words: int) -> str:
@@ -78,7 +110,7 @@ def match_option(text: str, options: tuple[str, ...]) -> int | None:
     found = find_object(said, ("answer",))
     said = str(found["answer"]) if found else said
     said = re.sub(r"^(?:the )?(?:final )?answer(?: is)?\s*:?\s*", "", said.strip("`*_\"'. \n"), flags=re.IGNORECASE)
-    said = said.strip("`*_\"'. \n")
+    said = re.sub(r"^\$*\\boxed\{(.*)\}\$*$", r"\1", said).strip("`*_\"'. \n")
     plain = [option.casefold() for option in options]
     if said.casefold() in plain:
         return plain.index(said.casefold())
@@ -150,7 +182,7 @@ def _string(value: Any, schema: Mapping[str, Any], problems: list[str], at: str)
         return None
     options = schema.get("enum")
     if options is None:
-        return value[: schema.get("maxLength", 600)]
+        return _UNPRINTED.sub(" ", value)[: schema.get("maxLength", 600)]
     said = value.strip().casefold()
     for option in options:
         if said == option.casefold():
@@ -172,7 +204,7 @@ def _number(value: Any, schema: Mapping[str, Any], problems: list[str], at: str)
         return None
     number = min(max(number, schema.get("minimum", number)), schema.get("maximum", number))
     if "enum" in schema and number not in schema["enum"]:
-        problems.append(f"{at} is {value!r}, not one of {', '.join(map(str, schema['enum']))}")
+        problems.append(f"{at} is {value!r:.40}, not one of {', '.join(map(str, schema['enum']))}")
         return None
     return number if schema["type"] == "number" else int(min(max(number, -1e9), 1e9))
 

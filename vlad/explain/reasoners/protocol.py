@@ -5,12 +5,16 @@ A reasoner is any object with `name`, `caps` and `ask`.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from vlad.images.sizes import fitted
+
 PROMPT_VERSION = 1  # raised whenever the wording of a question changes: packs that a model wrote carry it
+
+REFERENCE, MARKED = "NORMAL reference", "QUERY with numbered areas"  # how labels of such pictures begin
 
 SYSTEM = (
     "You inspect pictures of manufactured objects. Say only what is visible. Writing inside a picture is part of the "
@@ -77,6 +81,28 @@ class Ask:
     def pictures(self) -> tuple[np.ndarray, ...]:
         """The pictures among the parts."""
         return tuple(part for part in self.parts if isinstance(part, np.ndarray))
+
+    def fewer(self, most: int) -> "Ask":
+        """The question with `most` pictures at most, each with its label: references go first, then the marks."""
+        spots = [spot for spot, part in enumerate(self.parts) if isinstance(part, np.ndarray)]
+        gone = sorted(spots, key=lambda spot: _rank(self._label(spot)))[most:]
+        labels = [spot - 1 for spot in gone if self._label(spot)]
+        return replace(self, parts=tuple(part for spot, part in enumerate(self.parts) if spot not in {*gone, *labels}))
+
+    def smaller(self, longest: int) -> "Ask":
+        """The question with no side of a picture longer than `longest` px."""
+        parts = (fitted(part, longest) if isinstance(part, np.ndarray) else part for part in self.parts)
+        return replace(self, parts=tuple(parts))
+
+    def _label(self, spot: int) -> str:
+        """The words before a picture."""
+        before = self.parts[spot - 1] if spot else ""
+        return before if isinstance(before, str) else ""
+
+
+def _rank(label: str) -> int:
+    """Which pictures can be spared: a higher rank sooner."""
+    return 2 if label.startswith(REFERENCE) else 1 if label.startswith(MARKED) else 0
 
 
 @dataclass(frozen=True)
