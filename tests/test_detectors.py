@@ -24,7 +24,7 @@ FITTED = [name for name in METHODS if method_class(name).remember is not Scorer.
 
 
 SHARP = ("adaclip",)  # its logits are 100 times a cosine of prompted towers, and so is what rounding does to them
-WIDE = ("adaclip", "vcpclip", "bayes_pfl")  # methods whose encoder must have text as wide as the joint space
+WIDE = ("adaclip", "vcpclip", "bayes_pfl", "filo")  # methods whose encoder must have text as wide as the joint space
 SIDES = {"metauas": 64, "anomalyvfm": 96}  # smaller than the sides that their files were made for
 
 

@@ -233,6 +233,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "visualad"
     if content.keys() & {"text_adapter", "image_adapter"}:
         return "aaclip"
+    if "filo" in content:
+        return "filo"
     if "MyModel" in content:
         return "bayes_pfl"
     table = content.get("state_dict")

@@ -23,6 +23,7 @@ METHODS = {
     "crane": "Crane",
     "faprompt": "FaPrompt",
     "gaussian": "GaussianAD",
+    "filo": "Filo",
     "laft": "Laft",
     "metauas": "MetaUas",
     "musc": "MuSc",
