@@ -278,6 +278,23 @@ def test_more_shots_than_normals_are_refused(tree, bright):
         evaluate(bright, folder(tree), shots=7)
 
 
+def test_without_pictures_for_training_half_of_the_normal_ones_are_set_aside_and_the_report_says_so(tree, bright):
+    tests = [one for one in folder(tree) if one.split == "test"]
+    plain = evaluate(bright, tests, bootstrap=0)
+    one, two = (evaluate(bright, tests, shots=1, seeds=seeds, bootstrap=0) for seeds in ([0], [0, 1]))
+    row = plain.select(category="bolt", metric="image_auroc")[0]
+    half = row.normal // 2
+    found = one.select(category="bolt", metric="image_auroc")[0]
+    assert (found.normal, found.anomalous) == (row.normal - half, row.anomalous)
+    assert one.settings["data"]["set"]["bolt"]["set_aside"] == half
+    place = (one.detectors[0], "set", "bolt")
+    assert one.references[place]["0"] == two.references[place]["0"]
+    assert f"of {row.normal} normal ones, {half} drawn with seed 0 are fitted on and not tested" in one.table()
+    assert "set aside" not in plain.table() and "set_aside" not in plain.settings["data"]["set"]["bolt"]
+    with pytest.raises(ValueError, match=f"has {half} normal pictures for training"):
+        evaluate(bright, tests, shots=row.normal)
+
+
 def test_a_detector_trained_on_the_tested_set_is_refused_unless_forced(tree, bright):
     samples = [replace(s, dataset="mvtec_ad") for s in folder(tree)]
     trained = bright.copy()

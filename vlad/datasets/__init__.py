@@ -30,18 +30,19 @@ from vlad.datasets.industrial import (
     visa,
 )
 from vlad.datasets.layouts import (
-    NORMAL_FOLDERS,
     Reader,
     Root,
     categories,
     checked,
     existing,
     folders,
+    is_normal,
     labelled,
     mvtec_category,
     read_json,
     wrong_root,
 )
+from vlad.datasets.mask_files import is_mask_folder, mask_folder
 from vlad.datasets.medical import (
     bmad,
     br35h,
@@ -58,7 +59,6 @@ from vlad.datasets.medical import (
 )
 from vlad.datasets.samples import Sample
 from vlad.forms import closest
-from vlad.images.listing import MASK_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,10 @@ def folder(root: Root) -> list[Sample]:
     """Own pictures: every folder with `train` or `test` at most two levels below `root` is a category.
 
     In it `train/good`, `test/good`, `test/<defect>` and, where there are masks, `ground_truth/<defect>` as in MVTec AD;
-    "ok", "normal" and "nominal" mean the same as "good". A category is called by its folder, or by its path below
-    `root` where several folders have its name; its data set by the folder around it. A `root` with `good` and one
-    folder for each defect is one category without `train`.
+    names that say the same ("normal", "no_defect", "masks") mean the same, and folders in these are searched whole.
+    Masks may also lie loose in their folder, or beside the pictures (`000.png`, `000_mask.png`). A category is called
+    by its folder, or by its path below `root` where several folders have its name; its data set by the folder above.
+    A `root` with `good` and one folder for each defect is one category without `train`.
     """
     root = existing(root)
     samples = []
@@ -81,11 +82,11 @@ def folder(root: Root) -> list[Sample]:
     for place, path in paths.items():
         name = path.name if count[path.name] == 1 else place.relative_to(root).as_posix()
         samples += mvtec_category(place, path.parent.name, name)
-    if not samples and any(kind.name.lower() in NORMAL_FOLDERS for kind in folders(root)):
-        path = root.resolve()
+    if not samples and any(is_normal(kind.name) for kind in folders(root)):
+        path, masks = root.resolve(), mask_folder(folders(root))
         for kind in folders(root):
-            if kind.name != MASK_FOLDER:
-                samples += labelled(kind, path.parent.name, path.name, "test", root / MASK_FOLDER)
+            if not is_mask_folder(kind):
+                samples += labelled(kind, path.parent.name, path.name, "test", masks)
     if not samples:
         raise wrong_root(
             "folder", root, "<category>/{train,test}/good and <category>/test/<defect>, or good/ and <defect>/"

@@ -8,7 +8,6 @@ from pathlib import Path
 from vlad.datasets.layouts import (
     MVTEC_LAYOUT,
     Root,
-    by_stem,
     categories,
     checked,
     existing,
@@ -16,11 +15,11 @@ from vlad.datasets.layouts import (
     for_training,
     labelled,
     mvtec_like,
-    pair_masks,
     pictures,
     read_json,
     wrong_root,
 )
+from vlad.datasets.mask_files import by_stem, pair_masks
 from vlad.datasets.samples import Sample, mask_levels
 
 logger = logging.getLogger(__name__)

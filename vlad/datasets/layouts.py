@@ -4,19 +4,23 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlad.datasets.mask_files import apart, is_mask_folder, mask_folder, pair_below
 from vlad.datasets.samples import Sample
-from vlad.images.listing import MASK_FOLDER, SUFFIXES
+from vlad.images.listing import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 Root = str | os.PathLike[str]
 Reader = Callable[..., list[Sample]]
 
-NORMAL_FOLDERS = ("good", "ok", "normal", "nominal")  # in any case
+# In any case, with or without the marks between words: "no_defect", "Defect-free", "good ".
+_NORMAL = {"good", "ok", "okay", "normal", "nominal", "nodefect", "nodefects", "nondefective", "defectfree", "0"}
+_NORMAL |= {"nonanomalous", "anomalyfree", "flawless", "healthy", "intact"}
 SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -25,6 +29,11 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 MVTEC_LAYOUT = "<category>/train/good, <category>/test/{good,<defect>} and <category>/ground_truth/<defect>"
+
+
+def is_normal(folder: str) -> bool:
+    """Whether a folder's name says that its pictures are normal."""
+    return re.sub("[^a-z0-9]", "", folder.lower()) in _NORMAL
 
 
 def existing(root: Root) -> Path:
@@ -81,38 +90,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Name without suffix (of a folder the whole name) -> path; two of the same are refused, one would be lost."""
-    index: dict[str, Path] = {}
-    for path in paths:
-        stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-        if stem in index:
-            raise ValueError(f"{path} and {index[stem].name} differ only in their suffix; keep one of them")
-        index[stem] = path
-    return index
-
-
-def pair_masks(images: list[Path], masks: list[Path], endings: Sequence[str] = ("_mask", "")) -> list[Path | None]:
-    """For each picture the mask (file or folder) named like it, with one of `endings` before the suffix.
-
-    Never by position: one missing file would shift all masks behind it. A warning counts the pictures without a mask.
-
-    Raises:
-        ValueError: there are masks, but none is named like a picture; or two files of one name.
-    """
-    named, marked = by_stem(images), by_stem(masks)
-    found = [next((marked[stem + end] for end in endings if stem + end in marked), None) for stem in named]
-    lost = [image for image, mask in zip(images, found, strict=True) if mask is None]
-    if masks and lost and len(lost) == len(images):
-        wanted, there = f"{images[0].stem}{endings[0]}.png", masks[0].name
-        raise ValueError(
-            f"{masks[0].parent}: no mask is named like a picture; expected names as {wanted}, found {there}"
-        )
-    if lost:
-        logger.warning("%d of %d anomalous pictures have no mask, the first is %s", len(lost), len(images), lost[0])
-    return found
-
-
 def for_training(images: list[Path], root: Path, share: float) -> set[Path]:
     """The `share` of the pictures that VLAD trains on where a set has no split of its own.
 
@@ -125,9 +102,15 @@ def for_training(images: list[Path], root: Path, share: float) -> set[Path]:
 
 def categories(root: Path, depth: int = 1) -> list[Path]:
     """The folders with `train` or `test` in them, at most `depth` levels below `root`; `root` alone if it is one."""
-    if any((root / split).is_dir() for split in ("train", "test")):
+    if any(place.name.lower() in ("train", "test") for place in folders(root)):
         return [root]
     return [found for place in folders(root) for found in categories(place, depth - 1)] if depth else []
+
+
+def pictures_below(place: Path) -> list[Path]:
+    """The pictures in `place` and in all folders below it, those of masks left out."""
+    inner = [picture for folder in folders(place) if not is_mask_folder(folder) for picture in pictures_below(folder)]
+    return pictures(place) + inner
 
 
 def mvtec_like(dataset: str, root: Root, category: str | None = None, expected: str = MVTEC_LAYOUT) -> list[Sample]:
@@ -154,30 +137,43 @@ def mvtec_category(place: Path, dataset: str, category: str) -> list[Sample]:
     Raises:
         ValueError: pictures directly in `test`, which nobody has labelled.
     """
-    samples = []
-    for folder, split in SPLIT_FOLDERS.items():
-        loose = pictures(place / folder)
-        if loose and split == "test":
-            raise ValueError(f"{loose[0]} has no label; put pictures into {place / 'test'}/good or .../<defect>")
-        samples += [Sample(image, None, 0, category, "good", split, dataset=dataset) for image in loose]
-        masks = place / MASK_FOLDER if split == "test" else None  # it may hold the same names as a folder of train
-        for kind in folders(place / folder):
-            samples += labelled(kind, dataset, category, split, masks)
+    samples, inside = [], folders(place)
+    tests = [kind for part in inside if part.name.lower() == "test" for kind in folders(part)]
+    marked = mask_folder(inside) or mask_folder(tests)
+    for split in dict.fromkeys(SPLIT_FOLDERS.values()):
+        for part in inside:
+            if SPLIT_FOLDERS.get(part.name.lower()) == split:
+                # A folder of masks may hold the same names as a folder of train.
+                samples += _split(part, dataset, category, split, marked if split == "test" else None)
     if not samples:
         logger.warning("%s: left out, there is no picture in train or test", place)
     return samples
 
 
+def _split(part: Path, dataset: str, category: str, split: str, masks: Path | None) -> list[Sample]:
+    loose, _ = apart(pictures(part))
+    if loose and split == "test":
+        raise ValueError(f"{loose[0]} has no label; put pictures into {part}/good or .../<defect>")
+    samples = [Sample(image, None, 0, category, "good", split, dataset=dataset) for image in loose]
+    kinds = [kind for kind in folders(part) if not is_mask_folder(kind)]
+    return samples + [one for kind in kinds for one in labelled(kind, dataset, category, split, masks)]
+
+
 def labelled(kind: Path, dataset: str, category: str, split: str, masks: Path | None = None) -> list[Sample]:
-    """The samples of one folder, normal or a defect by its name; masks are in the folder of that name in `masks`."""
-    images = pictures(kind)
-    if kind.name.lower() in NORMAL_FOLDERS:
-        return [Sample(image, None, 0, category, "good", split, dataset=dataset) for image in images]
+    """The samples of one folder and those below it, normal or a defect by its name.
+
+    Masks lie in the folder of that name in `masks`, in `masks` itself, in a folder of masks in it, or beside pictures.
+    """
+    images, beside = apart(pictures_below(kind))
+    label = int(not is_normal(kind.name))
     found: list[Path | None] = [None] * len(images)
-    if masks is not None and masks.is_dir():
-        found = pair_masks(images, [*pictures(masks / kind.name), *folders(masks / kind.name)])
+    masks = mask_folder(folders(kind)) or masks
+    if label and images and masks is not None:
+        found = pair_below(images, kind, masks)
     return [
-        Sample(image, mask, 1, category, kind.name, split, dataset=dataset)
+        Sample(
+            image, mask or beside.get(image), label, category, kind.name if label else "good", split, dataset=dataset
+        )
         for image, mask in zip(images, found, strict=True)
     ]
 

@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlad.datasets.layouts import (
-    NORMAL_FOLDERS,
     Root,
     categories,
     checked,
     existing,
     folders,
+    is_normal,
     mvtec_like,
-    pair_masks,
     pictures,
     wrong_root,
 )
+from vlad.datasets.mask_files import pair_masks
 from vlad.datasets.samples import Sample
 
 _POLYP_FOLDERS = (("images", "masks"), ("Original", "Ground Truth"), ("PNG/Original", "PNG/Ground Truth"))
@@ -123,7 +123,7 @@ def bmad(root: Root) -> list[Sample]:
 
 def _bmad_folder(kind: Path, category: str, split: str) -> list[Sample]:
     images = pictures(kind / "img") or pictures(kind)
-    label = int(kind.name.lower() not in NORMAL_FOLDERS)
+    label = int(not is_normal(kind.name))
     truth = [kind / inner for inner in ("label", "anomaly_mask") if label and (kind / inner).is_dir()]
     masks = pair_masks(images, pictures(truth[0]), ("", "_mask")) if truth else [None] * len(images)
     defect = kind.name if label else "good"

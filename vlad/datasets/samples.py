@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from vlad.datasets.mask_levels import marked
 from vlad.images import FORMATS, ImageError
 from vlad.images.listing import SUFFIXES
 from vlad.prompts import category_name
@@ -74,8 +75,8 @@ def _words(dataset: str, category: str) -> str:
 def read_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray | None:
     """Where the picture is anomalous, bool [H, W]; None where that is not known (anomalous, but without a mask).
 
-    A normal picture without a mask is normal everywhere. Nonzero is anomalous, transparent pixels are not; only in JPEG
-    masks, whose zeros do not survive compression, it takes more than 127. The files of a folder are united.
+    A normal picture without a mask is normal everywhere. Nonzero is anomalous, transparent pixels are not; a mask that
+    is not clean is cut at half of its range, with a warning. The files of a folder are united.
 
     Args:
         size: (H, W) of the picture, turned upright as `vlad.images.read` does; None reads it from the picture's header.
@@ -90,7 +91,9 @@ def read_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray
     size = size or picture_size(sample.image)
     if sample.mask is None:
         return np.zeros(size, dtype=bool)
-    return np.logical_or.reduce([_fitted(mask_levels(file) != 0, size, file) for file in _mask_files(sample.mask)])
+    return np.logical_or.reduce(
+        [_fitted(marked(mask_levels(file), file), size, file) for file in _mask_files(sample.mask)]
+    )
 
 
 def read_defects(sample: Sample, size: tuple[int, int] | None = None) -> list[Defect] | None:
@@ -147,7 +150,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def mask_levels(file: Path) -> np.ndarray:
-    """[H, W] values of a mask file as stored, 0 = normal: grey levels, or the largest of red, green and blue.
+    """[H, W] values of a mask file as stored: grey levels, or the largest of red, green and blue.
 
     Raises as `picture_size`.
     """
@@ -156,6 +159,8 @@ def mask_levels(file: Path) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
             levels = np.asarray(image)
+        elif image.mode == "P" and not np.asarray(image.convert("RGB")).any():
+            levels = np.asarray(image)  # indices of a palette without colours
         elif image.has_transparency_data:
             colours = np.asarray(image.convert("RGBA"))
             levels = np.where(colours[..., 3] > 0, colours[..., :3].max(-1), 0)

@@ -68,7 +68,8 @@ def evaluate(
         detectors: a Detector, a list, or a dict label -> Detector; left unchanged. Those round one Encoder object share
             its passes.
         samples: of one or more data sets, as `vlad.datasets` reads them; test pictures are measured.
-        shots: normal pictures to fit on; 0 takes the detectors as they are.
+        shots: normal pictures to fit on; 0 takes the detectors as they are. Where a category has none for training,
+            half of its normal test pictures are set aside for it (seed 0), which the report says.
         seeds: number of draws of these pictures (seeds 0, 1, ...), or the seeds; without shots there is one run.
         metric_size: "native": maps are brought to each picture's own size; or the side of a square for both maps and
             masks, as papers do (518, 256).
@@ -89,7 +90,7 @@ def evaluate(
         TypeError: something that is no detector, or cannot be fitted although shots are asked for.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
     """
-    named, groups = labelled(detectors), grouped(samples, names or {})
+    named, groups = labelled(detectors), grouped(samples, names or {}, shots)
     plan = Plan(
         shots=shots,
         seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
 from vlad.evaluate.walk import Condition, MetricSize
@@ -39,6 +41,7 @@ class Group:
     name: str  # the words for prompts
     tests: list[Sample]
     normals: list[Sample]  # of the train split, sorted by path
+    set_aside: int = 0  # of these, how many were normal test pictures
 
 
 def labelled(detectors: Any) -> dict[str, Detector]:
@@ -74,8 +77,10 @@ def _labels(detectors: Sequence[Detector]) -> list[str]:
     return [f"{one.method} {number}" for number, one in enumerate(detectors, 1)]
 
 
-def grouped(samples: Iterable[Sample], names: Mapping[str, str]) -> dict[Place, Group]:
+def grouped(samples: Iterable[Sample], names: Mapping[str, str], shots: int = 0) -> dict[Place, Group]:
     """(data set, category) -> its pictures, in the order of their first appearance.
+
+    With shots, a category without pictures for training has half of its normal test pictures set aside for it.
 
     Raises:
         ValueError: no test picture, one file as two samples, or words for a category that is not there.
@@ -100,7 +105,18 @@ def grouped(samples: Iterable[Sample], names: Mapping[str, str]) -> dict[Place, 
         raise ValueError(f"names has words for {min(unknown)!r}; known: {', '.join(c for _, c in groups)}")
     for group in groups.values():
         group.normals.sort(key=lambda sample: sample.image.as_posix())
-    return groups
+    return {place: _split(group) if shots else group for place, group in groups.items()}
+
+
+def _split(group: Group) -> Group:
+    """Half of the normal test pictures for training, drawn with seed 0, where there are none of the train split."""
+    normals = sorted((one for one in group.tests if not one.label), key=lambda sample: sample.image.as_posix())
+    if group.normals or len(normals) < 2:
+        return group
+    drawn = np.random.RandomState(0).permutation(len(normals))[: len(normals) // 2]
+    aside = [normals[index] for index in sorted(drawn)]
+    taken = {id(one) for one in aside}
+    return Group(group.name, [one for one in group.tests if id(one) not in taken], aside, len(aside))
 
 
 def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group]) -> None:

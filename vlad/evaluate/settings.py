@@ -51,6 +51,7 @@ def _category(group: Group) -> dict[str, Any]:
         "normal": len(group.tests) - anomalous,
         "anomalous": anomalous,
         "train": len(group.normals),
+        **({"set_aside": group.set_aside} if group.set_aside else {}),
         "digest": hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()[:16],
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vlad.datasets import load
-from vlad.datasets.layouts import NORMAL_FOLDERS
+from vlad.datasets.layouts import is_normal
 from vlad.datasets.samples import Sample, read_mask
 from vlad.images import read
 from vlad.images.listing import list_images
@@ -175,7 +175,9 @@ def _good(photo: Path) -> Annotated:
 
 
 def _words(photo: Path) -> str:
-    around = [part for part in photo.resolve().parts[:-1] if part.lower() not in (*NORMAL_FOLDERS, "train", "test")]
+    around = [
+        part for part in photo.resolve().parts[:-1] if not is_normal(part) and part.lower() not in ("train", "test")
+    ]
     return around[-1].replace("_", " ")
 
 

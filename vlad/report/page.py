@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from vlad.report import charts
 from vlad.report.compared import comparisons, published_tables, robustness
-from vlad.report.text import HEADINGS, heading, place_name, shown_places
+from vlad.report.text import HEADINGS, heading, place_name, shown_places, split_notes
 from vlad.report.values import Findings, Row
 
 KINDS = {
@@ -162,7 +162,8 @@ def _values(report: Findings) -> dict[str, Any]:
             cells = [(own.get(metric), False) for metric in metrics]
             lines.append((place_name(dataset, category), category == "mean", next(iter(own.values()), None), cells))
         tables[label] = lines
-    return {"metrics": metrics, "tables": tables, "notes": [*_gaps(_clean(report)), *_errors(report.rows)]}
+    notes = [*_gaps(_clean(report)), *_errors(report.rows), *split_notes(report)]
+    return {"metrics": metrics, "tables": tables, "notes": notes}
 
 
 def _gaps(rows: Iterable[Row]) -> Iterator[str]:

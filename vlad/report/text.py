@@ -144,7 +144,19 @@ def _missing(report: Findings, metrics: Sequence[str]) -> list[str]:
     marked = [row for row in report.rows if row.metric == "pixel_auroc" and not math.isnan(row.value)]
     empty = {place_name(row.dataset, row.category): row.empty_masks for row in marked if row.empty_masks}
     lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
+    lines += split_notes(report)
     return [*lines, ""] if lines else []
+
+
+def split_notes(report: Findings) -> list[str]:
+    """Where normal test pictures were set aside to fit on, one line a category."""
+    return [
+        f"{place_name(dataset, category)}: no pictures for training; of {one['set_aside'] + one['normal']} normal "
+        f"ones, {one['set_aside']} drawn with seed 0 are fitted on and not tested"
+        for dataset, found in report.settings["data"].items()
+        for category, one in found.items()
+        if one.get("set_aside")
+    ]
 
 
 def drops(report: Findings, metric: str) -> Iterator[tuple[str, str, dict[int, float], float, float]]:
