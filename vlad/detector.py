@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, overload
 from vlad import detector_file
 from vlad.encoders.encoder import Encoder
 from vlad.fitting import learn
-from vlad.images import ImageError
+from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
 from vlad.predicting import Judge, Reading, predictions
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name
@@ -33,8 +33,9 @@ class Detector:
     meanwhile answers as the old or as the new one, never as half of each, and a call that fails changes nothing.
     """
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, scorer: Scorer, reader: Reader | None = None):
         self._judge = Judge(scorer)
+        self.reader = reader or Reader()  # how its pictures are read
 
     # What it is
 
@@ -127,7 +128,7 @@ class Detector:
 
     def copy(self) -> "Detector":
         """An independent detector round the same encoder."""
-        other = Detector(self.scorer.copied())
+        other = Detector(self.scorer.copied(), self.reader)
         other._judge = replace(self._judge, scorer=other.scorer)
         return other
 
@@ -192,7 +193,7 @@ class Detector:
         if not scorer.memories():
             raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
         _require_words(scorer)
-        made = learn(scorer, normals, max_false_positive_rate, anomalous)
+        made = learn(scorer, normals, max_false_positive_rate, anomalous, reader=self.reader)
         self._judge = judge = Judge.calibrated(scorer, *made)
         if judge.threshold is None and judge.calibration is not None:
             warnings.warn(f"no threshold from {len(self.references)} normals: {judge.calibration.note}", stacklevel=2)
@@ -212,22 +213,25 @@ class Detector:
     def predict(self, images: Any, *, batch_size: int = 8) -> Any:
         """One picture in, one Prediction out; a sequence in, a list out in the same order.
 
-        Pictures are paths, PIL images, arrays [H, W(, 3|4)] or tensors [3, H, W]; see `vlad.images.read`. A method that
+        Pictures are paths, bytes or opened files, PIL images, arrays [H, W(, 3|4)] or tensors [3, H, W]; see
+        `vlad.images.read`. A tensor [B, 3, H, W] is a sequence; with pages="all" a file is one, too. A method that
         scores pictures against each other takes the given ones as the set.
 
         Raises:
             vlad.ImageError: a picture cannot be read; the message names it.
             RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
         """
-        if isinstance(images, bytes | Mapping) or hasattr(images, "readline"):
-            raise TypeError(f"a picture is a path, PIL picture, array or tensor; got {type(images).__name__}")
-        alone = isinstance(images, str | os.PathLike) or not (
-            isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3
-        )
+        if isinstance(images, Mapping):
+            raise TypeError(f"a picture is a path, bytes, PIL picture, array or tensor; got {type(images).__name__}")
+        alone = isinstance(images, str | os.PathLike) or is_bytes(images)
+        alone = alone or not (isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3)
         judge = self._ready(batch_size)
         given = [images] if alone else images
-        found = [said for _, said in predictions(judge, given, batch_size=batch_size, on_error="raise")]
-        return found[0] if alone else found
+        if isinstance(given, list | tuple):
+            Remarks().repeated(repeats(given))
+        said = predictions(judge, given, reader=self.reader, batch_size=batch_size, on_error="raise")
+        found = [prediction for _, prediction in said]
+        return found[0] if alone and self.reader.pages == "first" else found
 
     @overload
     def stream(
@@ -245,7 +249,7 @@ class Detector:
         """Predictions of any iterable of pictures, in order, in constant memory.
 
         Args:
-            images: what `predict` takes, as many as you like; each is read when it is pulled.
+            images: what `predict` takes, as many as you like, or batches [B, 3, H, W]; each is read when it is pulled.
             batch_size: pictures per pass.
             on_error: "raise" at a picture that cannot be read, or "yield" the vlad.ImageError in its place and go on.
             prefetch: read the next batch while the present one is computed; False gives each result before the next
@@ -258,13 +262,13 @@ class Detector:
         """
         if on_error not in ("raise", "yield"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'yield'")
-        if isinstance(images, str | bytes | os.PathLike | Mapping):
+        if isinstance(images, str | os.PathLike | Mapping) or is_bytes(images):
             raise TypeError(f"stream takes several pictures and got {images!r:.80}; predict scores one")
         if self.transductive:
             raise TypeError(f"{self.method} scores a set of pictures against each other: give predict the whole set")
         judge = self._ready(batch_size)
         size = batch_size if prefetch else 1
-        found = predictions(judge, images, batch_size=size, on_error=on_error, prefetch=prefetch)
+        found = predictions(judge, images, reader=self.reader, batch_size=size, on_error=on_error, prefetch=prefetch)
         return (said for _, said in found)
 
     def predictions(
@@ -276,7 +280,7 @@ class Detector:
             ValueError: batch_size is wrong.
             RuntimeError: a text method has no name yet, or one that needs normal pictures has none.
         """
-        return predictions(self._ready(batch_size), images, batch_size=batch_size)
+        return predictions(self._ready(batch_size), images, reader=self.reader, batch_size=batch_size)
 
     def _ready(self, batch_size: int) -> Judge:
         """What it is now, once it is known that it can predict."""
@@ -307,6 +311,7 @@ class Detector:
             "encoder_digest": self.encoder.digest,
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "options": self.options,
+            "reading": self.reader.to_dict(),
             "name": self.name,
             "prompts": pack.to_dict() if pack else None,
             "prompts_name": pack.name if pack else None,
@@ -318,14 +323,14 @@ class Detector:
             "calibration": judge.calibration and judge.calibration.to_dict(),
             "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
         }
-        detector_file.write(Path(path), header, self.scorer.state_dict())
+        detector_file.write(Path(path).expanduser(), header, self.scorer.state_dict())
 
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
         scorer.restore(header, tensors)
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
-        detector = cls(scorer)
+        detector = cls(scorer, Reader.from_dict(header["reading"]))
         detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"])
         return detector
 

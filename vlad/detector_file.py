@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "encoder_digest": (str,),
     "dtype": (str,),
     "options": (dict,),
+    "reading": (dict,),
     "name": (str, type(None)),
     "prompts": (dict, type(None)),
     "prompts_name": (str, type(None)),
@@ -74,7 +75,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     if isinstance(header, dict):
-        header = {"trained_on": [], **header}  # older files do not say
+        header = {"trained_on": [], "reading": {}, **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
     if problem := _problem(header, tensors):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.images import read
-from vlad.images.listing import list_images
+from vlad.images import Reader, Remarks, is_bytes, path_of, repeats
+from vlad.images.listing import left_out_line, list_images
 from vlad.predicting import pixels_of
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
@@ -28,7 +28,7 @@ KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures
 
 @torch.no_grad()
 def learn(
-    scorer: Scorer, images: Any, rate: float | None, anomalous: Any = None
+    scorer: Scorer, images: Any, rate: float | None, anomalous: Any = None, *, reader: Reader
 ) -> tuple[Calibration, Calibration | None]:
     """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
 
@@ -36,21 +36,21 @@ def learn(
     """
     if anomalous is not None and rate is not None:
         raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
-    normals = Normals(images, scorer)
+    normals = Normals(images, scorer, reader)
     with ExitStack() as stack:
         if len(normals.images) <= SHARED:
             stack.enter_context(scorer.encoder.sharing())
         _fill(scorer, normals)
         scores, peaks = _leave_one_out(scorer, normals) if len(normals.ids) > 1 else ([], [])
     made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
-    if len(normals.ids) == 1 and min((picture := read(normals.images[0])).shape[:2]) > 1:
+    if len(normals.ids) == 1 and min((picture := normals.read(normals.images[0])).shape[:2]) > 1:
         made = from_halves(*_between_halves(scorer, picture))
         _fill(scorer, normals)
     for memory in scorer.memories().values():
         memory.ids = list(normals.ids)
         memory.condense()
     if anomalous is not None:
-        made = _against(scorer, anomalous, scores), made[1]
+        made = _against(scorer, anomalous, scores, reader), made[1]
     if normals.repeated:
         logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
     logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
@@ -92,13 +92,13 @@ def _between_halves(scorer: Scorer, picture: np.ndarray) -> tuple[list[float], l
     return scores, peaks
 
 
-def _against(scorer: Scorer, anomalous: Any, normal_scores: list[float]) -> Calibration:
+def _against(scorer: Scorer, anomalous: Any, normal_scores: list[float], reader: Reader) -> Calibration:
     """The threshold of the best F1 between the normals' scores and those of the anomalous pictures."""
     if not normal_scores:
         raise ValueError(
             "a threshold from anomalous pictures needs 2 normal ones or more, each scored against the others"
         )
-    odd = Normals(anomalous, scorer, "anomalous")
+    odd = Normals(anomalous, scorer, reader, "anomalous")
     scores = [score for pixels in odd for score in scorer(pixels).score.tolist()]
     return from_labelled([*normal_scores, *scores], [0] * len(normal_scores) + [1] * len(scores))
 
@@ -112,9 +112,11 @@ class Normals:
         repeated: the ids left out because their picture is there already.
     """
 
-    def __init__(self, images: Any, scorer: Scorer, kind: str = "normal"):
+    def __init__(self, images: Any, scorer: Scorer, reader: Reader, kind: str = "normal"):
         """Raises ValueError where there is not one picture, FileNotFoundError for a folder without any."""
-        self.images = as_list(images)
+        self.reader = reader
+        self.remarks = Remarks()
+        self.images = as_list(images, reader, self.remarks)
         if not self.images:
             raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
         self.names = _names(self.images)
@@ -140,38 +142,53 @@ class Normals:
         self.repeated = []
         batch = []
         for image, name in zip(self.images, self.names, strict=True):
-            picture = read(image)
+            picture = self.read(image)
             digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
             if digest in seen:
                 self.repeated.append(name)
                 continue
             seen[digest] = name
+            self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
             batch.append(picture)
             if len(batch) == BATCH:
                 yield self._pixels(batch)
                 batch = []
         self.ids = list(seen.values())
+        self.remarks.say()
         if batch:
             yield self._pixels(batch)
+
+    def read(self, image: Any) -> np.ndarray:
+        """uint8 [H, W, 3] of one of `images`; what is no path was read when it was pulled."""
+        return image if isinstance(image, np.ndarray) else self.reader.read(image, self.remarks)
 
     def _pixels(self, pictures: list[Any]) -> Tensor:
         with torch.no_grad():
             return pixels_of(self.scorer, pictures)
 
 
-def as_list(images: Any) -> list[Any]:
-    """Pictures as `Detector.predict` takes them; a folder stands for the pictures below it."""
-    if isinstance(images, str | os.PathLike):
-        path = Path(images)
-        return [found.path for found in list_images([path])] if path.is_dir() else [images]
-    if isinstance(images, Iterable) and getattr(images, "ndim", 4) > 3:
-        return list(images)
-    return [images]
+def as_list(images: Any, reader: Reader, remarks: Remarks) -> list[Any]:
+    """Paths, and pixels uint8 [H, W, 3] of what is no path, of pictures as `Detector.predict` takes them.
+
+    A folder stands for the pictures below it. What is no path is read when it is pulled, before a camera fills its
+    buffer anew.
+    """
+    if (path := path_of(images)) is not None and os.path.isdir(os.path.expanduser(path)):
+        left_out: Counter[str] = Counter()
+        images = [found.path for found in list_images([path], left_out)]
+        if said := left_out_line(left_out):
+            logger.warning("%s: %s", path, said)
+    elif path is not None or is_bytes(images) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) <= 3:
+        images = [images]
+    if isinstance(images, list | tuple):
+        remarks.repeated(repeats(images))
+    pictures = reader.pictures(images)
+    return [one if path_of(one) is not None else reader.read(one, remarks) for one in pictures]
 
 
 def _names(images: list[Any]) -> list[str]:
     """An id per picture, all different."""
-    paths = [os.fspath(image) if isinstance(image, str | os.PathLike) else None for image in images]
+    paths = [path_of(image) for image in images]
     files = Counter(Path(path).name for path in paths if path is not None)
     names = []
     for position, path in enumerate(paths):

@@ -18,7 +18,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class Summary:
     skipped: int  # recorded by an earlier run
     failed: tuple[tuple[str, str], ...]  # (source, reason)
     seconds: float
+    left_out: Mapping[str, int] = field(default_factory=dict)  # suffix -> files of the folders that are no pictures
     decided: Calibration | None = None  # with threshold="auto": what the scores together showed
 
 
@@ -93,12 +94,13 @@ def score_folder(
     auto = threshold == "auto"
     if not auto and threshold is not None and not (isinstance(threshold, int | float) and math.isfinite(threshold)):
         raise ValueError(f"threshold is {threshold!r}; expected a finite score, or 'auto'")
-    pictures = list_pictures(inputs, out)
+    left_out: Counter[str] = Counter()
+    pictures = list_pictures(inputs, out, pages=detector.reader.pages, left_out=left_out)
     make = _Maker(detector, None if out is None or not maps else Path(out), batch_size, threshold, explain)
     if out is None:
         scores: list[float] = []
         lines = _noting(make.lines(pictures), scores)
-        summary = _drain(lines, progress, 0, len(pictures))
+        summary = replace(_drain(lines, progress, 0, len(pictures)), left_out=left_out)
         return replace(summary, decided=from_unlabelled(scores)) if auto else summary
     folder = Path(out)
     facts = {**settings_of(detector, threshold), "maps": maps, **(settings or {})}
@@ -111,24 +113,30 @@ def score_folder(
         if todo and done and detector.transductive:
             raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
         lines = records.append(make.lines(todo), folder / LINES, batch_size)
-        summary = _drain(lines, progress, skipped, len(pictures))
+        summary = replace(_drain(lines, progress, skipped, len(pictures)), left_out=left_out)
         if done:
             _put_in_order(folder / LINES, pictures)
         return replace(summary, decided=_decide(folder)) if auto else summary
 
 
-def list_pictures(inputs: Iterable[str | Path], out: str | Path | None = None) -> list[Found]:
+def list_pictures(
+    inputs: Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    pages: str = "first",
+    left_out: Counter[str] | None = None,
+) -> list[Found]:
     """The pictures of `inputs`, each once, in order, without the overlays that an earlier run wrote below `out`.
 
     Raises:
         FileNotFoundError: there is not one picture.
     """
     inputs = list(inputs)
-    found = list_images(inputs)
+    found = list_images(inputs, left_out, pages)
     if out is not None:
         own = (Path(out) / MAPS).absolute()
         found = [picture for picture in found if own not in picture.path.absolute().parents]
-    if not any(picture.path.exists() for picture in found):
+    if not any(picture.exists() for picture in found):
         raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'an empty list'}; check the paths")
     return found
 
@@ -151,6 +159,7 @@ def settings_of(detector: Detector, threshold: float | str | None = None) -> dic
         "digest": encoder.digest,
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "options": dict(detector.options),
+        "reading": detector.reader.to_dict(),
         "threshold": detector.threshold if threshold is None else threshold,
         "map_threshold": detector.map_threshold,
         "references": detector.references,
@@ -187,6 +196,7 @@ class _Maker:
         for picture, (reading, outcome) in zip(pictures, found, strict=True):
             told: dict[str, Any] = {}
             if isinstance(outcome, Prediction):
+                outcome = replace(outcome, reader=replace(outcome.reader, channels="RGB"))  # as pixels at hand are
                 try:
                     outcome = self._judged(outcome)
                     at_hand = picture.path if reading.picture is None else reading.picture

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     device: str | None = None,
     dtype: Any = None,
+    bits: int | None = None,
+    channels: str | None = None,
+    pages: str | None = None,
     **options: Any,
 ) -> Detector:
     """A detector: of a method by its name, or one that `save` wrote.
@@ -40,6 +44,8 @@ def load(
             authors published (.pth and the like, a folder, "hf-hub:<repo>"), or the name of one that ships. None is the
             one that ships for this encoder.
         device, dtype: of an encoder given by name; see `Encoder.load`.
+        bits, channels, pages: how pictures are read, see `vlad.images.Reader`; kept by `save`. None is what the file
+            records, else full range, "RGB" and "first".
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
 
     Raises:
@@ -56,6 +62,8 @@ def load(
         detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
         if prompts is not None:
             detector.take_pack(prompts)
+    asked: dict[str, Any] = {"bits": bits, "channels": channels, "pages": pages}
+    detector.reader = replace(detector.reader, **{key: value for key, value in asked.items() if value is not None})
     detector.scorer.to(detector.encoder.device)
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)

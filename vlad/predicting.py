@@ -5,7 +5,6 @@ once, and so that what is done to pictures before a method sees them has one pla
 """
 
 import math
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.images import ImageError, read
+from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
+
+BATCH_PIXELS = 50_000_000  # H * W of the pictures of one batch, about; 150 MB
 
 
 class Reading(NamedTuple):
@@ -61,12 +62,11 @@ class Judge:
         thresholds = [None if one is None else one.threshold for one in (score, amap)]
         return cls(scorer, score, amap, *thresholds)
 
-    def prediction(self, reading: Reading, size: tuple[int, int], row: Row) -> Prediction:
+    def prediction(self, reading: Reading, size: tuple[int, int], row: Row, reader: Reader) -> Prediction:
         """What is said of a picture of this size."""
-        is_path = isinstance(reading.given, str | os.PathLike)
+        path = path_of(reading.given)
         made = self.calibration
         own = made is not None and made.threshold == self.threshold  # not one that was set by hand
-        kept = None if is_path else reading.picture if reading.picture is not None else read(reading.given)
         return Prediction(
             score=row.score,
             map=row.map,
@@ -74,13 +74,14 @@ class Judge:
             threshold=self.threshold,
             map_threshold=self.map_threshold,
             name=self.scorer.name,
-            source=os.fspath(reading.given) if is_path else None,
+            source=path,
             phrases=row.phrases,
             p_value=None if made is None else p_value(row.score, made.scores),
             unsure=made.unsure if made is not None and own else None,
             scale=self.colours(),
             region_level=self.region_level(),
-            picture=kept,
+            picture=reading.picture if path is None else None,
+            reader=reader,
         )
 
     def colours(self) -> tuple[float, float]:
@@ -96,47 +97,60 @@ class Judge:
 
 
 def predictions(
-    judge: Judge, images: Iterable[Any], *, batch_size: int = 8, on_error: str = "yield", prefetch: bool = True
+    judge: Judge,
+    images: Iterable[Any],
+    *,
+    reader: Reader,
+    batch_size: int = 8,
+    on_error: str = "yield",
+    prefetch: bool = True,
 ) -> Iterator[tuple[Reading, Prediction | ImageError]]:
     """Each picture as it was read, with its prediction, in order; a set that is scored as one is read to its end first.
 
-    Of such a set the pixels are not kept: its readings have none. A picture that cannot be read has its error in the
-    place of a prediction, or with `on_error="raise"` ends it all.
+    Of such a set the pixels of files are not kept: their readings have none. A picture that cannot be read has its
+    error in the place of a prediction, or with `on_error="raise"` ends it all.
     """
-    if judge.scorer.score_set is not None:
-        yield from _of_a_set(judge, images, batch_size, on_error)
-        return
-    for batch in read_ahead(images, batch_size, prefetch):
-        good = [one.picture for one in batch if one.picture is not None]
-        rows = iter(next(score_together([judge.scorer], good)) if good else [])
-        for one in batch:
-            if one.picture is not None:
-                yield one, judge.prediction(one, _size(one.picture), next(rows))
-            else:
-                yield one, _error(one, on_error)
+    with Remarks() as remarks:
+        if judge.scorer.score_set is not None:
+            yield from _of_a_set(judge, images, reader, remarks, batch_size, on_error)
+            return
+        for batch in read_ahead(images, batch_size, prefetch, reader, remarks):
+            good = [one.picture for one in batch if one.picture is not None]
+            _remark_sizes(judge.scorer, batch, remarks)
+            rows = iter(next(score_together([judge.scorer], good)) if good else [])
+            for one in batch:
+                if one.picture is not None:
+                    yield one, judge.prediction(one, _size(one.picture), next(rows), reader)
+                else:
+                    yield one, _error(one, on_error)
+
+
+def _remark_sizes(scorer: Scorer, batch: Iterable[Reading], remarks: Remarks) -> None:
+    for one in batch:
+        if one.picture is not None:
+            remarks.shrunk(path_of(one.given) or "picture", _size(one.picture), scorer.resolution)
 
 
 def _of_a_set(
-    judge: Judge, images: Iterable[Any], batch_size: int, on_error: str
+    judge: Judge, images: Iterable[Any], reader: Reader, remarks: Remarks, batch_size: int, on_error: str
 ) -> Iterator[tuple[Reading, Prediction | ImageError]]:
     score_set = judge.scorer.score_set
     assert score_set is not None
-    seen: list[tuple[Any, tuple[int, int] | ImageError]] = []
+    seen: list[tuple[Reading, tuple[int, int] | ImageError]] = []
 
     def batches() -> Iterator[Tensor]:
-        for batch in read_ahead(images, batch_size, prefetch=False):
+        for batch in read_ahead(images, batch_size, False, reader, remarks):
+            _remark_sizes(judge.scorer, batch, remarks)
             for one in batch:
-                seen.append((one.given, _error(one, on_error) if one.picture is None else _size(one.picture)))
+                kept = one if path_of(one.given) is None else Reading(one.given, None, one.error)
+                seen.append((kept, _error(one, on_error) if one.picture is None else _size(one.picture)))
             if good := [one.picture for one in batch if one.picture is not None]:
                 yield pixels_of(judge.scorer, good)
 
     rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, scores))
     rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
-    for given, size in seen:
-        if isinstance(size, ImageError):
-            yield Reading(given, None, size), size
-        else:
-            yield Reading(given, None), judge.prediction(Reading(given, None), size, next(rows))
+    for one, size in seen:
+        yield one, size if isinstance(size, ImageError) else judge.prediction(one, size, next(rows), reader)
 
 
 def _error(reading: Reading, on_error: str) -> ImageError:
@@ -167,32 +181,40 @@ def pixels_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Tensor:
     return scorer.encoder.pixels(pictures, scorer.resolution)
 
 
-def read_ahead(images: Iterable[Any], batch_size: int, prefetch: bool = True) -> Iterator[list[Reading]]:
+def read_ahead(
+    images: Iterable[Any], batch_size: int, prefetch: bool, reader: Reader, remarks: Remarks
+) -> Iterator[list[Reading]]:
     """Pictures in batches, each read when it is pulled from `images`; the next batch is read meanwhile.
+
+    A batch of large pictures is smaller, so that two of them stay within memory.
 
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    pending = iter(images)
+    pending = (_read_or_error(image, reader, remarks) for image in reader.pictures(images))
     if not prefetch:
-        while batch := _read_batch(pending, batch_size):
+        while batch := _batch(pending, batch_size):
             yield batch
         return
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(_read_batch, pending, batch_size)
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(_batch, pending, batch_size)
         while batch := ahead.result():
-            ahead = reader.submit(_read_batch, pending, batch_size)
+            ahead = thread.submit(_batch, pending, batch_size)
             yield batch
 
 
-def _read_batch(pending: Iterator[Any], batch_size: int) -> list[Reading]:
-    return [read_or_error(image) for image in islice(pending, batch_size)]
+def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
+    batch: list[Reading] = []
+    pixels = 0
+    while len(batch) < batch_size and pixels < BATCH_PIXELS and (one := next(pending, None)):
+        batch.append(one)
+        pixels += 0 if one.picture is None else one.picture.size // 3
+    return batch
 
 
-def read_or_error(image: Any) -> Reading:
-    """The picture, or why it cannot be read."""
+def _read_or_error(image: Any, reader: Reader, remarks: Remarks) -> Reading:
     try:
-        return Reading(image, read(image))
+        return Reading(image, reader.read(image, remarks))
     except ImageError as error:
         return Reading(image, None, error)
 

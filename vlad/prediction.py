@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlad.images import read
+from vlad.images import Reader
 from vlad.images.drawing import draw_overlay
 from vlad.images.places import place_of
 
@@ -47,6 +47,7 @@ class Prediction:
     scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
     region_level: float = 0.5  # the method's own threshold of regions()
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
+    reader: Reader = field(default_factory=Reader)  # how its picture was read, and is read again
     _found: tuple[Region, ...] | None = field(default=None, init=False)  # see `_own_regions`
 
     def __post_init__(self) -> None:
@@ -134,10 +135,13 @@ class Prediction:
             ValueError: no map, no picture to be had, or one of another size.
         """
         full = self.full_map()
-        given = next((one for one in (picture, self.picture, self.source) if one is not None), None)
-        if given is None:
+        given = self.source if picture is None else picture
+        if picture is None and self.picture is not None:
+            photo = self.picture
+        elif given is not None:
+            photo = self.reader.read(given)
+        else:
             raise ValueError("this prediction has neither its picture nor a path to it; pass it: overlay(picture)")
-        photo = read(given)
         if photo.shape[:2] != self.size:
             raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
         low, high = (float(full.min()), float(full.max())) if stretch else self.scale
@@ -146,7 +150,7 @@ class Prediction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the overlay as PNG, beside and renamed; parent folders are made."""
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.suffix.lower() != ".png":
             raise ValueError(f"path is {path}; overlays are PNG, expected a name that ends in .png")
         drawn = self.overlay()

@@ -1,6 +1,7 @@
 """`vlad fit`: a few good pictures in, a saved detector with its threshold out."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,14 @@ import typer
 from vlad.cli.shared import (
     Adapter,
     AsJson,
+    Bits,
+    Channels,
     Device,
     Dtype,
     Encoder,
     Method,
     Name,
+    Pages,
     Prompts,
     Rate,
     Resolution,
@@ -36,6 +40,9 @@ def fit(
         Path | None, typer.Option(help="Folder of defective pictures: the threshold is then that of the best F1.")
     ] = None,
     resolution: Resolution = None,
+    bits: Bits = None,
+    channels: Channels = None,
+    pages: Pages = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -50,9 +57,11 @@ def fit(
 
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
+        left_out: Counter[str] = Counter()
         for pictures in filter(None, (folder, anomalous)):  # before the encoder is loaded: a mistake is quick to see
-            list_images([pictures])
+            list_images([pictures], left_out)
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
+        given |= {"bits": bits, "channels": channels, "pages": pages}
         model, _ = load_detector(method, name, None, given)
         model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous)
         model.save(out)
@@ -64,6 +73,7 @@ def fit(
             "map_threshold": model.map_threshold,
             "rule": made.method if made else None,
             "note": made.note if made else None,
+            "left_out": dict(left_out),
         }
         if as_json:
             print(json.dumps(facts))

@@ -15,11 +15,13 @@ from vlad.cli.shared import (
     Adapter,
     AsJson,
     BatchSize,
+    Bits,
     Device,
     Dtype,
     Encoder,
     Method,
     Name,
+    Pages,
     Prompts,
     Rate,
     Resolution,
@@ -64,6 +66,8 @@ def score(
     server: ServerKeys = None,
     rules: Rules = None,
     resolution: Resolution = None,
+    bits: Bits = None,
+    pages: Pages = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: Dtype = None,
@@ -78,6 +82,8 @@ def score(
 
     def work() -> int:
         from vlad import folder
+        from vlad.images import ImageError
+        from vlad.images.listing import left_out_line
 
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
@@ -95,8 +101,9 @@ def score(
         if out is not None:
             folder.refuse_existing(out, resume)
         told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
-        pictures = folder.list_pictures(inputs, out)  # before the encoder is loaded: mistakes are quick to see
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
+        page_by_page = pages or "first"
+        pictures = folder.list_pictures(inputs, out, pages=page_by_page)  # before the encoder is loaded: quick to see
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | {"bits": bits, "pages": pages}
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
@@ -115,6 +122,12 @@ def score(
         if held is not None:
             show = _printed(lambda *_: None, pictures, as_json, out is None)
             summary = _decided(summary, held, show, as_json)
+        if as_json and (said := left_out_line(summary.left_out)):
+            print(
+                json.dumps(
+                    {**folder.line_of("", ImageError(said), model.name), "source": None, "left_out": summary.left_out}
+                )
+            )
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
@@ -184,6 +197,10 @@ def _closing(summary: "Summary", out: Path | None, silent: bool) -> int:
         verdicts = f"{summary.anomalous} anomalous, {summary.normal} normal, {undecided} without verdict"
         others = f"{len(summary.failed)} failed, {summary.skipped} recorded before"
         print(f"{summary.scored} pictures scored in {summary.seconds:.1f} s ({verdicts}), {others}: {out}")
+    from vlad.images.listing import left_out_line
+
+    if said := left_out_line(summary.left_out):
+        print(said, file=sys.stderr)
     for source, reason in summary.failed:
         print(f"failed: {one_line(reason if source in reason else f'{source}: {reason}')}", file=sys.stderr)
     return 0 if not summary.failed else 1 if summary.scored or summary.skipped else 2

@@ -29,6 +29,11 @@ Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resize
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]
 Dtype = Annotated[str | None, typer.Option(help='"float32" or "bfloat16". [default: the fastest safe one]')]
+Bits = Annotated[
+    int | None, typer.Option(min=8, max=16, help="Depth of the camera, where 16-bit pictures hold less: 10, 12, ...")
+]
+Channels = Annotated[str | None, typer.Option(help='"RGB" or "BGR", of the arrays that the detector will be given.')]
+Pages = Annotated[str | None, typer.Option(help='"first", or "all": each page or frame of a file is a picture.')]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Rate = Annotated[
     float | None,

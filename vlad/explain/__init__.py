@@ -26,7 +26,7 @@ from vlad.explain.explanation import (
 )
 from vlad.explain.reasoners import make_reasoner, usable
 from vlad.explain.reasoners.protocol import Reasoner, ReasonerError, Usage
-from vlad.images import ImageError, read
+from vlad.images import ImageError
 from vlad.prompts import PromptPack, check_name, shipped
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def explain(
 
 
 def _scored(picture: Any, prediction: Prediction) -> np.ndarray:
-    pixels = read(picture)
+    pixels = prediction.reader.read(picture)
     if pixels.shape[:2] != prediction.size:
         words = f"picture has size {pixels.shape[:2]}, the scored one had {prediction.size}; give that one"
         raise ImageError(words, prediction.source)
@@ -151,7 +151,9 @@ def _case(
     from vlad.explain.rules import read_rules
     from vlad.explain.verdicts import of_detector
 
-    good = [read(one) for one in (references if isinstance(references, (list, tuple)) else [references])]
+    good = [
+        prediction.reader.read(one) for one in (references if isinstance(references, (list, tuple)) else [references])
+    ]
     good.sort(key=lambda one: -likeness(pixels, one))
     name = name or prediction.name or (None if detector is None else detector.name)
     limits = reference_limit(pixels, good)

@@ -1,7 +1,7 @@
 """Pictures: every kind read to uint8 RGB. `read` is the face; a file of its own for each kind of trouble."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlad.images import pillow, tiff
-from vlad.images.arrays import from_array, is_tensor, to_array
+from vlad.images.arrays import from_array, is_tensor, repeats, to_array
 from vlad.images.depth import Levels, PictureWarning, Remarks, to_rgb
 from vlad.images.pillow import FORMATS as FORMATS
 from vlad.images.pillow import TooManyPixels
@@ -29,8 +29,10 @@ __all__ = [
     "Reader",
     "Remarks",
     "count_pages",
+    "is_bytes",
     "path_of",
     "read",
+    "repeats",
 ]
 
 
@@ -60,6 +62,17 @@ class Reader:
         _check(self.bits, self.channels)
         if self.pages not in PAGES:
             raise ValueError(f"pages is {self.pages!r}; expected 'first' or 'all'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a detector's file keeps; the limit of pixels is the machine's, not the detector's."""
+        return {"bits": self.bits, "channels": self.channels, "pages": self.pages}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "Reader":
+        """Of what `to_dict` gave; keys that are missing have their defaults, ValueError where others are there."""
+        if unknown := set(kept) - {"bits", "channels", "pages"}:
+            raise ValueError(f"it reads pictures in a way that is not known: {', '.join(sorted(unknown))}")
+        return cls(**kept)
 
     def read(self, image: Any, remarks: Remarks | None = None) -> np.ndarray:
         """As the function `read` does."""

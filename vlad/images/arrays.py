@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlad.images.depth import Levels
 
@@ -18,7 +19,8 @@ def is_tensor(image: Any) -> bool:
 
 def repeats(images: Iterable[Any]) -> int:
     """How often the commonest array, tensor or PIL picture stands in the list: more than 1 is a buffer refilled."""
-    counts = Counter(id(image) for image in images if isinstance(image, np.ndarray) or hasattr(image, "detach"))
+    kinds = (np.ndarray, Image.Image)
+    counts = Counter(id(image) for image in images if isinstance(image, kinds) or is_tensor(image))
     return max(counts.values(), default=0)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 FULL = 65535  # white of 16 bits
 FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
+SHRUNK = 10  # times smaller, from which on scratches are lost
 ENOUGH = 16  # dark pictures in a row after which a run that may never end is told
 
 
@@ -44,6 +45,7 @@ class Remarks:
         self._highest = 0  # of their levels
         self._where = self._hint = ""
         self._told = False
+        self._shrunk = False
         self._paged: list[tuple[str, int]] = []
         self._clear: list[str] = []
 
@@ -64,6 +66,23 @@ class Remarks:
     def paged(self, label: str, count: int) -> None:
         """Notes a file of which only the first of `count` pages was read."""
         self._paged.append((label, count))
+
+    def shrunk(self, label: str, size: tuple[int, int], side: int) -> None:
+        """Warns at once, the first time that a picture of `size` (H, W) is made so much smaller that defects vanish."""
+        times = max(size) / side
+        if times > SHRUNK and not self._shrunk:
+            self._shrunk = True
+            _warn(
+                f"{label} has {size[1]} x {size[0]} pixels and is made {times:.0f} times smaller ({side} x {side}): "
+                f"what is narrower than {times:.0f} pixels vanishes; cut out what matters, or take a larger resolution"
+            )
+
+    def repeated(self, times: int) -> None:
+        """Warns where one array stands several times in a list: a buffer that was filled anew holds its last frame."""
+        if times > 1:
+            _warn(
+                f"the same array or picture stands {times} times in the list; copy each frame of a buffer: frame.copy()"
+            )
 
     def clear(self, label: str) -> None:
         """Notes a picture that is transparent everywhere."""

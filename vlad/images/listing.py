@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from vlad.images import Reader
+from vlad.images.sources import places
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ class Found:
     source: str  # as the user would write it, "/" between folders
     path: Path
     relative: Path  # its place below the input folder; no other picture of the same list has it
+
+    def exists(self) -> bool:
+        """Whether there is something of this name, perhaps as a page of a file."""
+        return any(os.path.exists(place) for place, _ in places(str(self.path)))
 
 
 def list_images(

@@ -90,13 +90,13 @@ def shown(name: str) -> str:
 
 def _of_path(given: str) -> Source:
     path = _local(given) or given
-    for place, page in _readings(path):
+    for place, page in places(path):
         if os.path.isfile(place):
             return Source(shown(path), path, place, page)
     raise ValueError(_why_no_file(given, os.path.expanduser(path)))
 
 
-def _readings(path: str) -> Iterator[tuple[str, int | None]]:
+def places(path: str) -> Iterator[tuple[str, int | None]]:
     """What a name may mean, the plainest first: itself, below the home folder, a page of a file."""
     yield path, None
     yield os.path.expanduser(path), None

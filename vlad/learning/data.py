@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from vlad.datasets import load
 from vlad.datasets.layouts import is_normal
 from vlad.datasets.samples import Sample, read_mask
 from vlad.images import read
-from vlad.images.listing import list_images
+from vlad.images.listing import left_out_line, list_images
 from vlad.synthetic import sample as draw
 from vlad.synthetic.photos import another_shot, paint
 
@@ -146,7 +147,10 @@ def _painted(folder: Path, pictures: int, seed: int) -> TrainingSet:
 
     A photo is called by its folder, as in `train/good` below a part's name by the folder around that.
     """
-    photos = [found.path for found in list_images([folder])]
+    left_out: Counter[str] = Counter()
+    photos = [found.path for found in list_images([folder], left_out)]
+    if said := left_out_line(left_out):
+        logger.warning("%s: %s", folder, said)
     good = tuple(Item(f"good {_stamp(one)}", 0, SYNTHETIC, functools.partial(_good, one)) for one in photos)
     spoiled = []
     for number in range(max(len(photos), pictures - len(photos))):
