@@ -10,9 +10,10 @@ import torch
 from conftest import GOLDEN
 
 import vlad
+from vlad.learning.flows import planar_flows
 from vlad.learning.scorer import Batch
 from vlad.maps import rescaled, top_mean
-from vlad.methods.bayes_pfl import BayesPfl, planar_flows
+from vlad.methods.bayes_pfl import BayesPfl
 
 DRAWS, LOGITS, EXACT, TRAINING = 1e-3, 1e-4, 1e-5, 1e-3
 NAME = "printed circuit board"  # what the official code calls pcb1

@@ -26,13 +26,14 @@ The name goes in as given, where the official code says "printed circuit board" 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
+from vlad.learning.flows import Draw, Gaussian, PictureFlows, StateFlows, drawn
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import by_name, raw_taps
@@ -48,38 +49,6 @@ SCORES = ("probability", "both", "set")
 UNUSED = (".decoder.", "_decoder.", ".p_mu.")  # in the authors' files; nothing learns them
 TWICE = {"PFL_context.encoder.": "context_encoder.", "PFL_normal.encoder.": "state_encoder."}
 TWICE["PFL_abnormal.encoder."] = "state_encoder."
-
-
-class Draw(NamedTuple):
-    """R draws: what they shift words by [B, R, D]; `divergence` [B, R]; and what the flows did to their density."""
-
-    shift: Tensor
-    apart: Tensor
-    change: Tensor
-
-
-def planar_flows(first: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(draws [B, R, D], logarithms of their densities' change [B, R]) after the flows, one after the other.
-
-    Args:
-        first: [B, R, D] draws.
-        u, w: [B, flows, D]; b: [B, flows]: each adds u tanh(w . z + b).
-    """
-    z, change = first, first.new_zeros(first.shape[:2])
-    for k in range(u.shape[1]):
-        bent = ((z * w[:, k, None]).sum(-1) + b[:, k, None]).tanh()  # [B, R]
-        stretch = (1 - bent.square()) * (w[:, k] * u[:, k]).sum(-1, keepdim=True)
-        change = change + ((1 + stretch).abs() + 1e-5).log()
-        z = z + u[:, k, None] * bent[..., None]
-    return z, change
-
-
-def divergence(mean: Tensor, variance: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """[B, R] log densities of draws [B, R, D] under their gaussian, less those of what became of them under the unit
-    one, without the constants that both have."""
-    mean, variance = mean[:, None], variance[:, None]
-    own = (variance.log() + (first - mean).square() / variance).sum(-1)
-    return (last.square().sum(-1) - own) / 2
 
 
 def balanced_focal(anomalous: Tensor, masks: Tensor) -> Tensor:
@@ -103,62 +72,12 @@ def alike(texts: Tensor) -> Tensor:
     return (cosines * (1 - torch.eye(cosines.shape[-1], device=cosines.device))).square().mean()
 
 
-def perceptron(inner: int, hidden: int, outer: int) -> nn.ModuleDict:
-    """Three layers with softplus between them, named as in the official code; their first weights are small."""
-    steps = [
-        nn.Linear(inner, hidden),
-        nn.Softplus(),
-        nn.Linear(hidden, hidden),
-        nn.Softplus(),
-        nn.Linear(hidden, outer),
-    ]
-    return nn.ModuleDict({"module": nn.Sequential(*steps)})
-
-
 def small(module: nn.Module) -> None:
     """First weights of every linear layer in it, as in the official code."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-class Gaussian(nn.Module):
-    """Mean and variance [B, D] by a perceptron each, from rows [B, D]."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.weight_mean, self.weight_log_variance = (perceptron(width, hidden, width) for _ in range(2))
-
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.weight_mean["module"](rows), (0.5 * self.weight_log_variance["module"](rows)).exp()
-
-
-class PictureFlows(nn.Module):
-    """The flows of the context: linear layers make them of each picture's embedding."""
-
-    def __init__(self, width: int, flows: int):
-        super().__init__()
-        self.amor_u, self.amor_w = (nn.Linear(width, flows * width) for _ in range(2))
-        self.amor_b = nn.Linear(width, flows)
-
-    def forward(self, first: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        u, w = (layer(image).unflatten(-1, (-1, image.shape[-1])) for layer in (self.amor_u, self.amor_w))
-        return planar_flows(first, u, w, self.amor_b(image))
-
-
-class StateFlows(nn.Module):
-    """The flows of one state, the same for every row, and the row that its gaussian is made of."""
-
-    def __init__(self, width: int, flows: int):
-        super().__init__()
-        self.amor_u = nn.Parameter(torch.randn(1, flows, width, 1))
-        self.amor_w = nn.Parameter(torch.randn(1, flows, 1, width))
-        self.amor_b = nn.Parameter(torch.randn(1, flows, 1, 1))
-        self.state = nn.Parameter(torch.randn(1, width))
-
-    def forward(self, first: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        return planar_flows(first, self.amor_u[..., 0], self.amor_w[:, :, 0], self.amor_b[..., 0, 0])
 
 
 class CrossAttention(nn.Module):
@@ -315,13 +234,12 @@ class BayesPfl(LearnedScorer):
 
         `noise` is that of each of the three, [B or 1, R, D].
         """
-        flows, found = (self.PFL_context, self.PFL_normal, self.PFL_abnormal), []
-        for each, row, eps in zip(flows, (image, flows[1].state, flows[2].state), noise, strict=True):
-            mean, variance = (self.context_encoder if each is self.PFL_context else self.state_encoder)(row)
-            first = mean[:, None] + variance.sqrt()[:, None] * eps
-            last, change = each(first, row)
-            found.append(Draw(last, divergence(mean, variance, first, last), change))
-        return found
+        context, normal, abnormal = noise
+        return [
+            drawn(self.context_encoder, self.PFL_context, image, context),
+            drawn(self.state_encoder, self.PFL_normal, self.PFL_normal.state, normal),
+            drawn(self.state_encoder, self.PFL_abnormal, self.PFL_abnormal.state, abnormal),
+        ]
 
     def texts(self, names: Sequence[str], shifts: Sequence[Tensor]) -> Tensor:
         """[B, 2 * R * bank, D] unit: the normal sentences, then the anomalous ones, of pictures of these names.
