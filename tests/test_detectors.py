@@ -266,17 +266,13 @@ def test_thresholds_come_from_normals_scored_without_themselves(load, fitted, ma
 
 def test_verdicts_follow_from_the_calibration(fitted, many, pictures):
     made = fitted.calibration
-    assert fitted.threshold == made.threshold >= made.scores[-1]
+    assert fitted.threshold == made.threshold == np.nextafter(made.scores[-1], np.inf)
     assert made.rate == pytest.approx(1 / 7)
     for prediction in fitted.predict([*many, *pictures]):
         assert prediction.p_value == (1 + sum(score >= prediction.score for score in made.scores)) / 7
         assert prediction.map_threshold == (fitted.map_calibration and fitted.map_calibration.threshold)
-        if prediction.score >= prediction.threshold:
-            assert prediction.is_anomalous is True
-        elif prediction.score > made.scores[-1]:
-            assert prediction.is_anomalous is None and "too close to call" in repr(prediction)
-        else:
-            assert prediction.is_anomalous is False
+        assert prediction.verdict == ("anomalous" if prediction.score >= prediction.threshold else "normal")
+        assert prediction.is_anomalous is (prediction.score > made.scores[-1])
     assert fitted.predict(many[0]).is_anomalous is False, "a normal that it has seen"
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 import vlad
 from vlad.folder import LINES, list_pictures, score_folder
 
-KEYS = {"source", "score", "is_anomalous", "threshold", "name", "regions", "error"}
+KEYS = {
+    *("source", "verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions", "error"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,7 @@ def test_to_dict_is_plain_json_even_from_numpy_numbers():
     assert json.loads(json.dumps(prediction.to_dict(), allow_nan=False)) == {
         "source": "parts/a.png",
         "name": "bolt",
+        "verdict": "anomalous",
         "score": 0.5,
         "is_anomalous": True,
         "threshold": 0.25,
@@ -212,9 +213,46 @@ def test_to_dict_is_plain_json_even_from_numpy_numbers():
         "size": [1, 2],
         "phrases": {"damaged bolt": 0.25},
         "regions": [
-            {"box": [1, 0, 2, 1], "area": 1, "peak": 0.75, "mean": 0.75, "center": [1.5, 0.5], "location": "right"}
+            {
+                "box": [1, 0, 2, 1],
+                "area": 1,
+                "peak": 0.75,
+                "mean": 0.75,
+                "center": [1.5, 0.5],
+                "location": "right",
+                "below_threshold": False,
+            }
         ],
     }
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict", "called"), [(0.2, "normal", False), (0.4, "unsure", None), (0.7, "anomalous", True)]
+)
+def test_a_verdict_is_one_word_and_is_anomalous_follows_it(score, verdict, called):
+    prediction = predicted([[0.1, 0.2]], score=score, threshold=0.6, unsure=(0.3, 0.6))
+    assert (prediction.verdict, prediction.is_anomalous) == (verdict, called)
+    assert predicted([[0.1, 0.2]], score=score).verdict == "uncalibrated"
+
+
+def test_what_is_not_called_normal_has_its_highest_place_marked_where_none_reaches_the_threshold():
+    grid = np.full((8, 8), 0.1)
+    grid[2:4, 5:7] = 0.3
+    for score, marked in ((0.7, True), (0.4, True), (0.2, False)):
+        found = predicted(grid, (8, 8), score=score, threshold=0.6, unsure=(0.3, 0.6), map_threshold=0.5).regions()
+        assert bool(found) is marked
+        if marked:
+            assert found[0].below_threshold and found[0].box == (5, 2, 7, 4) and found[0].peak == pytest.approx(0.3)
+    reached = predicted(grid, (8, 8), score=0.7, threshold=0.6, map_threshold=0.2).regions()
+    assert [region.below_threshold for region in reached] == [False]
+    assert predicted(grid, (8, 8), score=0.7).regions() == [], "nothing was calibrated"
+    assert predicted(grid, (8, 8), score=0.7, threshold=0.6, map_threshold=0.5).regions(0.9) == [], "asked for"
+
+
+def test_the_mask_is_where_the_full_map_reaches_the_threshold():
+    prediction = predicted([[0.0, 1.0]], (2, 2), map_threshold=0.5)
+    assert prediction.mask().tolist() == [[False, True]] * 2 and prediction.mask().dtype == bool
+    assert prediction.mask(0.0).all()
 
 
 # ---- overlay -----------------------------------------------------------------------------------------------------

@@ -170,7 +170,14 @@ class Detector:
 
     # Normal pictures
 
-    def fit(self, normals: Any, *, max_false_positive_rate: float | None = None, anomalous: Any = None) -> Self:
+    def fit(
+        self,
+        normals: Any,
+        *,
+        max_false_positive_rate: float | None = None,
+        anomalous: Any = None,
+        review: bool = False,
+    ) -> Self:
         """Learns from a few normal pictures, in place of any earlier ones, and sets the thresholds. Returns self.
 
         Every normal is scored against the others alone; `vlad.thresholds.ladder` makes the thresholds of these scores.
@@ -181,6 +188,7 @@ class Detector:
                 number of normals allows (up to 4: no threshold, with a warning that says how many it would take).
             anomalous: pictures known to be so, as `normals` may be: the threshold of the score is then the one of the
                 best F1 between the two, which promises no rate.
+            review: with 5 to 18 normals, leaves scores a little above all of them to a person ("unsure").
 
         Raises:
             ValueError: no picture, a rate outside (0, 1), or one that so few normals cannot promise; a rate together
@@ -193,7 +201,7 @@ class Detector:
         if not scorer.memories():
             raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
         _require_words(scorer)
-        made = learn(scorer, normals, max_false_positive_rate, anomalous, reader=self.reader)
+        made = learn(scorer, normals, max_false_positive_rate, anomalous, review, reader=self.reader)
         self._judge = judge = Judge.calibrated(scorer, *made)
         if judge.threshold is None and judge.calibration is not None:
             warnings.warn(f"no threshold from {len(self.references)} normals: {judge.calibration.note}", stacklevel=2)

@@ -4,8 +4,9 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vlad.images import Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.listing import left_out_line, list_images
 from vlad.predicting import pixels_of
 from vlad.scorer import Scorer
-from vlad.thresholds import Calibration, from_halves, from_labelled, ladder
+from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,13 @@ KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures
 
 @torch.no_grad()
 def learn(
-    scorer: Scorer, images: Any, rate: float | None, anomalous: Any = None, *, reader: Reader
+    scorer: Scorer,
+    images: Any,
+    rate: float | None,
+    anomalous: Any = None,
+    review: bool = False,
+    *,
+    reader: Reader,
 ) -> tuple[Calibration, Calibration | None]:
     """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
 
@@ -42,7 +49,7 @@ def learn(
             stack.enter_context(scorer.encoder.sharing())
         _fill(scorer, normals)
         scores, peaks = _leave_one_out(scorer, normals) if len(normals.ids) > 1 else ([], [])
-    made = ladder(scores, rate), ladder(peaks, rate) if peaks else None
+    made = _with_odd_one(ladder(scores, rate, review), normals.ids, scores), ladder(peaks, rate) if peaks else None
     if len(normals.ids) == 1 and min((picture := normals.read(normals.images[0])).shape[:2]) > 1:
         made = from_halves(*_between_halves(scorer, picture))
         _fill(scorer, normals)
@@ -55,6 +62,20 @@ def learn(
         logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
     logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
     return made
+
+
+def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]) -> Calibration:
+    """The calibration, with a word on a normal that is so unlike the others that it alone makes the threshold."""
+    odd = odd_one(scores)
+    if odd is None or made.threshold is None:
+        return made
+    without = max(score for number, score in enumerate(scores) if number != odd)
+    words = (
+        f"{ids[odd]} is unlike the other good pictures (compared with them it scores {scores[odd]:.4g}, the next "
+        f"{without:.4g}): without it the threshold would be about {without:.4g}; leave it out if it is not good"
+    )
+    logger.warning(words)
+    return replace(made, note=f"{made.note}; {words}")
 
 
 def _fill(scorer: Scorer, batches: Iterable[Tensor]) -> None:

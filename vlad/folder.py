@@ -28,7 +28,8 @@ from vlad.images import ImageError
 from vlad.images.listing import Found, list_images
 from vlad.prediction import Prediction
 from vlad.records import Line
-from vlad.thresholds import Calibration, from_unlabelled
+from vlad.thresholds import Calibration
+from vlad.thresholds.unlabelled import from_unlabelled
 from vlad.version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
 LINES, SETTINGS, MAPS, RULE = "results.jsonl", "settings.json", "maps", "threshold.json"
 
 Progress = Callable[[Line, int, int], None]
@@ -47,13 +49,22 @@ class Summary:
     """What a run did; counts are of this run, without the pictures that an earlier run had recorded."""
 
     scored: int
-    anomalous: int
-    normal: int
+    verdicts: Mapping[str, int]  # verdict -> pictures
     skipped: int  # recorded by an earlier run
     failed: tuple[tuple[str, str], ...]  # (source, reason)
     seconds: float
     left_out: Mapping[str, int] = field(default_factory=dict)  # suffix -> files of the folders that are no pictures
     decided: Calibration | None = None  # with threshold="auto": what the scores together showed
+
+    @property
+    def anomalous(self) -> int:
+        """Pictures called anomalous."""
+        return self.verdicts.get("anomalous", 0)
+
+    @property
+    def normal(self) -> int:
+        """Pictures called normal."""
+        return self.verdicts.get("normal", 0)
 
 
 def score_folder(
@@ -169,7 +180,7 @@ def settings_of(detector: Detector, threshold: float | str | None = None) -> dic
 
 def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:
     """One picture's line of `results.jsonl`."""
-    line: Line = {"source": source, "score": None, "is_anomalous": None, "threshold": None, "name": name, "regions": []}
+    line: Line = {"source": source, **dict.fromkeys(KEYS), "name": name, "regions": []}
     if isinstance(outcome, ImageError):
         return {**line, "error": str(outcome)}
     values = outcome.to_dict()
@@ -229,7 +240,7 @@ class _Maker:
 
 def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
     """Takes the lines as they come, reports each, and counts; only the failed ones are kept."""
-    verdicts: Counter[bool | None] = Counter()
+    verdicts: Counter[str] = Counter()
     failed, started = [], time.monotonic()
     for done, line in enumerate(lines, start=skipped + 1):
         if progress is not None:
@@ -237,9 +248,8 @@ def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total
         if line["error"] is not None:
             failed.append((line["source"], line["error"]))
         else:
-            verdicts[line["is_anomalous"]] += 1
-    counts = verdicts.total(), verdicts[True], verdicts[False], skipped
-    return Summary(*counts, tuple(failed), time.monotonic() - started)
+            verdicts[line["verdict"]] += 1
+    return Summary(verdicts.total(), dict(verdicts), skipped, tuple(failed), time.monotonic() - started)
 
 
 # ---- a pile of which nobody knows what is good ---------------------------------------------------------------------
@@ -249,8 +259,10 @@ def judged(line: Line, threshold: float | None) -> Line:
     """The line with this threshold and the verdict that follows; None: no verdict. Failed ones stay as they are."""
     if line["error"] is not None:
         return line
-    verdict = None if threshold is None else line["score"] >= threshold
-    return {**line, "threshold": threshold, "is_anomalous": verdict}
+    if threshold is None:
+        return {**line, "threshold": None, "verdict": "uncalibrated", "is_anomalous": None}
+    bad = line["score"] >= threshold
+    return {**line, "threshold": threshold, "verdict": "anomalous" if bad else "normal", "is_anomalous": bad}
 
 
 def _noting(lines: Iterable[Line], scores: list[float]) -> Iterator[Line]:

@@ -4,9 +4,9 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,9 @@ from vlad.images import Reader
 from vlad.images.drawing import draw_overlay
 from vlad.images.places import place_of
 
+Verdict = Literal["anomalous", "normal", "unsure", "uncalibrated"]
+
+HIGHEST = 0.9  # of the way from a map's median to its peak: what the highest place holds, where no other region is
 DRAWN_BOXES = 10  # the strongest regions; more boxes hide what they mark
 
 
@@ -28,6 +31,7 @@ class Region:
     mean: float  # mean map value inside
     center: tuple[float, float]  # (x, y), mean position of its pixels; the middle of the first pixel is 0.5
     location: str  # the third of the picture, both ways, that holds the center: one of `vlad.images.places.PLACES`
+    below_threshold: bool = False  # the highest place of a picture not called normal, marked for want of another
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,21 +74,27 @@ class Prediction:
 
     def __repr__(self) -> str:
         shape = None if self.map is None else "x".join(map(str, self.map.shape))
-        undecided = "uncalibrated" if self.threshold is None else "too close to call"
-        verdict = {True: "anomalous", False: "normal", None: undecided}[self.is_anomalous]
-        return f"Prediction({verdict}, score={self.score:.4g}, map={shape}, size={self.size}, source={self.source!r})"
+        return (
+            f"Prediction({self.verdict}, score={self.score:.4g}, map={shape}, size={self.size}, source={self.source!r})"
+        )
 
     @property
-    def is_anomalous(self) -> bool | None:
-        """Whether the score reaches the threshold; None without one, and where the score is too close to call.
+    def verdict(self) -> Verdict:
+        """Anomalous from the threshold on, else normal; unsure in a band that was asked for; uncalibrated without any.
 
         Only a band that holds the threshold counts: after `replace(prediction, threshold=...)` it may be another's.
         """
         if self.threshold is None:
-            return None
+            return "uncalibrated"
         low, high = self.unsure or (math.inf, -math.inf)
-        close = low <= self.threshold <= high and low <= self.score < high
-        return None if close else self.score >= self.threshold
+        if low <= self.threshold <= high and low <= self.score < high:
+            return "unsure"
+        return "anomalous" if self.score >= self.threshold else "normal"
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """What the verdict says: True, False, or None where it is "unsure" or "uncalibrated"."""
+        return {"anomalous": True, "normal": False}.get(self.verdict)
 
     def full_map(self) -> np.ndarray:
         """The map at the picture's size, float32 [H, W].
@@ -100,8 +110,11 @@ class Prediction:
     def regions(self, threshold: float | None = None, min_area: int = 0) -> list[Region]:
         """Connected parts (8 neighbours) of the full map at or above a value, highest peak first; [] without a map.
 
+        A picture called anomalous or unsure has at least one: where no place reaches the value, the highest place is
+        marked, and its region says `below_threshold`.
+
         Args:
-            threshold: map value; None takes `map_threshold`, else `region_level`.
+            threshold: map value; None takes `map_threshold`, else `region_level`. A given one is taken as it is.
             min_area: px; smaller regions are left out.
         """
         if self.map is None:
@@ -119,9 +132,21 @@ class Prediction:
         found = self._found
         if found is None:
             level = self.region_level if self.map_threshold is None else self.map_threshold
-            found = tuple(_regions(self.full_map() if full is None else full, level, 0))
+            full = self.full_map() if full is None else full
+            found = tuple(_regions(full, level, 0))
+            if not found and self.verdict in ("anomalous", "unsure"):
+                found = (_highest(full),)
             object.__setattr__(self, "_found", found)
         return found
+
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """bool [H, W]: where the full map is at or above a value, by default the one of `regions`.
+
+        Raises:
+            ValueError: there is no map.
+        """
+        level = self.region_level if self.map_threshold is None else self.map_threshold
+        return self.full_map() >= (level if threshold is None else threshold)
 
     def overlay(self, picture: Any = None, stretch: bool = False) -> Image.Image:
         """The picture with its map in colour and its strongest regions outlined, RGB of the original size.
@@ -164,10 +189,17 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but map and picture as plain values for JSON; `regions` at their default threshold."""
-        keys = ("source", "name", "score", "is_anomalous", "threshold", "map_threshold", "p_value")
+        keys = ("source", "name", "verdict", "score", "is_anomalous", "threshold", "map_threshold", "p_value")
         plain = {key: getattr(self, key) for key in keys}
         regions = [asdict(region) for region in self.regions()]
         return {**plain, "size": list(self.size), "phrases": dict(self.phrases), "regions": regions}
+
+
+def _highest(full: np.ndarray) -> Region:
+    """The place round the largest value of a full map that lies below every threshold."""
+    peak, middle = float(full.max()), float(np.median(full))
+    found = _regions(full, middle + HIGHEST * (peak - middle), 0)[0]
+    return replace(found, below_threshold=True)
 
 
 def _regions(full: np.ndarray, level: float, min_area: int) -> list[Region]:

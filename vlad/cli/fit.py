@@ -39,6 +39,9 @@ def fit(
     anomalous: Annotated[
         Path | None, typer.Option(help="Folder of defective pictures: the threshold is then that of the best F1.")
     ] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Leave scores a little above all good pictures to a person: unsure.")
+    ] = False,
     resolution: Resolution = None,
     bits: Bits = None,
     channels: Channels = None,
@@ -63,7 +66,7 @@ def fit(
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         given |= {"bits": bits, "channels": channels, "pages": pages}
         model, _ = load_detector(method, name, None, given)
-        model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous)
+        model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
         model.save(out)
         made = model.calibration
         facts = {
@@ -81,7 +84,7 @@ def fit(
             cut = "no threshold" if model.threshold is None else f"threshold {model.threshold:.4f}"
             print(f"learnt from {len(model.references)} pictures, {cut}: {out}")
             if made:
-                print(made.note if made.threshold is None else f"{made.method}: {made.note}")
+                print(made.note)
         return 0
 
     guarded(work)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -175,16 +176,15 @@ def _decided(summary: "Summary", held: "list[Line]", show: "Progress", as_json: 
         show(line, done, len(lines))
     cut = "no threshold" if made.threshold is None else f"threshold {made.threshold:.4f} by {made.method}"
     print(f"{cut}: {made.note}", file=sys.stderr if as_json else sys.stdout)
-    counts = [sum(line["is_anomalous"] is verdict for line in lines) for verdict in (True, False)]
-    return replace(summary, anomalous=counts[0], normal=counts[1])
+    counts = Counter(line["verdict"] for line in lines if line["error"] is None)
+    return replace(summary, verdicts=dict(counts))
 
 
 def _row(line: "Line", width: int) -> str:
     source = f"{one_line(line['source']):{width}}"
     if line["error"] is not None:
         return f"{source}       -  failed"
-    unsure = "uncalibrated" if line["threshold"] is None else "unsure"
-    verdict = {True: "anomalous", False: "normal", None: unsure}[line["is_anomalous"]]
+    verdict = line["verdict"]
     biggest = max(line["regions"], key=lambda region: region["area"], default=None)
     where = biggest["location"] if biggest and verdict != "normal" else ""
     return f"{source}  {line['score']:.4f}  {verdict:12}  {where}".rstrip()
@@ -193,8 +193,8 @@ def _row(line: "Line", width: int) -> str:
 def _closing(summary: "Summary", out: Path | None, silent: bool) -> int:
     """Says what was done and what failed; returns the exit code."""
     if not silent:
-        undecided = summary.scored - summary.anomalous - summary.normal
-        verdicts = f"{summary.anomalous} anomalous, {summary.normal} normal, {undecided} without verdict"
+        always = dict.fromkeys(("anomalous", "normal"), 0)
+        verdicts = ", ".join(f"{count} {word}" for word, count in {**always, **summary.verdicts}.items())
         others = f"{len(summary.failed)} failed, {summary.skipped} recorded before"
         print(f"{summary.scored} pictures scored in {summary.seconds:.1f} s ({verdicts}), {others}: {out}")
     from vlad.images.listing import left_out_line

@@ -11,7 +11,7 @@ import vlad
 from vlad import folder
 from vlad.cli import app
 from vlad.folder import judged, score_folder
-from vlad.thresholds import from_unlabelled
+from vlad.thresholds.unlabelled import DIP_QUANTILE, dip, from_unlabelled
 
 
 def run(*arguments):
@@ -19,8 +19,8 @@ def run(*arguments):
 
 
 def line(source, score, error=None):
-    plain = {"is_anomalous": None, "threshold": None, "name": None, "regions": []}
-    return {"source": source, "score": score, **plain, "error": error}
+    plain = {"threshold": None, "p_value": None, "is_anomalous": None, "name": None, "size": [1, 1], "regions": []}
+    return {"source": source, "verdict": "uncalibrated", "score": score, **plain, "error": error}
 
 
 def lines_of(folder):
@@ -46,16 +46,69 @@ def test_a_folder_gets_all_verdicts_and_the_rule_that_gave_them(small_encoder, p
     detector = vlad.load("musc", encoder=small_encoder)
     made = score_folder(detector, [pile], tmp_path, threshold="auto", maps=False).decided
     after = lines_of(tmp_path)
-    assert made == from_unlabelled([one["score"] for one in after]) and made.method == "mixture"
+    assert made == from_unlabelled([one["score"] for one in after]) and made.method in ("gap", "mixture")
     assert after == [judged(one, made.threshold) for one in after]
     assert [one["is_anomalous"] for one in after] == [False] * 12 + [True] * 4
     assert list(after[0]) == list(line("", 0.0)), "the keys of a line are a contract, their order too"
     rule = json.loads((tmp_path / "threshold.json").read_text())
-    assert (rule["method"], rule["threshold"], rule["rate"]) == ("mixture", made.threshold, None)
+    assert (rule["method"], rule["threshold"], rule["rate"]) == (made.method, made.threshold, None)
     before = (tmp_path / "results.jsonl").read_bytes()
     again = score_folder(detector, [pile], tmp_path, threshold="auto", maps=False, resume=True)
     assert again.decided == made and (tmp_path / "results.jsonl").read_bytes() == before
     assert score_folder(detector, [pile], threshold="auto").decided == made, "without a folder too"
+
+
+GOOD = {
+    "normal": lambda draw, n: draw.normal(10, 1, n),
+    "beta": lambda draw, n: draw.beta(2, 8, n),
+    "gamma": lambda draw, n: draw.gamma(4, 1, n),
+    "lognormal": lambda draw, n: draw.lognormal(0, 0.3, n),
+    "uniform": lambda draw, n: draw.uniform(0, 1, n),
+    "t3": lambda draw, n: draw.standard_t(3, n),
+    "t5": lambda draw, n: draw.standard_t(5, n),
+}
+
+
+@pytest.mark.parametrize("law", GOOD)
+@pytest.mark.parametrize("n", [10, 20, 50, 200])
+def test_piles_of_one_law_are_hardly_ever_cut(law, n):
+    cut = [from_unlabelled(GOOD[law](np.random.RandomState(seed), n)).threshold is not None for seed in range(200)]
+    assert np.mean(cut) <= 0.05
+
+
+@pytest.mark.parametrize(("good", "bad"), [(10, 1), (10, 5), (20, 1), (20, 10), (50, 5), (100, 1), (100, 50)])
+def test_a_true_gap_is_cut_between_the_groups(good, bad):
+    right = []
+    for seed in range(100):
+        draw = np.random.RandomState(seed)
+        low, high = draw.normal(0.2, 0.02, good), draw.normal(0.8, 0.05, bad)
+        made = from_unlabelled([*low, *high])
+        right.append(made.threshold is not None and low.max() < made.threshold < high.min())
+    assert np.mean(right) >= 0.98
+
+
+def test_two_humps_that_touch_are_cut_where_they_are_many_and_never_above_more_than_half():
+    draw = np.random.RandomState(5)
+    made = from_unlabelled(np.exp([*draw.normal(0, 1, 240), *draw.normal(6, 1, 160)]))
+    assert made.method == "mixture" and made.scores == (), "they are no calibration scores"
+    assert "160 of the 400" in made.note or abs(int(made.note.split("upper one ")[1].split()[0]) - 160) < 8
+    assert from_unlabelled(np.exp([*draw.normal(0, 1, 120), *draw.normal(6, 1, 280)])).threshold is None
+
+
+def test_without_a_gap_there_is_no_verdict():
+    assert "no gap" in from_unlabelled(np.random.RandomState(0).lognormal(0, 0.3, 100)).note
+    assert "too few" in from_unlabelled([1, 2, 3, 50]).note
+    assert from_unlabelled([1.0] * 30).threshold is None
+    with pytest.raises(ValueError, match="not finite"):
+        from_unlabelled([0.1] * 20 + [float("nan")])
+
+
+def test_the_dip_is_the_distance_to_the_closest_law_with_one_hump():
+    assert dip(np.arange(20.0)) == pytest.approx(1 / 40), "even steps have one hump already"
+    assert dip(np.array([0.0, 0.0, 1.0, 1.0])) == pytest.approx(1 / 4), "two equal heaps: half of what parts them"
+    draw = np.random.RandomState(0)
+    uniform = [np.sqrt(100) * dip(np.sort(draw.rand(100))) for _ in range(400)]
+    assert np.mean(np.array(uniform) > DIP_QUANTILE) <= 0.03
 
 
 # As a user sees it
@@ -83,10 +136,10 @@ def test_the_odd_ones_of_a_pile_are_called_and_the_rule_is_said(score, pile):
     lines = [json.loads(text) for text in done.stdout.splitlines()]
     assert [one["is_anomalous"] for one in lines] == [False] * 12 + [True] * 4
     assert len({one["threshold"] for one in lines}) == 1
-    assert "by mixture: the scores part in two groups" in done.stderr and "promises no rate" in done.stderr
+    assert "by gap: the scores part in two groups" in done.stderr and "promises no rate" in done.stderr
     table = run(*score, pile, "--threshold", "auto").stdout.splitlines()
     assert [row.split()[2] for row in table[1:17]] == ["normal"] * 12 + ["anomalous"] * 4
-    assert "by mixture" in table[17]
+    assert "by gap" in table[17]
 
 
 def test_too_few_pictures_stay_without_a_verdict(score, pile):
@@ -105,7 +158,7 @@ def test_a_run_that_ended_before_it_could_decide_decides_when_it_goes_on(score, 
         assert run(*arguments).exit_code == 130
     assert {one["threshold"] for one in lines_of(tmp_path)} == {None}
     done = run(*arguments, "--resume")
-    assert done.exit_code == 0 and "16 recorded before" in done.stdout and "by mixture" in done.stdout
+    assert done.exit_code == 0 and "16 recorded before" in done.stdout and "by gap" in done.stdout
     assert [one["is_anomalous"] for one in lines_of(tmp_path)] == [False] * 12 + [True] * 4
     other = run(*score, pile, "--threshold", "0.5", "--no-maps", "--out", tmp_path, "--resume")
     assert other.exit_code == 2 and 'threshold was "auto", now 0.5' in other.stderr
@@ -113,7 +166,7 @@ def test_a_run_that_ended_before_it_could_decide_decides_when_it_goes_on(score, 
 
 def test_a_summary_counts_the_verdicts_of_this_run(score, pile, tmp_path):
     done = run(*score, pile, "--threshold", "auto", "--no-maps", "--out", tmp_path)
-    assert "16 pictures scored" in done.stdout and "(4 anomalous, 12 normal, 0 without verdict)" in done.stdout
+    assert "16 pictures scored" in done.stdout and "(4 anomalous, 12 normal)" in done.stdout
 
 
 def test_a_threshold_that_is_neither_number_nor_auto_is_refused(score, pile):

@@ -10,9 +10,9 @@ from vlad.thresholds import (
     Calibration,
     conformal,
     from_labelled,
-    from_unlabelled,
     ladder,
     normals_needed,
+    odd_one,
     p_value,
     rate_interval,
     t_bound,
@@ -89,16 +89,30 @@ def test_up_to_four_normals_give_no_threshold_and_say_how_many_would():
     assert ladder([1, 2, 3], 0.25).threshold == math.nextafter(3, math.inf), "an explicit rate that 3 can promise"
 
 
-def test_5_to_18_normals_take_the_largest_or_the_t_bound_and_leave_what_is_between_open():
-    even = [0.10, 0.11, 0.12, 0.13, 0.14, 0.15]
-    made = ladder(even)
-    assert made.threshold == pytest.approx(t_bound(even)) and made.threshold > 0.15
-    assert made.rate == pytest.approx(1 / 7) and "1/7" in made.note and "19" in made.note
-    assert made.unsure == (math.nextafter(0.15, math.inf), made.threshold)
-    lonely = [0.1] * 17 + [0.9]
-    made = ladder(lonely)
-    assert made.threshold == math.nextafter(0.9, math.inf) and made.unsure is None
+def test_5_to_18_normals_put_the_threshold_just_above_the_largest_and_say_what_that_promises():
+    made = ladder([0.10, 0.11, 0.12, 0.13, 0.14, 0.15, 0.1, 0.12])
+    assert (made.threshold, made.method, made.unsure) == (math.nextafter(0.15, math.inf), "largest", None)
+    assert made.rate == pytest.approx(1 / 9)
+    assert made.note == "of 9 good parts about one may be called bad; give 19 good pictures for 1 in 20"
     assert ladder(list(range(1, 20))).method == "conformal", "from 19 on"
+
+
+def test_a_review_leaves_what_is_between_the_largest_and_the_t_bound_to_a_person():
+    even = [0.10, 0.11, 0.12, 0.13, 0.14, 0.15]
+    made = ladder(even, review=True)
+    assert made.threshold == pytest.approx(t_bound(even)) and made.threshold > 0.15
+    assert made.unsure == (math.nextafter(0.15, math.inf), made.threshold) and "left to a person" in made.note
+    lonely = [0.1] * 17 + [0.9]
+    made = ladder(lonely, review=True)
+    assert made.threshold == math.nextafter(0.9, math.inf) and made.unsure is None
+
+
+def test_a_normal_far_out_of_the_others_is_noticed_and_an_ordinary_largest_one_is_not():
+    assert odd_one([0.1, 0.11, 0.49, 0.12, 0.1, 0.13, 0.12, 0.11]) == 2
+    assert odd_one([0.1, 0.11, 0.12, 5.0]) is None, "four scores cannot say so"
+    for law in LAWS.values():
+        draw = np.random.RandomState(0)
+        assert np.mean([odd_one(law(draw, 8)) is not None for _ in range(1000)]) < 0.06
 
 
 def test_the_order_of_the_normals_does_not_matter():
@@ -122,26 +136,6 @@ def test_the_rate_interval_is_the_beta_law_of_the_true_rate():
     low, high = rate_interval(19, 0.05)
     draws = np.random.RandomState(3).rand(20000, 19).max(1)  # uniform scores: the true rate is 1 - the largest
     assert np.quantile(1 - draws, [0.05, 0.95]) == pytest.approx([low, high], abs=0.005)
-
-
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.7])
-def test_a_clear_gap_shows_the_share_of_anomalous_pictures(share):
-    draw = np.random.RandomState(5)
-    normal, odd = draw.normal(0, 1, 200), draw.normal(6, 1, 200)
-    scores = np.exp(np.concatenate([normal[: round(100 * (1 - share))], odd[: round(100 * share)]]) / 4)
-    made = from_unlabelled(scores)
-    assert np.mean(scores >= made.threshold) == pytest.approx(share, abs=0.03)
-    assert made.method == "mixture" and made.scores == (), "they are no calibration scores"
-
-
-def test_without_a_gap_there_is_no_verdict():
-    silent = 0
-    for seed in range(20):
-        made = from_unlabelled(np.random.RandomState(seed).lognormal(0, 0.3, 100))
-        silent += made.threshold is None and "no gap" in made.note
-    assert silent >= 19
-    assert "too few" in from_unlabelled([1, 2, 3, 50]).note
-    assert from_unlabelled([1.0] * 30).threshold is None
 
 
 def test_labels_give_the_threshold_of_the_best_f1():

@@ -24,12 +24,12 @@ class Calibration:
 
     Attributes:
         threshold: scores from here on are anomalous; None: no verdict.
-        method: which rule gave it: one of "conformal", "largest or t bound", "mixture", "f1", "halves" (of one normal:
-            a scale for drawing, never a threshold), "none".
+        method: which rule gave it: one of "conformal", "largest", "largest and t bound", "gap", "mixture", "f1",
+            "halves" (of one normal: a scale for drawing, never a threshold), "none".
         n: scores it rests on.
         rate: the false-alarm rate that it promises, or None.
         scores: the calibration scores, ascending; of normals (or of the halves of one) only, else empty.
-        unsure: (low, high), scores from low up to below high are too close to call; None: every score is called.
+        unsure: (low, high), scores from low up to below high are left to a person; None: every score is called.
         note: what a user should know of it, one sentence.
     """
 
@@ -77,13 +77,13 @@ def normals_needed(rate: float) -> int:
     return max(2, math.ceil(1 / rate - 1e-9) - 1)
 
 
-def ladder(scores: Sequence[float], rate: float | None = None) -> Calibration:
+def ladder(scores: Sequence[float], rate: float | None = None, review: bool = False) -> Calibration:
     """The threshold from the leave-one-out scores of a few normals; what is done depends on how many there are.
 
     - With `rate`: the conformal threshold of that rate.
     - 19 and more: the conformal threshold of 5 %.
-    - 5 to 18: the largest normal score or, if higher, the t bound on log scores; promises 1 / (n + 1). Scores above
-      every normal but below the bound are too close to call.
+    - 5 to 18: just above the largest normal score; promises 1 / (n + 1). With `review` the scores from there up to the
+      t bound on log scores, where that is higher, are "unsure": for a person to look at.
     - fewer: none, and a note that says how many it would take.
 
     Raises:
@@ -97,13 +97,15 @@ def ladder(scores: Sequence[float], rate: float | None = None) -> Calibration:
         return Calibration(None, "none", n, scores=ordered, note=_too_few(n) + scale)
     if n >= normals_needed(LEVEL):
         return conformal(scores, LEVEL)
-    beyond, bound = _above(ordered[-1]), t_bound(ordered)
+    beyond, bound = above(ordered[-1]), t_bound(ordered)
     note = (
-        f"{n} normals promise a false-alarm rate of 1/{n + 1}; for {LEVEL:.0%} it would take {normals_needed(LEVEL)} "
-        "(leave-one-out scores, so approximately)"
+        f"of {n + 1} good parts about one may be called bad; "
+        f"give {normals_needed(LEVEL)} good pictures for 1 in {round(1 / LEVEL)}"
     )
-    unsure = (beyond, bound) if bound > beyond else None
-    return Calibration(max(beyond, bound), "largest or t bound", n, 1 / (n + 1), ordered, unsure, note)
+    if review and bound > beyond:
+        note += f"; scores from {beyond:.4g} up to {bound:.4g} are left to a person"
+        return Calibration(bound, "largest and t bound", n, 1 / (n + 1), ordered, (beyond, bound), note)
+    return Calibration(beyond, "largest", n, 1 / (n + 1), ordered, note=note)
 
 
 def from_halves(scores: Sequence[float], peaks: Sequence[float]) -> tuple[Calibration, Calibration | None]:
@@ -153,10 +155,10 @@ def conformal(scores: Sequence[float], rate: float = LEVEL) -> Calibration:
         )
     low, high = rate_interval(n, rate)
     note = (
-        f"conformal at {rate:g} from {n} scores; with this one set of normals the true rate lies in "
-        f"{low:.3f} to {high:.3f} with 90 % probability"
+        f"of {round(1 / rate)} good parts about one may be called bad (a false-alarm rate of {rate:g} from {n} good "
+        f"pictures; with this one set of them the true rate lies in {low:.3f} to {high:.3f} with 90 % probability)"
     )
-    return Calibration(_above(ordered[_rank(n, rate) - 1]), "conformal", n, rate, ordered, note=note)
+    return Calibration(above(ordered[_rank(n, rate) - 1]), "conformal", n, rate, ordered, note=note)
 
 
 def rate_interval(n: int, rate: float, probability: float = 0.9) -> tuple[float, float]:
@@ -181,27 +183,19 @@ def t_bound(scores: Sequence[float], rate: float = LEVEL) -> float:
     return min(math.exp(min(bound, 700.0)), 1e300) if logs else bound
 
 
-def from_unlabelled(scores: Sequence[float]) -> Calibration:
-    """A threshold from scores of pictures of which nobody knows which are normal; none where no gap shows.
+def odd_one(scores: Sequence[float], level: float = 0.01) -> int | None:
+    """Which score lies so far above the others that one law hardly made them all; None where none does.
 
-    Two normal laws are fitted to the log scores; they count only if they explain the scores much better than one
-    (2 (l2 - l1) > 3 ln N). The share of the upper one, the contamination, is where the scores are cut. Measured on
-    drawn scores (N = 100): right within .03 where the groups are 4 deviations apart, silent or too low at 2.5.
+    The one-sided test of Grubbs (1969) on the logarithms where all scores are above 0; it takes 5 scores to say so.
     """
-    ordered, n = np.array(_ordered(scores)), len(scores)
-    if n < 10:
-        return Calibration(None, "none", n, note=f"{n} unlabelled scores are too few to see a gap; give 10 or more")
-    x = np.log(ordered) if ordered[0] > 0 else ordered
-    gain, share = _two_laws(x)
-    if not gain > 3 * math.log(n) or not 0 < (kept := n - round(n * share)) < n:
-        guess = float(np.median(ordered) + 3 * 1.4826 * np.median(np.abs(ordered - np.median(ordered))))
-        note = (
-            f"the scores show no gap: take them as a ranking (median + 3 MAD is {guess:.4g}), or give normal pictures"
-        )
-        return Calibration(None, "none", n, note=note)
-    cut = float(ordered[kept - 1] + ordered[kept]) / 2
-    note = f"the scores part in two groups, the upper one about {share:.0%} of the {n} pictures; promises no rate"
-    return Calibration(cut, "mixture", n, note=note)
+    n = len(scores)
+    if n < FEWEST:
+        return None
+    x = np.log(scores) if min(scores) > 0 else np.asarray(scores, dtype=float)
+    spread = x.std(ddof=1)
+    t = special.stdtrit(n - 2, 1 - level / n)
+    most = (n - 1) / math.sqrt(n) * math.sqrt(t * t / (n - 2 + t * t))
+    return int(x.argmax()) if spread > 0 and (x.max() - x.mean()) / spread > most else None
 
 
 def from_labelled(scores: Sequence[float], labels: Sequence[int]) -> Calibration:
@@ -234,42 +228,5 @@ def _rank(n: int, rate: float) -> int:
     return math.ceil((n + 1) * (1 - rate) - 1e-9)  # 20 * 0.95 must be 19, whatever floats say
 
 
-def _above(score: float) -> float:
+def above(score: float) -> float:
     return math.nextafter(score, math.inf)
-
-
-def _log_density(x: np.ndarray, mean: float, spread: float) -> np.ndarray:
-    return -0.5 * ((x - mean) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi))
-
-
-def _two_laws(x: np.ndarray) -> tuple[float, float]:
-    """(2 (l2 - l1), share of the upper law) of two normal laws against one, by EM from a split at every decile."""
-    floor = max(float(x.std()) * 0.05, 1e-12)  # a law must not shrink onto one score
-    single = float(_log_density(x, x.mean(), max(float(x.std()), floor)).sum())
-    best, share = -math.inf, 0.0
-    for cut in np.quantile(x, np.linspace(0.1, 0.9, 9)):
-        upper = (x > cut).astype(float)
-        if not 0 < upper.sum() < len(x):
-            continue
-        likelihood, weight = _em(x, upper, floor)
-        if likelihood > best:
-            best, share = likelihood, weight
-    return 2 * (best - single), share
-
-
-def _em(x: np.ndarray, upper: np.ndarray, floor: float, steps: int = 100) -> tuple[float, float]:
-    """(log likelihood, share of the law with the higher mean) from first memberships [n] in the upper law."""
-    total, likelihood, means, weights = np.zeros(len(x)), -math.inf, [0.0, 0.0], [0.5, 0.5]
-    for _ in range(steps):
-        parts = []
-        for i, member in enumerate((1 - upper, upper)):
-            weights[i] = float(member.mean())
-            means[i] = float((member * x).sum() / max(member.sum(), 1e-12))
-            spread = math.sqrt(float((member * (x - means[i]) ** 2).sum() / max(member.sum(), 1e-12)))
-            parts.append(math.log(max(weights[i], 1e-12)) + _log_density(x, means[i], max(spread, floor)))
-        total = np.logaddexp(*parts)
-        upper = np.exp(parts[1] - total)
-        if abs(float(total.sum()) - likelihood) < 1e-6:
-            break
-        likelihood = float(total.sum())
-    return float(total.sum()), weights[int(means[1] > means[0])]
