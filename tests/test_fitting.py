@@ -13,12 +13,6 @@ from vlad.methods import method_class
 from vlad.metrics import f1_max
 
 LEARNING = ["patch_text", "winclip", "musc", "laft", "patch_memory"]  # words, windows, a set, pictures, patches
-    "patch_text",
-    "winclip",
-    "musc",
-    "laft",
-    "patch_memory",
-]  # words and windows, a set, whole pictures, patches
 
 
 @pytest.fixture(scope="module")

@@ -164,11 +164,11 @@ def test_globs_and_files_are_inputs_and_masks_are_none(score, photos, tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_saved_detector_scores_as_the_one_that_was_saved(photos, small_encoder, tmp_path):
+def test_a_saved_detector_scores_as_the_one_that_was_saved(score, photos, small_encoder, tmp_path):
     detector = vlad.load(name="metal bolt", encoder=small_encoder)
     detector.save(tmp_path / "bolt.safetensors")
     picture = photos / "good" / "1.png"
-    done = run("score", picture, "--detector", tmp_path / "bolt.safetensors", "--json")
+    done = run(*score, picture, "--detector", tmp_path / "bolt.safetensors", "--json")
     assert parsed(done.stdout)[0]["score"] == pytest.approx(detector.predict(picture).score, abs=1e-6), done.stderr
 
 
@@ -288,7 +288,9 @@ def test_a_fitted_detector_gives_verdicts_from_its_file(score, good, photos, tmp
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["normals"] == 6 and facts["threshold"] is not None
-    done = run("score", photos, "--detector", saved, "--json")
+    asked = run("score", photos, "--detector", saved, "--json")
+    assert asked.exit_code == 2 and "is opened only if you name it" in asked.stderr, "a file's folder is its own word"
+    done = run(*score, photos, "--detector", saved, "--json")
     assert done.exit_code == 0, done.output
     lines = parsed(done.stdout)
     assert {line["threshold"] for line in lines} == {facts["threshold"]}
