@@ -285,6 +285,15 @@ def test_time_runs_out_between_two_questions():
     assert 1 <= len(reasoner.asked) <= 3 and "budget" in [limit.code for limit in said.limits]
 
 
+@pytest.mark.parametrize(("own", "answered"), [(None, False), (60.0, True), ("soon", False)])
+def test_a_reasoner_that_may_take_long_has_more_time_in_all(monkeypatch, own, answered):
+    monkeypatch.setattr("vlad.explain.interview.MAX_SECONDS", 0.0)
+    reasoner = Scripted(looks)
+    reasoner.timeout_s = own
+    said = interview(reasoner, case(SCRATCH))
+    assert (said.verdict == "anomalous") is answered and ("budget" in [one.code for one in said.limits]) is not answered
+
+
 def test_a_reasoner_that_sees_no_pictures_is_not_asked():
     reasoner = Scripted(looks, Caps(max_images=0))
     said = interview(reasoner, case(SCRATCH))

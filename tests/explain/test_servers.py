@@ -84,6 +84,16 @@ def test_the_first_token_of_a_thought_is_no_option():
     assert answered.parsed == "dent" and answered.option_probs is None
 
 
+def test_a_talkative_model_whose_first_token_is_an_option_gets_no_more_tokens():
+    def answer(request):
+        top = {"B": -0.1, "The": -2.0}
+        return seeing(request) if "Which quarter" in words(request) else reply(said("The picture", "length", top=top))
+
+    with serving(answer) as stub:
+        assert make_reasoner(f"openai:m@{stub.url}").ask(Ask((PICTURE,), TYPES)).option_probs is not None
+    assert len(stub.requests) == 4 and most_tokens(stub.requests[-1]) == 256
+
+
 TEXT = {"type": "text", "text": "B"}
 WORDLESS = {
     "thoughts to the end": (said("", "length", reasoning_content="hm"), "it thought until its limit"),
@@ -296,6 +306,12 @@ def test_a_key_of_the_user_s_own_is_never_changed_and_the_refusal_names_where():
     assert len(stub.requests) == 1 and "extra_body" in answer.error
 
 
+def test_a_limit_of_tokens_that_the_user_s_own_key_passes_is_given_up():
+    with serving([reply("max_tokens is at most 20", 400)]) as stub:
+        assert asked(stub, TYPES, extra_body={"max_tokens": 30}).parsed is None
+    assert len(stub.requests) == 1
+
+
 @pytest.mark.parametrize("message", ["bad request", "'max_tokens' is not supported, use 'max_completion_tokens'"])
 def test_a_refusal_that_no_change_ends_is_given_up(message):
     with serving([reply({"error": message}, 400)]) as stub:
@@ -332,6 +348,30 @@ def test_a_model_that_refuses_pictures_is_blind_and_still_answers_words(status, 
         assert reasoner.caps.max_images == 0
         assert reasoner.ask(Ask(("which?",), TYPES)).parsed == "dent"
     assert len(stub.requests) <= 4
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model only support stream mode, please enable the stream parameter to access the model.",
+        "parameter.enable_thinking must be set to false for non-streaming calls",
+    ],
+)
+def test_a_server_that_only_streams_is_asked_to(message):
+    def answer(request):
+        return reply(events({"content": "B"}).encode()) if request.get("stream") else reply({"message": message}, 400)
+
+    with serving(answer) as stub:
+        assert asked(stub, TYPES).parsed == "dent"
+    assert len(stub.requests) == 2
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_an_error_in_a_body_is_the_status_that_it_states(code):
+    with serving([reply({"error": {"code": code, "message": "busy"}}), reply(said("B"))]) as stub:
+        assert asked(stub, TYPES).parsed == "dent"
+    with serving([reply({"error": {"code": 401, "message": "no key"}})]) as stub:
+        assert "answers 401" in asked(stub, TYPES).error and len(stub.requests) == 1
 
 
 # Small limits

@@ -20,6 +20,7 @@ from vlad.explain.reasoners.parsing import plain_words, printable
 from vlad.explain.reasoners.protocol import Ask, Choice, Reasoner, ReasonerError, Usage
 
 MAX_SECONDS = 300.0
+LONGEST_ANSWERS = 5  # of a reasoner with a time limit of its own, if they take longer than that together
 
 Source = Literal["option_probs", "agreement", "none"]
 
@@ -57,7 +58,7 @@ class Interview:
 
 
 def interview(
-    reasoner: Reasoner, case: Case, *, passes: int | None = None, max_seconds: float = MAX_SECONDS
+    reasoner: Reasoner, case: Case, *, passes: int | None = None, max_seconds: float | None = None
 ) -> Interview:
     """Asks a reasoner about a picture. Never raises for what the reasoner does: see `errors` and `limits`.
 
@@ -65,7 +66,7 @@ def interview(
         reasoner: any object with `name`, `caps` and `ask`.
         case: the picture with its marked regions.
         passes: 1 finds alone, 2 also refutes; None: 2 with references, else 1.
-        max_seconds: no question is begun after them.
+        max_seconds: no question is begun after them; None: 300, and no less than 5 answers may take at the longest.
 
     Raises:
         ValueError: another number of passes.
@@ -85,7 +86,9 @@ def interview(
     if not views.whole and not views.sheets:
         hidden = Limit("not_sent_privacy", "whole pictures may not be sent, and there is no region to send a crop of")
         return Interview(name, passes, limits=(hidden,))
-    return _run(name, views, Asker(reasoner, max_seconds), passes)
+    own = getattr(reasoner, "timeout_s", 0.0)
+    longest = max(MAX_SECONDS, LONGEST_ANSWERS * own) if isinstance(own, (int, float)) else MAX_SECONDS
+    return _run(name, views, Asker(reasoner, longest if max_seconds is None else max_seconds), passes)
 
 
 @dataclass

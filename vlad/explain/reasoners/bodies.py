@@ -50,8 +50,8 @@ def _loaded(text: bytes | str) -> Any:
 def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     """The reply that pieces of a stream add up to; an error among them is the reply."""
     for chunk in chunks:
-        if "error" in chunk:
-            return chunk
+        if chunk.get("error"):
+            return {"error": chunk["error"]}
     message: dict[str, Any] = {}
     choice: dict[str, Any] = {"message": message}
     tokens: list[Any] = []

@@ -48,7 +48,9 @@ _BLIND = re.compile(
     r"|at most 0 image|multi-?modal|mmproj",
     re.IGNORECASE,
 )
+_STREAM = re.compile(r"stream(?:ing)? (?:mode|parameter)|non-stream|only support\w* stream", re.IGNORECASE)
 _PLAIN = re.compile(r"content.{0,60}\bstring|\bstring\b.{0,60}content", re.IGNORECASE)
+_CAUSES = (_COUNT, _SIZE, _SYSTEM, _BLIND, _STREAM, _PLAIN)
 
 
 def names_pictures(error: ServerError) -> bool:
@@ -75,7 +77,7 @@ class Dialect:
         self._extra = dict(extra)
         self._names: dict[str, str | None] = {}  # key -> what this server calls it; None: left out
         self._most_tokens: int | None = None
-        self._few_logprobs = self._system_in_user = self._plain = False
+        self._few_logprobs = self._system_in_user = self._plain = self._stream = False
 
     def fitted(self, question: Ask) -> Ask:
         """The question with as many and as large pictures as the server takes."""
@@ -98,6 +100,8 @@ class Dialect:
             "seed": question.seed,
             **keys,
         }
+        if self._stream:
+            own["stream"] = True
         if self._few_logprobs and "top_logprobs" in own:
             own["top_logprobs"] = FEW_LOGPROBS
         named = {self._names.get(key, key): value for key, value in own.items()}
@@ -114,8 +118,8 @@ class Dialect:
     def names(self, error: ServerError) -> bool:
         """Whether a refusal speaks of something that another request could do differently."""
         words = _words(error)
-        known = any(pattern.search(words) for pattern in (_SYSTEM, _COUNT, _SIZE, _BLIND, _PLAIN)) or _named(words)
-        return error.status in REFUSALS and bool(known or error.status == 413)
+        known = any(pattern.search(words) for pattern in _CAUSES) or bool(_named(words))
+        return error.status in REFUSALS and (known or error.status == 413)
 
     def learn(self, error: ServerError, body: Mapping[str, Any], question: Ask) -> bool:
         """Changes what the refusal of a request names; False where nothing is left to change."""
@@ -129,12 +133,17 @@ class Dialect:
         if _SYSTEM.search(words) and body["messages"][0]["role"] == "system":
             self._system_in_user = True
             return True
+        if _STREAM.search(words) and "stream" not in body:
+            self._stream = True
+            return True
         if _PLAIN.search(words) and not (self._plain or pictures):
             self._plain = True
             return True
         return self._other_key(words, body)
 
     def _fewer_tokens(self, words: str, body: Mapping[str, Any]) -> bool:
+        if self._extra.keys() & {"max_tokens", "max_completion_tokens"}:
+            return False
         sent = body.get("max_tokens", body.get("max_completion_tokens"))
         limits = [int(found[1][:9]) for found in _MOST.finditer(words)]
         fitting = [limit for limit in limits if isinstance(sent, int) and 0 < limit < sent]

@@ -224,6 +224,8 @@ def _thinks_still(said: Said, answer: Choice | Text | Schema) -> bool:
     """Whether the tokens ran out in a thought: one that is marked, or words where a letter or an object was asked."""
     if said.finish != "length" or said.instead is not None:
         return said.finish == "length"
+    if isinstance(answer, Choice) and letter_probs(said.choice, len(answer.options)) is not None:
+        return False  # its first token is an answer, however it goes on
     words = isinstance(answer, Text) or "{" in said.text
     return not words and read_answer(said.text, answer, "stop", Usage()).parsed is None
 

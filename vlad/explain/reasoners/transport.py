@@ -189,6 +189,9 @@ class Server:
         if value is None:
             message = f"{self.host} answers no JSON object: {words}{self._address.missing_version}"
             raise ServerError(self._hide(message), status)
+        if value.get("error") and not value.get("choices"):  # some servers say only here that it went wrong
+            status = _stated(value["error"], status)
+            raise ServerError(self._hide(f"{self.host} answers {status}: {words}{self._advice(status)}"), status, reply)
         return value
 
     def _advice(self, status: int) -> str:
@@ -209,6 +212,12 @@ def _cut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         return  # it has closed by itself
+
+
+def _stated(error: Any, status: int) -> int:
+    """The status that an error in a body states, else the one of its reply."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else status
 
 
 def _loads(error: ServerError) -> bool:
