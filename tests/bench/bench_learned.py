@@ -1,10 +1,10 @@
-"""How close AnomalyCLIP comes to the machine's matrix-product rate, and what its value stream costs; by hand:
-python tests/bench/bench_learned.py
+"""How close learned methods come to the machine's matrix-product rate; by hand:
+python tests/bench/bench_learned.py [--method crane ...]
 
-One picture of 518 px on ViT-L/14 with untrained weights (arithmetic does not depend on them) and untrained sentences,
-which are encoded in the first call and kept. Two yardsticks are measured in the same process and in turn: the rate of
-bare matrix products of the tower's own shapes, which the counted arithmetic of everything, attention included, is
-divided by; and a plain pass through the tower, the method without its value stream.
+One picture on ViT-L/14 with untrained weights (arithmetic does not depend on them) and untrained prompts; sentences
+that do not depend on the picture are encoded in the first call and kept. Two yardsticks are measured in the same
+process and in turn: the rate of bare matrix products of the tower's own shapes, which the counted arithmetic of
+everything, attention included, is divided by; and a plain pass through the tower.
 """
 
 import argparse
@@ -17,25 +17,46 @@ import torch
 import torch.nn.functional as F
 
 from vlad import Encoder
-from vlad.methods.anomalyclip import AnomalyClip
+from vlad.detector import Detector
+from vlad.methods import method_class
 
-SIDE, PATCH, WIDTH, BLOCKS, VALUES, JOINT = 518, 14, 1024, 24, 19, 768
-TOKENS = 1 + (SIDE // PATCH) ** 2
-PRODUCTS = 2 * TOKENS * 12 * WIDTH**2  # one block: in_proj 3, out_proj 1, mlp 4 + 4 times width^2
-ATTENTION = 2 * 2 * TOKENS**2 * WIDTH  # one attention: similarities, then the mean of the values
-
-
-def flop() -> int:
-    """Of one picture, two a multiplication with its addition; all but the convolution and the projection is blocks."""
-    first = 2 * TOKENS * 3 * PATCH**2 * WIDTH
-    ordinary = (BLOCKS - 1) * (PRODUCTS + ATTENTION) + 2 * TOKENS * 2 * WIDTH**2  # the last: keys and values of all
-    values = VALUES * (2 * TOKENS * WIDTH**2 + ATTENTION)  # out_proj; the values themselves are there
-    return first + ordinary + values + 2 * TOKENS * WIDTH * JOINT
+PATCH, WIDTH, BLOCKS, VALUES, JOINT = 14, 1024, 24, 19, 768
+SIDES = {"anomalyclip": 518, "crane": 518, "faprompt": 518, "sowa": 336}
+ATTENTIONS = {"anomalyclip": 1, "crane": 3, "faprompt": 1, "sowa": 0}  # of a block beside its own
+SENTENCES, WORDS = 10, 13  # of FAPrompt's second look, and their tokens
+TAPS, WINDOW = 4, 12  # of SOWA
 
 
-def products(dtype: torch.dtype) -> Callable[[], object]:
+def tokens(side: int) -> int:
+    return 1 + (side // PATCH) ** 2
+
+
+def products(T: int) -> int:
+    """Of one block: in_proj 3, out_proj 1, mlp 4 + 4 times width^2."""
+    return 2 * T * 12 * WIDTH**2
+
+
+def attention(T: int) -> int:
+    """Similarities, then the mean of the values."""
+    return 2 * 2 * T**2 * WIDTH
+
+
+def flop(method: str, side: int) -> int:
+    """Of one picture, two a multiplication with its addition."""
+    T, beside = tokens(side), ATTENTIONS[method]
+    first, projection = 2 * T * 3 * PATCH**2 * WIDTH, 2 * T * WIDTH * JOINT
+    counted = first + (BLOCKS - 1) * (products(T) + attention(T)) + projection
+    if method == "sowa":  # all of the last block; of each tap values, output, linear layer, projection and windows
+        tap = 2 * T * (3 * WIDTH**2 + WIDTH * JOINT) + 2 * 2 * T * WINDOW**2 * WIDTH
+        return counted + products(T) + attention(T) + TAPS * tap
+    counted += 2 * T * 2 * WIDTH**2  # of the last block keys and values of all
+    counted += VALUES * (2 * T * WIDTH**2 + beside * attention(T))  # out_proj; the values themselves are there
+    return counted + (12 * 2 * SENTENCES * WORDS * 12 * JOINT**2 if method == "faprompt" else 0)
+
+
+def bare(T: int, dtype: torch.dtype) -> Callable[[], object]:
     """The matrix products of four blocks, back to back, each on weights of its own as in the model."""
-    rows, hidden = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(TOKENS, 4 * WIDTH).to(dtype)
+    rows, hidden = torch.randn(T, WIDTH).to(dtype), torch.randn(T, 4 * WIDTH).to(dtype)
     shapes = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)] * 4
     weights = [torch.randn(shape).to(dtype) for shape in shapes]
     return lambda: [F.linear(hidden if weight.shape[1] > WIDTH else rows, weight) for weight in weights]
@@ -48,8 +69,31 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
+def measure(method: str, encoder: Encoder, side: int, runs: int) -> None:
+    detector = Detector(method_class(method)(encoder, resolution=side))
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+    def plain() -> None:
+        encoder(encoder.pixels([picture], side), layers=(BLOCKS,))
+
+    calls = {"bare": bare(tokens(side), encoder.dtype), "plain": plain, method: lambda: detector.predict(picture)}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for run in range(runs + 1):  # in turn, so that a drifting clock hits all; the first warms up
+        for name, call in calls.items():
+            took = seconds(call)
+            times[name] += [took] if run else []
+    bare_times, plain_times, ours = (np.array(times[name]) for name in calls)
+    rate, counted = 4 * products(tokens(side)) / bare_times, flop(method, side)
+    share, beside = np.median(ours * rate) / counted, np.median(ours / plain_times)
+    print(f"{method}, {encoder.dtype}: {np.median(ours):.2f} s a picture of {side} px, {beside:.3f} x a plain pass;")
+    speed = f"bare products at {np.median(rate) / 1e9:.0f} GFLOP/s"
+    print(f"    {counted / 1e12:.2f} TFLOP counted, {speed}: ratio {share:.3f}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=SIDES, default=["anomalyclip"])
+    parser.add_argument("--side", type=int, help="of the picture, in the place of the paper's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
@@ -57,24 +101,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     encoder = Encoder.load("ViT-L-14-336-quickgelu/random:0", device="cpu", dtype=arguments.dtype)
-    detector, bare = AnomalyClip(encoder), products(encoder.dtype)
-    picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-
-    def plain() -> None:
-        encoder(encoder.pixels([picture], SIDE), layers=(BLOCKS,))
-
-    calls = {"bare products": bare, "plain pass": plain, "AnomalyCLIP": lambda: detector.predict(picture)}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(arguments.runs + 1):  # in turn, so that a drifting clock hits all; the first warms up
-        for name, call in calls.items():
-            took = seconds(call)
-            times[name] += [took] if run else []
-    bare_times, plain_times, ours = (np.array(times[name]) for name in calls)
-    rate = 4 * PRODUCTS / bare_times
-    share, beside = np.median(ours * rate) / flop(), np.median(ours / plain_times)
-    print(f"{encoder.dtype}: AnomalyCLIP {np.median(ours):.2f} s a picture of {SIDE} px")
-    print(f"{flop() / 1e12:.2f} TFLOP counted, bare products at {np.median(rate) / 1e9:.0f} GFLOP/s: ratio {share:.3f}")
-    print(f"a plain pass {np.median(plain_times):.2f} s: with the value stream {beside:.3f} x as long")
+    for method in arguments.method:
+        measure(method, encoder, arguments.side or SIDES[method], arguments.runs)
 
 
 if __name__ == "__main__":
