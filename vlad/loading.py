@@ -15,7 +15,7 @@ from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.learning import adapter_file
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
-from vlad.scorer import Scorer
+from vlad.scorer import Scorer, check_towers
 
 
 def load(
@@ -109,11 +109,14 @@ def _check_options(method: str, kind: type[Scorer], options: Mapping[str, Any]) 
 def _load_file(
     path: Path, encoder: str | Encoder | None, device: str | None, dtype: Any, options: Mapping[str, Any]
 ) -> Detector:
-    if options:
-        raise TypeError(
-            f"{path.name} records its own options; leave out {', '.join(options)}, or build the method anew"
-        )
     header, tensors = detector_file.read(path)
+    try:
+        kind = method_class(header["method"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no detector that can be used: {error}") from error
+    if own := [option for option in options if option not in kind.towers]:
+        raise TypeError(f"{path.name} records its own options; leave out {', '.join(own)}, or build the method anew")
+    check_towers(kind, header["options"], options, path.name)
     if encoder is None and not may_be_named(header["encoder"]):
         raise ValueError(
             f"{path.name} asks for the encoder {header['encoder']!r}, a file, folder or repository, which is opened "
@@ -128,7 +131,7 @@ def _load_file(
             f"{header['encoder']!r}, digest {header['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
         )
     try:
-        scorer = method_class(header["method"])(encoder, **header["options"])
+        scorer = kind(encoder, **{**header["options"], **options})
         return Detector.restored(scorer, header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error

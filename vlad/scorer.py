@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from vlad.encoders.encoder import Encoder
+from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.memory import Memory
 from vlad.prompts import PromptPack, phrase_prototypes, prototypes
 
@@ -32,6 +32,20 @@ class Scores(NamedTuple):
         return self.map.amax((1, 2))
 
 
+def check_towers(kind: "type[Scorer]", recorded: Mapping[str, Any], given: Mapping[str, Any], file: str) -> None:
+    """ValueError where options that a file records name a further encoder that only its user may name.
+
+    `given` are the user's own options.
+    """
+    for option in kind.towers:
+        name = recorded.get(option)
+        if name is not None and option not in given and not may_be_named(str(name)):
+            raise ValueError(
+                f"{file} asks for {option}={name!r}, a file, folder or repository, which is opened only if you name it "
+                f"yourself: if you trust it, load it with {option}={name!r}"
+            )
+
+
 class Scorer(nn.Module):
     """One method round one (shared, frozen) encoder.
 
@@ -43,6 +57,8 @@ class Scorer(nn.Module):
         map_range: smallest and largest map value; the overlay's colour range unless `colours` narrows it.
         region_level: where its maps are cut into regions when nothing was calibrated.
         paper_resolution: native side of a published encoder -> the side at which the paper uses it.
+        towers: those of its keywords that name a further encoder: what a file names there is looked at before it is
+            opened.
         options: its keywords by name, for files: a method adds its own.
         trained_on: data sets whose annotated pictures it has learned from.
         progress: told (stage, done, total) while a set is scored; total 0: unknown.
@@ -54,6 +70,7 @@ class Scorer(nn.Module):
     map_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
     paper_resolution: ClassVar[Mapping[int, int]] = {}
+    towers: ClassVar[tuple[str, ...]] = ()
 
     encoder: Encoder
     progress: Callable[[str, int, int], None] | None = None

@@ -227,6 +227,29 @@ def test_a_saved_crane_plus_names_its_dino_and_scores_the_same(golden_weights, b
     assert plain.scorer.dino is None and abs(plain.predict(picture).score - one.score) > 1e-6
 
 
+def test_a_file_opens_no_dino_that_its_user_has_not_named(tmp_path, broad_encoder, golden_weights):
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    config = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=112, patch_size=14)
+    Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**config)).save_pretrained(tmp_path / "tower")
+    name = f"dino:{tmp_path / 'tower'}"
+    made = Detector(Crane(broad_encoder, dino=name))
+    assert made.scorer.dino.skipped == 5, "the class token and four registers"
+    made.save(tmp_path / "crane.safetensors")
+    made.scorer.save_adapter(tmp_path / "a.safetensors", recipe={})
+    calls = [
+        lambda **how: vlad.load(tmp_path / "crane.safetensors", encoder=broad_encoder, **how),
+        lambda **how: vlad.load("crane", encoder=broad_encoder, adapter=tmp_path / "a.safetensors", **how),
+    ]
+    picture = golden_weights.image(0, 90)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"asks for dino='dino:.*tower', a file, folder or repository, which is"):
+            call()
+        assert call(dino=name).predict(picture).score == made.predict(picture).score
+    with pytest.raises(TypeError, match="records its own options; leave out sigma"):
+        calls[0](sigma=2)
+
+
 def test_dino_sees_the_picture_at_the_size_that_gives_the_encoders_grid(tiny_encoder, golden_weights):
     dino = GivenDino(0)
     made = Crane(tiny_encoder, dino=dino)

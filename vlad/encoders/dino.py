@@ -1,7 +1,8 @@
 """DINOv2 towers from transformers, with the face of an `Encoder` that knows pictures alone: no words, no windows.
 
-Names: "dino:small", "dino:base", "dino:large" (the published weights, fetched once), "dino:<repo>" of the Hugging Face
-hub, "dino:<folder>" with config.json and weights, "dino:<size>/random:<seed>" (untrained; warns).
+Names: "dino:small", "dino:base", "dino:large" (the published weights, fetched once), "dino:<size>-registers" (with
+register tokens), "dino:<repo>" of the Hugging Face hub, "dino:<folder>" with config.json and weights,
+"dino:<size>/random:<seed>" (untrained; warns).
 """
 
 import warnings
@@ -18,6 +19,10 @@ from vlad.encoders.weights import WeightsError, digest_of, require_repository
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
+REPOSITORIES = {
+    **{size: f"facebook/dinov2-{size}" for size in SIZES},
+    **{f"{size}-registers": f"facebook/dinov2-with-registers-{size}" for size in SIZES},
+}
 KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}  # of transformers
 RESOLUTION = 448  # AnomalyDINO's, 32 x 32 patches
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -87,16 +92,18 @@ def load(name: str, device: str | None = None, dtype: Any = None, activation: st
     size, _, seed = given.partition("/random:")
     if seed or given.endswith("/random:"):
         return DinoEncoder(_random(size, seed, name), name, device, dtype)
-    if given not in SIZES and given.count("/") != 1 and not Path(given).expanduser().is_dir():
-        raise FileNotFoundError(f"encoder {name!r}: give one of {', '.join(SIZES)}, a hub's owner/name, or a folder")
+    if given not in REPOSITORIES and given.count("/") != 1 and not Path(given).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"encoder {name!r}: give one of {', '.join(REPOSITORIES)}, a hub's owner/name, or a folder"
+        )
     return DinoEncoder(_pretrained(given, name), name, device, dtype)
 
 
 def _pretrained(given: str, name: str) -> Any:
     import transformers
 
-    source = f"facebook/dinov2-{given}" if given in SIZES else str(Path(given).expanduser())
-    folder = given not in SIZES and Path(source).is_dir()
+    source = REPOSITORIES.get(given) or str(Path(given).expanduser())
+    folder = given not in REPOSITORIES and Path(source).is_dir()
     try:
         if not folder:
             require_repository(source, f"{name} needs the repository {source}")

@@ -31,7 +31,9 @@ CLIP = "vlad.encoders.clip"
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
 
 # Names that a file may hold: the shipped encoder, tags that open_clip knows, sizes that DINOv2 was published in.
-NAMED = re.compile(r"tiny|[\w-][\w.-]*/[\w-][\w.-]*|[\w-][\w.-]*/random:\d+|dino:(small|base|large)(/random:\d+)?")
+NAMED = re.compile(
+    r"tiny|[\w-][\w.-]*/[\w-][\w.-]*|[\w-][\w.-]*/random:\d+|dino:(small|base|large)(-registers|/random:\d+)?"
+)
 
 Edit = Callable[[int, Tensor], Tensor]
 

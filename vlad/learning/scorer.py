@@ -16,7 +16,7 @@ from torch import Tensor
 from vlad.encoders.encoder import Encoder
 from vlad.files import resource
 from vlad.learning import adapter_file
-from vlad.scorer import Scorer
+from vlad.scorer import Scorer, check_towers
 
 NOT_LEARNED = ("prototypes", "phrase_embeddings")  # buffers that come from words
 
@@ -166,6 +166,7 @@ def with_adapter(
             f"{adapter.name} was learned on other weights than encoder {encoder.name!r} has: it names "
             f"{read.facts['encoder']!r}, digest {read.facts['encoder_digest'][:12]}, and got {encoder.digest[:12]}"
         )
+    check_towers(kind, read.facts["options"], options, adapter.name)
     try:
         scorer = kind(encoder, **{**read.facts["options"], **options}).load_learned(read.tensors)
     except (TypeError, ValueError) as error:

@@ -71,8 +71,7 @@ class Crane(LearnedScorer):
     """See the module. `n_ctx`, `depth`, `length` are `PromptLearner`'s.
 
     Args:
-        dino: a DINOv2 for Crane+, by name ("dino:facebook/dinov2-with-registers-base" is the paper's) or as an Encoder;
-            None is Crane.
+        dino: a DINOv2 for Crane+, by name ("dino:base-registers" is the paper's) or as an Encoder; None is Crane.
         context: make the picture's embedding a word of the sentences when it is scored, as in training.
         soft_mean: average the maps' probabilities, as the authors do for Crane and for Crane+ on medical pictures, or
             (False) their logits, as for Crane+ on industrial ones; None is True without `dino`.
@@ -86,6 +85,7 @@ class Crane(LearnedScorer):
 
     words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
+    towers: ClassVar[tuple[str, ...]] = ("dino",)
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
     dino: Encoder | None
