@@ -181,6 +181,52 @@ def radio_encoder(radio_content):
 
 
 @pytest.fixture(scope="session")
+def inp_files(tmp_path_factory, golden_weights) -> tuple[Path, Path]:
+    """(a DINOv2 with registers as a folder of transformers, a file as INP-Former's authors write it), both small."""
+    return inp_written(tmp_path_factory.mktemp("inp_former"), golden_weights, seed=0)
+
+
+def inp_written(folder, golden_weights, seed):
+    import torch
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    from vlad.encoders.dino import DinoEncoder
+    from vlad.methods.inp_former import InpFormer
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 2, "mlp_ratio": 4}
+    config = Dinov2WithRegistersConfig(**sizes, image_size=112, patch_size=14, num_register_tokens=4)
+    model, width = Dinov2WithRegistersModel(config).eval(), 64
+    shapes = {"cls_token": (1, 1, width), "register_tokens": (1, 4, width), "mask_token": (1, width)}
+    shapes |= {
+        "pos_embed": (65, width),
+        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.bias": (width,),
+    }
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    inner = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for block in range(12):
+        for part, (out, into) in inner.items():
+            shapes[f"blocks.{block}.{part}.weight"] = (out * width, into * width)
+            shapes[f"blocks.{block}.{part}.bias"] = (out * width,)
+        for part in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+            shapes[f"blocks.{block}.{part}"] = (width,)
+
+    def draw(name, shape):
+        return golden_weights.tensor(f"inp.{name}".replace(".gamma", ".weight"), tuple(shape), seed)
+
+    content = {f"encoder.{name}": draw(f"encoder.{name}", shape) for name, shape in shapes.items()}
+    content["encoder.pos_embed"] = content["encoder.pos_embed"][None]
+    encoder = DinoEncoder(model, "small", "cpu", "float32")
+    named = encoder.named({name.removeprefix("encoder."): value for name, value in content.items()})
+    model.load_state_dict(named)
+    model.save_pretrained(folder / "dino")
+    learned = InpFormer(encoder, heads=2).learned()
+    content |= {name: draw(name, value.shape) for name, value in learned.items()}
+    torch.save(content, folder / "model.pth")
+    return folder / "dino", folder / "model.pth"
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder():
     from vlad import Encoder
 

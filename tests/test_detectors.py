@@ -19,6 +19,7 @@ from vlad.scorer import Scorer
 LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedScorer)]
 TEXT = [name for name in METHODS if method_class(name).words == "required" and not method_class(name).needs_normals]
 IMAGE_LEVEL = ("laft",)  # no maps
+ONE_SIDE = ("inp_former",)  # its authors bring every map to 256 px
 
 FITTED = [name for name in METHODS if method_class(name).remember is not Scorer.remember]
 
@@ -191,7 +192,7 @@ def test_the_resolution_is_an_option(load, pictures, normals, detector):
     assert coarse.options["resolution"] == side
     first, second = coarse.predict(pictures[0]), detector.predict(pictures[0])
     assert first.score != second.score
-    assert first.map is None or first.map.shape != second.map.shape
+    assert first.map is None or detector.method in ONE_SIDE or first.map.shape != second.map.shape
     with pytest.raises(ValueError, match="resolution"):
         made(load, detector.method, normals, resolution=side + 1).predict(pictures[0])
 

@@ -169,7 +169,8 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
                 stack.enter_context(encoder.sharing())
         for scorer in scorers:
             with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
-                key = id(scorer.encoder), scorer.resolution
+                own = type(scorer).pixels is not Scorer.pixels
+                key = (id(scorer), 0) if own else (id(scorer.encoder), scorer.resolution)
                 if key not in pixels:
                     pixels[key] = pixels_of(scorer, pictures)
                 rows = _rows(scorer, scorer(pixels[key]))
@@ -178,7 +179,7 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
 
 def pixels_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Tensor:
     """[B, 3, S, S] of uint8 pictures [H, W, 3], as the scorer wants them."""
-    return scorer.encoder.pixels(pictures, scorer.resolution)
+    return scorer.pixels(pictures)
 
 
 def read_ahead(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -123,6 +124,10 @@ class Scorer(nn.Module):
     def colours(self) -> tuple[float, float]:
         """`map_range`, or the part of it that tells normal from anomalous as the method stands now."""
         return self.map_range
+
+    def pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """[B, 3, S, S] of uint8 pictures [H, W, 3], for `forward`; some papers frame pictures in a way of their own."""
+        return self.encoder.pixels(pictures, self.resolution)
 
     # What it gets
 

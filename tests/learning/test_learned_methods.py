@@ -12,7 +12,8 @@ from vlad.methods import METHODS, method_class
 from vlad.synthetic import sample
 
 KINDS = {name: kind for name in METHODS if issubclass(kind := method_class(name), LearnedScorer)}
-LEARNED = [name for name, kind in KINDS.items() if not kind.own_encoder]  # the others do not learn on `tiny`
+# others learn in a tower of their own, or from normal pictures alone: their own tests train them
+LEARNED = [name for name, kind in KINDS.items() if not kind.own_encoder and not kind.views]
 OPTIONS = {
     "clip_ad": {"plus": True},
     "filo": {"positions": ["top"]},

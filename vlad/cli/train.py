@@ -44,7 +44,8 @@ def train(
         if as_json:
             print(json.dumps({**facts, "seconds": round(time.monotonic() - started, 1)}))
         else:
-            print(f"learned on {', '.join(detector.trained_on)} in {time.monotonic() - started:.0f} s: {out}")
+            learned = f"learned on {', '.join(detector.trained_on)}" if detector.trained_on else "learned from normals"
+            print(f"{learned} in {time.monotonic() - started:.0f} s: {out}")
             print(f"loss {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last of {len(losses)}")
         return 0
 

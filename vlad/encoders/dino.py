@@ -5,7 +5,10 @@ register tokens), "dino:<repo>" of the Hugging Face hub, "dino:<folder>" with co
 "dino:<size>/random:<seed>" (untrained; warns).
 """
 
+import math
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,16 @@ REPOSITORIES = {
 }
 KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}  # of transformers
 RESOLUTION = 448  # AnomalyDINO's, 32 x 32 patches
+OFFSET = "offset"
+OFFICIAL_NAMES = {  # of Facebook's checkpoints, and what stands there in transformers' models
+    r"^(cls_token|mask_token|register_tokens)$": r"embeddings.\1",
+    r"^pos_embed$": "embeddings.position_embeddings",
+    r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
+    r"^blocks\.": "encoder.layer.",
+    r"\.ls([12])\.gamma$": r".layer_scale\1.lambda1",
+    r"^norm\.": "layernorm.",
+}
+PROJECTIONS = ("attention.o_proj", "attention.output.dense")  # newer and older versions of transformers
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
@@ -62,10 +75,51 @@ class DinoEncoder(Encoder):
         return Features(image, tuple(patches), self.grid(pixels))
 
     @once
-    def block_patches(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def block_patches(self, pixels: Tensor, layers: tuple[int, ...], positions: str = "bicubic") -> tuple[Tensor, ...]:
+        """As of every tower; `positions` "offset" resamples them as Facebook's first code did, of DINOv2's models
+        without registers, and INP-Former's does of those with: bicubic, not antialiased, by a factor that is too large.
+        """
         self.check_layers(layers)
-        states = self._states(pixels)
+        states = self.walked(pixels, max(layers)) if positions == OFFSET else self._states(pixels)
         return tuple(states[layer].float()[:, self.skipped :] for layer in layers)
+
+    def walked(self, pixels: Tensor, last: int) -> list[Tensor]:
+        """[B, special + N, C] before the first block and after each up to the last, with "offset" positions."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            states = [self._embedded(pixels)]
+            for block in self.model.encoder.layer[:last]:
+                after = block(states[-1])
+                states.append(after[0] if isinstance(after, tuple) else after)  # older versions of transformers
+        return states
+
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        parts = self.model.embeddings
+        patches, table = parts.patch_embeddings(pixels), parts.position_embeddings
+        rows, columns = self.grid(pixels)
+        side = math.isqrt(table.shape[1] - 1)
+        places = table[:, 1:].mT.unflatten(2, (side, side))  # [1, C, side, side]
+        if (rows, columns) != (side, side):
+            factor = (rows + 0.1) / side, (columns + 0.1) / side
+            places = F.interpolate(places, scale_factor=factor, mode="bicubic")
+        tokens = torch.cat([parts.cls_token + table[:, :1], getattr(parts, "register_tokens", table[:, :0])], 1)
+        return torch.cat([tokens.expand(len(patches), -1, -1), patches + places.flatten(2).mT], 1)
+
+    def named(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of Facebook's own checkpoints by the names of this model; what it does not know keeps its name."""
+        own, found = self.model.state_dict(), {}
+        for name, value in official.items():
+            for theirs, ours in OFFICIAL_NAMES.items():
+                name = re.sub(theirs, ours, name)
+            names = [name]
+            if ".attn.qkv." in name:
+                names = [name.replace("attn.qkv", f"attention.{part}") for part in ("query", "key", "value")]
+            for each, part in zip(names, value.chunk(len(names)), strict=True):
+                newer = re.sub(r"attention\.(query|key|value)", lambda at: f"attention.{at[1][0]}_proj", each)
+                older = each.replace("attention.", "attention.attention.")
+                if each.endswith(("attn.proj.weight", "attn.proj.bias")):
+                    newer, older = (each.replace("attn.proj", one) for one in PROJECTIONS)
+                found[next((one for one in (newer, older) if one in own), each)] = part
+        return found
 
     @once
     def dense(self, pixels: Tensor, blocks: int = 0, positions: str = "bicubic") -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,14 @@ class Item:
         label: 1 anomalous.
         category: normals of the same category are its references.
         read: gives it.
+        view: number of the view of it that is learned from; 0 is itself.
     """
 
     key: str
     label: int
     category: str
     read: Callable[[], Annotated]
+    view: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,45 @@ def gather(data: Any, pictures: int, seed: int) -> TrainingSet:
     return TrainingSet(items, tuple(item for part in parts for item in part.normals), sources)
 
 
+def gather_normals(data: Any, shots: int, views: int, seed: int) -> TrainingSet:
+    """The normal pictures of data sets' train splits, or of folders without splits, each in every view.
+
+    Args:
+        data: as in `gather`, without the synthetic ones.
+        shots: pictures of each category, drawn by the seed; 0 is all.
+        views: of each picture.
+
+    Raises:
+        ValueError: there is none, or an unknown data set.
+    """
+    specs: Sequence[Any] = [data] if isinstance(data, str | os.PathLike) else list(data)
+    parts = [_normal_part(spec) for spec in specs if not isinstance(spec, Sample)]
+    parts.append(_annotated([spec for spec in specs if isinstance(spec, Sample)]))
+    groups: dict[str, list[Item]] = {}
+    for item in (item for part in parts for item in part.normals):
+        groups.setdefault(item.category, []).append(item)
+    rng = np.random.default_rng(seed)
+    taken = [group[n] for group in groups.values() for n in sorted(rng.permutation(len(group))[: shots or None])]
+    if not taken:
+        raise ValueError(f"training needs normal pictures, in a train split or alone in a folder; {specs} have none")
+    items = [replace(item, key=f"{item.key} view {view}", view=view) for item in taken for view in range(views)]
+    return TrainingSet(tuple(items), (), tuple(dict.fromkeys(source for part in parts for source in part.sources)))
+
+
+def _normal_part(spec: Any) -> TrainingSet:
+    text = os.fspath(spec)
+    folder = Path(text).expanduser()
+    if text.partition(":")[0] == SYNTHETIC:
+        raise ValueError(f"{text!r} is for methods that learn from defects; give good pictures or a data set")
+    if not folder.is_dir() or any(folder.rglob("train")) or any(folder.rglob("test")):
+        return _annotated(load(text))
+    good = [
+        Item(f"good {_stamp(one.path)}", 0, str(folder), functools.partial(_good, one.path))
+        for one in list_images([folder])
+    ]
+    return TrainingSet((), tuple(good), (folder.name,))
+
+
 def _annotated(samples: Iterable[Sample]) -> TrainingSet:
     samples = list(samples)
     tests = [one for one in samples if one.split == "test"]
@@ -106,7 +147,7 @@ def _annotated(samples: Iterable[Sample]) -> TrainingSet:
     if len(usable) < len(tests):
         logger.warning("%d anomalous pictures are left out: nobody has marked where", len(tests) - len(usable))
     normals = [one for one in samples if one.split == "train" and not one.label]
-    sources = tuple(dict.fromkeys(one.dataset for one in usable))
+    sources = tuple(dict.fromkeys(one.dataset for one in [*usable, *normals]))
     return TrainingSet(tuple(map(_item, usable)), tuple(map(_item, normals)), sources)
 
 

@@ -59,7 +59,7 @@ class FeatureCache:
             logger.info("%d pictures are encoded once, into %s", len(missing), self.folder)
         for numbers, read in _ahead(missing, self.items):
             with torch.no_grad():
-                pixels = self.scorer.encoder.pixels([one.picture for one in read], self.side)
+                pixels = self.scorer.viewed([one.picture for one in read], [self.items[n].view for n in numbers])
                 parts = self.scorer.image_side(pixels)
             self._open(parts)
             for row, (number, one) in enumerate(zip(numbers, read, strict=True)):

@@ -31,8 +31,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, with_config
 
 from vlad.forms import Number, Whole, file_of, filled, one_of, read, shipped
 
-OPTIMIZERS = ("adam", "adamw")
-SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adam", "adamw", "stable_adamw")
+SCHEDULES = ("constant", "cosine", "warm-cosine")
 
 
 def _share(value: float) -> float:
@@ -82,6 +82,7 @@ class Recipe:
         data: names of data sets, NAME:ROOT, folders, "synthetic" (drawn pictures) or "synthetic:FOLDER" (defects
             painted on the good pictures there); the test pictures of a data set are what is learned from.
         pictures: number of synthetic pictures.
+        shots: normal pictures of each category, drawn by the seed, for methods that learn from these alone; 0 is all.
         epochs, batch_size, seed: of the training.
         mosaic: share of pictures replaced by a 2 x 2 mosaic of their category; features are then not cached.
         validation: share of the pictures that is held out, and whose loss chooses the epoch; 0 takes the last one.
@@ -94,6 +95,7 @@ class Recipe:
     resolution: Whole | None = None
     data: Data = ()
     pictures: Annotated[Whole, Field(ge=2)] = 2000
+    shots: Annotated[Whole, Field(ge=0)] = 0
     epochs: Annotated[Whole, Field(ge=1)] = 15
     batch_size: Annotated[Whole, Field(ge=1)] = 8
     seed: Whole = 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlad.learning.data import TrainingSet, mosaic
 from vlad.learning.features import FeatureCache, Progress, mask_at
+from vlad.learning.optimizers import OPTIMIZERS, SCHEDULES
 from vlad.learning.recipes import Recipe
 from vlad.learning.scorer import Batch, LearnedScorer
 
@@ -50,7 +51,7 @@ class Run:
         self.checkpoint = checkpoint
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # some official prompts are dead
         self.accelerator = Accelerator(cpu=scorer.encoder.device.type == "cpu", kwargs_handlers=[unused])
-        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer.name]
+        make = OPTIMIZERS[plan.optimizer.name]
         how: dict[str, Any] = {"betas": plan.optimizer.betas, "weight_decay": plan.optimizer.weight_decay}
         optimizer = make(scorer.parameter_groups(plan.optimizer.learning_rate), **how)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -79,8 +80,8 @@ class Run:
         stored = time.monotonic()
         while self.epoch < self.plan.epochs:
             batches = self._batches(self.epoch)
-            self._set_rates(self.epoch)
             while self.step < len(batches):
+                self._set_rates(len(batches))
                 self.running.append(self._advance(batches[self.step]))
                 self.step += 1
                 if progress:
@@ -107,6 +108,8 @@ class Run:
         for group in self.optimizer.param_groups:
             for parameter in group["params"] if "clip" in group else ():
                 torch.nn.utils.clip_grad_norm_(parameter, group["clip"])
+            if "clip_together" in group:
+                torch.nn.utils.clip_grad_norm_(group["params"], group["clip_together"])
         if not math.isfinite(float(value.detach())):
             raise ValueError(
                 f"the loss is {float(value.detach())} in epoch {self.epoch + 1}; lower optimizer.learning_rate"
@@ -119,7 +122,8 @@ class Run:
         order = np.random.default_rng((self.plan.seed, epoch)).permutation(self.learning)
         size = self.plan.batch_size * self.accelerator.num_processes
         whole = [order[start : start + size] for start in range(0, len(order), size)]
-        if len(whole) > 1 and len(whole[-1]) < max(2, self.accelerator.num_processes):
+        least = size if self.scorer.views else max(2, self.accelerator.num_processes)
+        if len(whole) > 1 and len(whole[-1]) < least:
             whole.pop()  # batch norm needs two, and every process one
         return [batch[self.accelerator.process_index :: self.accelerator.num_processes].tolist() for batch in whole]
 
@@ -147,8 +151,9 @@ class Run:
                 seen.append(mosaic([self.data.items[n].read() for n in parts], 2 * side))
             else:
                 seen.append(self.data.items[number].read())
+        views = [self.data.items[number].view for number in numbers]
         with torch.no_grad():
-            features = self.scorer.image_side(self.scorer.encoder.pixels([one.picture for one in seen], side))
+            features = self.scorer.image_side(self.scorer.viewed([one.picture for one in seen], views))
         masks = np.stack([mask_at(one.mask, side, self.scorer.mask_share) for one in seen])
         return features, torch.from_numpy(masks).float(), [one.name for one in seen]
 
@@ -161,12 +166,11 @@ class Run:
             return self.normals.rows(chosen)
         with torch.no_grad():
             pictures = [self.data.normals[n].read().picture for n in chosen]
-            return self.scorer.image_side(self.scorer.encoder.pixels(pictures, self.scorer.resolution))
+            return self.scorer.image_side(self.scorer.pixels(pictures))
 
-    def _set_rates(self, epoch: int) -> None:
-        share = 0.5 * (1 + math.cos(math.pi * epoch / self.plan.epochs))
-        if self.plan.optimizer.schedule == "constant":
-            share = 1.0
+    def _set_rates(self, steps: int) -> None:
+        """The rates of the step that comes, of an epoch of so many."""
+        share = SCHEDULES[self.plan.optimizer.schedule](self.epoch, self.plan.epochs, self.step, steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             floor = min(self.plan.optimizer.floor, peak)
             group["lr"] = floor + (peak - floor) * share

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class LearnedScorer(Scorer):
         stages: trainings that follow each other, of one detector each, which has them by its option `stage`, from 1.
         compares: True where a training step needs a normal picture beside each picture.
         mask_share: the part of a pixel of the network's size above which training takes it for anomalous.
+        views: how many `viewed` knows, for methods that learn from normal pictures alone; 0 for those that learn from
+            annotated ones.
         official_encoder: the encoder that the authors' files were learned on.
         official_activation: part of that; "" where nothing else could be given.
         own_encoder: the first part of the name of the encoder that their files hold, "efficientnet:"; else "".
@@ -60,6 +63,7 @@ class LearnedScorer(Scorer):
     frozen_image_side: bool = True
     stages: ClassVar[int] = 1
     compares: ClassVar[bool] = False
+    views: ClassVar[int] = 0
     mask_share: ClassVar[float] = 0.5
     official_encoder: ClassVar[str] = ""
     official_activation: ClassVar[str] = "quickgelu"
@@ -69,6 +73,10 @@ class LearnedScorer(Scorer):
         """What the method needs of the frozen encoder for pixels [B, 3, S, S]: tensors [B, ...]."""
         raise NotImplementedError  # each method's own
 
+    def viewed(self, pictures: Sequence[np.ndarray], views: Sequence[int]) -> Tensor:
+        """What training sees of pictures: their pixels [B, 3, S, S], each in the view of that number."""
+        return self.pixels(pictures)
+
     def loss(self, batch: Batch) -> Tensor:
         """The scalar that training lowers."""
         raise NotImplementedError  # each method's own
@@ -76,6 +84,10 @@ class LearnedScorer(Scorer):
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What an optimiser is built from; papers give some parts another "lr" or a "clip" of their gradient's norm."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": learning_rate}]
+
+    @classmethod
+    def check_tower(cls, content: Mapping[str, Any], encoder: Encoder) -> None:
+        """ValueError where the authors' checkpoint says that it was learned on other weights; most do not say."""
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -249,6 +261,8 @@ def official_method(content: Mapping[str, Any]) -> str | None:
         return "clip_ad"
     if any(str(key).startswith("alignment.0.alignment_layer.") for key in content):
         return "metauas"
+    if "prototype_token" in content:
+        return "inp_former"
     if content.keys() & {"predictor.lin.weight", "predictor_state_dict"}:
         return "anomalyvfm"
     if not isinstance(learner := content.get("prompt_learner"), Mapping):
@@ -273,6 +287,7 @@ def _from_official(
     content = adapter_file.read_official(file)
     try:
         found, tensors = kind.official(content)
+        kind.check_tower(content, encoder)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     wanted = f"it belongs to encoder {kind.official_encoder!r}"

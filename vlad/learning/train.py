@@ -17,7 +17,7 @@ from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
 from vlad.learning import recipes
-from vlad.learning.data import gather
+from vlad.learning.data import gather, gather_normals
 from vlad.learning.features import Progress
 from vlad.learning.recipes import Recipe
 from vlad.learning.run import STORE_EVERY, Run
@@ -66,7 +66,11 @@ def train(
         raise ValueError(f"out is {str(out)!r}; an adapter is a file that ends in .safetensors")
     if out.exists():
         raise ValueError(f"{out} exists already; name another file, or delete it to learn anew")
-    found = gather(plan.data if data is None else data, plan.pictures, plan.seed)
+    given = plan.data if data is None else data
+    if kind.views:
+        found = gather_normals(given, plan.shots, kind.views, plan.seed)
+    else:
+        found = gather(given, plan.pictures, plan.seed)
     plan = replace(plan, data=found.sources)
     tower = load_encoder(encoder or plan.encoder, device, dtype)
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
@@ -82,7 +86,7 @@ def train(
         run.train(progress if main else None)
         losses += run.losses
     assert scorer is not None  # there is a first stage
-    scorer.trained_on = found.sources
+    scorer.trained_on = () if kind.views else found.sources  # normal pictures give no answers away
     if main:
         scorer.save_adapter(out, {**plan.to_dict(), "learned_from": len(found.items), "losses": losses})
         for checkpoint in checkpoints:

@@ -24,6 +24,7 @@ METHODS = {
     "faprompt": "FaPrompt",
     "gaussian": "GaussianAD",
     "filo": "Filo",
+    "inp_former": "InpFormer",
     "laft": "Laft",
     "metauas": "MetaUas",
     "musc": "MuSc",
