@@ -96,9 +96,8 @@ def test_the_command_writes_the_report_and_goes_on_where_it_stopped(command, tre
     assert first.exit_code == 0, first.output
     rows = json.loads(first.stdout)["rows"]
     assert {row["category"] for row in rows} == {"bolt"} and all(row["detector"] == "patch_text" for row in rows)
-    assert {"report.html", "report.json", "report.csv", "run.json", "parts"} == {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
+    kept = {"report.details.json", "report.draws.safetensors", "run.json", "parts"}
+    assert kept | {"report.html", "report.json", "report.csv"} == {path.name for path in (tmp_path / "out").iterdir()}
     again = command(*words)
     assert json.loads(again.stdout)["rows"] == rows
 
@@ -113,6 +112,8 @@ def test_the_command_runs_a_suite_and_leaves_out_what_is_not_given(command, tree
     assert found.exit_code == 0, found.output
     assert "ours: zero-shot" in found.stdout and "metrics at 32 size" in found.stdout
     assert "left out, not given with --data: visa" in found.stderr
+    tex = command(file, "--data", f"folder:{tree}", "--bootstrap", 0, "--table", "latex")
+    assert tex.stdout.startswith("\\begin{tabular}") and "ours & " in tex.stdout
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ def test_the_command_runs_a_suite_and_leaves_out_what_is_not_given(command, tree
         (("real-smoke", "--data", "visa:x"), "the suite has no data set 'visa'"),
         (("real-smoke", "--method", "winclip"), "a suite names its own detectors; leave out --method"),
         (("--data", "mvtecad:x"), "unknown data set 'mvtecad'"),
+        (("--data", "folder:.", "--table", "html"), "--table is 'html'; known: text, markdown, latex"),
         (("--data", "folder:.", "--metric-size", "big"), '--metric-size is big; expected "native"'),
     ],
 )

@@ -4,6 +4,9 @@ import csv
 import json
 import math
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -171,6 +174,21 @@ def test_the_page_stands_alone_is_well_formed_and_shows_pictures_and_curves(repo
     assert len(text) < 4_000_000
 
 
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium to lay the page out")
+def test_nothing_on_the_page_is_wider_than_its_window(report, tmp_path):
+    from vlad.report.page import page
+
+    data = {"mvtec_ad": {"x": {"name": "x", "normal": 467, "anomalous": 1258, "train": 0}}}
+    data["mvtec_ad"] |= {str(i): {"name": "x", "normal": 0, "anomalous": 0, "train": 0} for i in range(14)}
+    text = page(Report(report.rows, {**report.settings, "data": data}))
+    wide = "[...document.querySelectorAll('.card')].map(e => e.scrollWidth - e.clientWidth)"
+    text = text.replace("</body>", f"<script>document.title = 'too wide by ' + Math.max(...{wide})</script></body>")
+    (tmp_path / "page.html").write_text(text)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1120,900", "--dump-dom"]
+    done = subprocess.run([*command, str(tmp_path / "page.html")], capture_output=True, text=True, timeout=120)
+    assert "<title>too wide by 0</title>" in done.stdout
+
+
 def test_the_table_is_in_percent_and_names_settings_and_gaps(report):
     text = report.table()
     assert "fine: zero-shot, encoder local-dir:" in text
@@ -208,7 +226,80 @@ def test_the_page_puts_whole_sets_beside_published_numbers(report):
     assert "this run" not in page(report)
 
 
-def test_joined_reports_keep_all_rows_and_add_up_seconds(report):
-    twice = Report.join([report, report], "both")
+def test_joined_reports_keep_all_rows_and_add_up_seconds(report, tmp_path):
+    other = Report(tuple(replace(one, detector=f"{one.detector} 2") for one in report.rows), {**report.settings})
+    other.settings["detectors"] = {f"{label} 2": one for label, one in report.settings["detectors"].items()}
+    twice = Report.join([report, other.save(tmp_path)], "both")
     assert len(twice.rows) == 2 * len(report.rows) and twice.settings["title"] == "both"
     assert twice.settings["seconds"]["fine"] == pytest.approx(2 * report.settings["seconds"]["fine"])
+    assert twice.detectors == ["fine", "coarse & slow", "fine 2", "coarse & slow 2"]
+    assert twice.value("image_auroc", detector="fine 2") == report.value("image_auroc", detector="fine")
+
+
+def test_reports_that_do_not_belong_together_are_refused(report):
+    with pytest.raises(ValueError, match="two of the reports have coarse & slow on discs/washer"):
+        Report.join([report, report])
+    other = Report((), {**report.settings, "metric_size": 256})
+    with pytest.raises(ValueError, match='different metric_size: "native", 256'):
+        Report.join([report, other])
+    with pytest.raises(ValueError, match="no report to join"):
+        Report.join([])
+
+
+def test_joined_reports_compare_detectors_that_were_run_apart(report, tmp_path):
+    apart = []
+    for label in report.detectors:
+        own = {key: value for key, value in report.draws.items() if key[0] == label}
+        settings = {**report.settings, "detectors": {label: report.settings["detectors"][label]}}
+        apart.append(Report(tuple(one for one in report.rows if one.detector == label), settings, draws=own))
+    assert Report.join([one.save(tmp_path / str(i)) for i, one in enumerate(apart)]).compare() == report.compare()
+
+
+def test_a_loaded_report_shows_and_compares_what_the_saved_one_did(report, tmp_path):
+    again = Report.load(report.save(tmp_path / "first"))
+    assert again.compare() == report.compare() and again.to_dict() == report.to_dict()
+    again.save(tmp_path / "second")
+    for name in ("report.html", "report.json", "report.csv"):
+        assert (tmp_path / "first" / name).read_text() == (tmp_path / "second" / name).read_text()
+
+
+def test_names_with_slashes_come_back_as_they_were(report, tmp_path):
+    label, (_, dataset, _) = "text, ViT-B-16/openai", next(iter(report.curves))
+    settings = {**report.settings, "detectors": {label: report.settings["detectors"]["fine"]}}
+    key = (label, dataset, "a/b")
+    saved = Report(
+        (row("x", 0.5, detector=label),),
+        {**settings, "corrupt": []},
+        curves={key: {}},
+        references={key: {"0": ["c/d.png"]}},
+    ).save(tmp_path)
+    assert set(Report.load(saved).references) == set(Report.load(saved).curves) == {key}
+
+
+def test_a_printed_report_is_its_table_and_its_short_form_one_line(report):
+    assert str(report) == report.table() and len(repr(report)) < 200
+    assert repr(report).startswith("Report(fine, coarse & slow; 3 categories")
+
+
+def test_tables_for_papers_have_the_means_in_percent_and_the_best_in_bold(report):
+    lines = report.to_markdown(["image_auroc", "pixel_auroc"]).splitlines()
+    assert lines[0] == "|  | image AUROC | pixel AUROC |" and lines[1] == "| --- | ---: | ---: |" and len(lines) == 4
+    values = {label: report.value("pixel_auroc", detector=label) for label in report.detectors}
+    best = max(values, key=values.get)
+    assert f"**{100 * values[best]:.1f}**" in next(line for line in lines if line.startswith(f"| {best} |"))
+    tex = report.to_latex(["image_auroc", "pixel_auroc"])
+    assert tex.startswith("\\begin{tabular}{lrr}\n\\toprule\n") and "coarse \\& slow & " in tex
+    assert f"\\textbf{{{100 * values[best]:.1f}}}" in tex
+    assert len(report.to_markdown(categories=True).splitlines()) == 2 + 2 * len(
+        ("bolt", "nut", "washer", "mean", "all")
+    )
+
+
+def test_one_detector_has_nothing_in_bold_and_names_of_categories_are_escaped(report):
+    alone = Report(
+        tuple(one for one in report.rows if one.detector == "fine"),
+        {**report.settings, "detectors": {"fine": report.settings["detectors"]["fine"]}},
+    )
+    assert "**" not in alone.to_markdown() and "textbf" not in alone.to_latex()
+    assert "| screws/bolt |" in alone.to_markdown(["image_auroc"], categories=True)
+    assert "100\\% \\_a\\$" in small_report([row("x", 0.5, detector="100% _a$")]).to_latex()

@@ -18,6 +18,7 @@ Data = Annotated[list[str] | None, typer.Option(metavar="NAME:ROOT", help="A dat
 Method = Annotated[list[str] | None, typer.Option(help="`vlad list methods`, or a saved detector; may be repeated.")]
 Encoders = Annotated[list[str] | None, typer.Option(help="May be repeated. [default: tiny]")]
 Prompts = Annotated[list[str] | None, typer.Option(help="Prompt pack; may be repeated. [default: the method's]")]
+TABLES = ("text", "markdown", "latex")
 
 
 def eval_(
@@ -33,6 +34,7 @@ def eval_(
     corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on changed pictures, severities 1, 3, 5.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; a killed run goes on there.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    table: Annotated[str, typer.Option(metavar="text|markdown|latex", help="How the table is printed.")] = "text",
     force: Annotated[bool, typer.Option("--force", help="Evaluate on training data too; the report says so.")] = False,
     resolution: Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")] = None,
     bootstrap: Annotated[
@@ -50,6 +52,8 @@ def eval_(
     def work() -> int:
         from vlad.evaluate.run_suite import places, run_suite
 
+        if table not in TABLES:
+            raise ValueError(f"--table is {table!r}; known: {', '.join(TABLES)}")
         plan = _suite(suite, method, data, encoder=encoder, prompts=prompts, adapter=adapter, resolution=resolution)
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
@@ -63,7 +67,7 @@ def eval_(
         how |= {"force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
         with ProgressBar("pictures", stages=True) as show:
             report = run_suite(plan, data or [], out=out, progress=show, **how)
-        print(json.dumps(_jsonable(report), allow_nan=False) if as_json else report.table())
+        print(json.dumps(_jsonable(report), allow_nan=False) if as_json else _table(report, table).rstrip("\n"))
         if out is not None:
             report.save(out)
             print(f"written: {out / 'report.html'}, report.json, report.csv", file=sys.stderr)
@@ -93,6 +97,10 @@ def _size(given: str | None) -> str | int | None:
     if not given.isdecimal():
         raise ValueError(f'--metric-size is {given}; expected "native" or the side of a square in pixels, such as 518')
     return int(given)
+
+
+def _table(report: "Report", kind: str) -> str:
+    return {"text": report.table, "markdown": report.to_markdown, "latex": report.to_latex}[kind]()
 
 
 def _jsonable(report: "Report") -> dict[str, Any]:
