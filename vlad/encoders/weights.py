@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +23,10 @@ import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
+
+from vlad.encoders import clip_checkpoint
+from vlad.encoders.checkpoint import weight_files
+from vlad.encoders.clip_names import config_of_transformers
 
 TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language")  # what a configuration may ask of its tokenizer
 FILES = (".safetensors", ".bin", ".pt", ".pth")  # what a checkpoint is called
@@ -113,8 +117,9 @@ def _from_tag(model: str, tag: str, activation: str | None) -> LoadedModel:
             f"encoder {given!r} names no weights that open_clip knows for {model}; "
             f"known tags: {', '.join(tags) or 'none'} (or {model}/random:0 for untrained ones)"
         )
-    own = "mean" in pretrained and tuple(pretrained["mean"]) != open_clip.OPENAI_DATASET_MEAN
-    instead = 'encoder="local-dir:FOLDER" (with its open_clip_config.json)' if own else f'encoder="{model}:FILE"'
+    instead = f'encoder="{_for_file(model, pretrained)}:FILE"'
+    if "mean" in pretrained and tuple(pretrained["mean"]) != open_clip.OPENAI_DATASET_MEAN:
+        instead = 'encoder="local-dir:FOLDER" (with its open_clip_config.json)'
     file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model} are", instead)
     if activation is None and bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu")):
         named = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
@@ -123,29 +128,62 @@ def _from_tag(model: str, tag: str, activation: str | None) -> LoadedModel:
             f"{model}-quickgelu/{tag} or activation= selects it",
             stacklevel=4,
         )
-    return _filled(config, file, activation, pretrained.get("mean"), pretrained.get("std"), _tokenizer(model, config))
+    mean, std = pretrained.get("mean"), pretrained.get("std")
+    return _filled(config, [file], activation, mean, std, _tokenizer(model, config))
+
+
+def _for_file(model: str, pretrained: Mapping[str, Any]) -> str:
+    """The model to put in front of the tag's file: that one which computes the activation it was trained with."""
+    quick = f"{model}-quickgelu"
+    return quick if pretrained.get("quick_gelu") and quick in open_clip.list_models() else model
 
 
 def _from_file(model: str, file: Path, activation: str | None) -> LoadedModel:
     config = _known_config(model)
     if not file.is_file():
-        raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}")
-    return _filled(config, file, activation, None, None, _tokenizer(model, config))
+        folder = f"; the folder of a model is 'local-dir:{file}'" if file.is_dir() else ""
+        raise FileNotFoundError(f"encoder '{model}:{file}': there is no file {file}{folder}")
+    loaded = _filled(config, [file], activation, None, None, _tokenizer(model, config))
+    plain = isinstance(loaded.model.visual.transformer.resblocks[0].mlp.gelu, nn.GELU)
+    if activation is None and plain and f"{model}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"{file} does not say with which activation it was trained, and {model} computes GELU; for weights trained "
+            f"with QuickGELU (OpenAI's, DFN's, MetaCLIP's) take {model}-quickgelu:{file.name}",
+            stacklevel=4,
+        )
+    return loaded
 
 
 def _from_folder(folder: Path, activation: str | None) -> LoadedModel:
     described = folder / "open_clip_config.json"
-    if not described.is_file():
+    theirs = folder / "config.json"
+    if not described.is_file() and not theirs.is_file():
         raise FileNotFoundError(
-            f"encoder 'local-dir:{folder}': {described} is missing; the folder must hold it and the weights beside it"
+            f"encoder 'local-dir:{folder}': {described} is missing; the folder must hold it, or the config.json of a "
+            "transformers CLIPModel, and the weights beside it"
         )
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    weights = weight_files(folder)
     if not weights:
         raise FileNotFoundError(
-            f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside {described.name}"
+            f"encoder 'local-dir:{folder}': no weights (*.safetensors, *.bin, *.pt, *.pth) beside its configuration"
         )
-    preferred = [w for w in weights if w.name.startswith("open_clip")]
-    return _described(described, (preferred or sorted(weights))[0], f"local-dir:{folder}", activation, folder)
+    if not described.is_file():
+        return _from_transformers(theirs, weights, activation)
+    return _described(described, weights, f"local-dir:{folder}", activation, folder)
+
+
+def _from_transformers(file: Path, weights: Sequence[Path], activation: str | None) -> LoadedModel:
+    """A folder that transformers' `CLIPModel.save_pretrained` wrote, or a clone of one on the hub."""
+    try:
+        config = config_of_transformers(json.loads(file.read_text("utf-8")))
+        beside = file.with_name("preprocessor_config.json")
+        preprocess = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
+        mean, std = preprocess.get("image_mean"), preprocess.get("image_std")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{file} is no configuration of a CLIPModel that can be used: {reason}") from error
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"].get("context_length", 77))
+    return _filled(config, weights, activation, mean, std, tokenizer)
 
 
 def _from_hub(repo: str, activation: str | None) -> LoadedModel:
@@ -155,10 +193,12 @@ def _from_hub(repo: str, activation: str | None) -> LoadedModel:
     instead = 'encoder="local-dir:FOLDER", the folder that holds both'
     config = _fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
     weights = _fetch({"hf_hub": f"{repo}/"}, what, instead)
-    return _described(config, weights, f"hf-hub:{repo}", activation)
+    return _described(config, [weights], f"hf-hub:{repo}", activation)
 
 
-def _described(file: Path, weights: Path, name: str, activation: str | None, folder: Path | None = None) -> LoadedModel:
+def _described(
+    file: Path, weights: Sequence[Path], name: str, activation: str | None, folder: Path | None = None
+) -> LoadedModel:
     """The tower of an `open_clip_config.json` and the weights beside it; `folder` holds its tokenizer too."""
     try:
         described = json.loads(file.read_text("utf-8"))
@@ -237,22 +277,20 @@ def _unusable(config: dict[str, Any]) -> str:
 
 def _filled(
     config: dict[str, Any],
-    file: Path,
+    files: Sequence[Path],
     activation: str | None,
     mean: Any,
     std: Any,
     tokenizer: Callable[[list[str]], Tensor],
 ) -> LoadedModel:
     if reason := _unusable(config):
-        raise ValueError(f"{file} cannot be used: {reason}")
+        raise ValueError(f"{files[0]} cannot be used: {reason}")
+    read = clip_checkpoint.read(files)
+    if read.openai and activation is None:
+        activation = "quickgelu"  # all that OpenAI has trained
     config = _with_activation(config, activation)
     model = _build(config)
-    try:
-        open_clip.load_checkpoint(model, str(file), strict=True)
-    except (RuntimeError, AssertionError) as error:  # open_clip lists every tensor; the first lines name the mistake
-        raise ValueError(f"the weights in {file} do not fit the model's configuration: {str(error)[:400]}") from error
-    except Exception as error:  # each format has errors of its own; some advise what is unsafe
-        raise ValueError(f"{file} is damaged or holds no weights ({type(error).__name__}); fetch it again") from error
+    clip_checkpoint.fill(model, read, files[0])
     mean, std = tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
     return LoadedModel(model, tokenizer, mean, std, digest_of(model, {**config, "mean": mean, "std": std}))
 
