@@ -59,7 +59,7 @@ def content(file: Path) -> Any:
 def _no_weights(head: bytes) -> str:
     """What a file that begins so is, where it can be no checkpoint; else empty."""
     if not head:
-        return "empty, damaged or holds no weights; fetch it again"
+        return "damaged or holds no weights (it is empty); fetch it again"
     if head.startswith(POINTER):
         return "a Git LFS pointer and not the weights; run `git lfs pull` where it came from"
     if PAGE.match(head):
