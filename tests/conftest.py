@@ -173,11 +173,11 @@ def radio_file(tmp_path_factory, radio_content) -> Path:
 
 
 @pytest.fixture(scope="session")
-def radio_encoder(radio_content):
+def radio_encoder(radio_file):
     """The tower of the golden: two heads, where a published one has one for 64 of its width."""
-    from vlad.encoders.radio import Radio, tower
+    from vlad.encoders import radio
 
-    return Radio(tower(radio_content("dora"), "small", heads=2), "small", "cpu", "float32")
+    return radio.load(f"radio:{radio_file}", "cpu", "float32", heads=2)
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,10 @@ def test_it_is_trained_as_any_other_and_its_adapter_holds_no_tower(radio_file, t
     recipe = {"method": "anomalyvfm", "encoder": f"radio:{radio_file}", "resolution": 64, "batch_size": 4}
     recipe |= {"options": {"rank": 2}, "pictures": 8, "epochs": 2, "optimizer": {"name": "adamw"}}
     made = vlad.train(recipe, "synthetic", tmp_path / "own.safetensors", device="cpu")
-    loaded = vlad.load("anomalyvfm", adapter=tmp_path / "own.safetensors", device="cpu")
+    with pytest.raises(ValueError, match=r"own.safetensors was learned on .* only if you name it yourself"):
+        vlad.load("anomalyvfm", adapter=tmp_path / "own.safetensors", device="cpu")
+    tower_name = f"radio:{radio_file}"
+    loaded = vlad.load("anomalyvfm", adapter=tmp_path / "own.safetensors", encoder=tower_name, device="cpu")
     assert loaded.encoder.name == f"radio:{radio_file}"
     for name, value in made.scorer.learned().items():
         assert torch.equal(value, loaded.scorer.learned()[name])

@@ -265,7 +265,7 @@ def test_files_of_other_methods_are_named_and_so_is_the_reverse(inp_files, encod
         vlad.load("inp_former", adapter=GOLDEN / "adaptclip_official_format.pth", encoder=encoder)
     with pytest.raises(ValueError, match=r"no file of anomalyclip's authors: .* it looks inp_former's"):
         vlad.load("anomalyclip", adapter=inp_files[1], encoder=small_encoder)
-    with pytest.raises(ValueError, match=r"learned on 'dino:facebook/dinov2-with-registers-base' .* is no DINO"):
+    with pytest.raises(ValueError, match=r"learned on 'dino:base-registers' .* is no DINO"):
         vlad.load("inp_former", adapter=inp_files[1], encoder=small_encoder)
     with pytest.raises(ValueError, match="an even number of layers"):
         InpFormer(encoder, layers=(1, 2, 3))

@@ -131,8 +131,10 @@ class Radio(Encoder):
         return Features(image, tuple(states[i - 1][:, self.skipped :] for i in layers), self.grid(pixels))
 
 
-def load(name: str, device: str | None = None, dtype: Any = None, activation: str | None = None) -> Radio:
-    """The tower in the file; see the module.
+def load(
+    name: str, device: str | None = None, dtype: Any = None, activation: str | None = None, heads: int | None = None
+) -> Radio:
+    """The tower in the file; see the module. `heads` None is one for 64 of the width, as the published ones have.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -141,7 +143,8 @@ def load(name: str, device: str | None = None, dtype: Any = None, activation: st
     """
     if activation is not None:
         raise ValueError(f"{name} has one activation; leave activation out")
-    return Radio(tower(read_official(located(Path(name.removeprefix(PREFIX)))), name), name, device, dtype)
+    content = read_official(located(Path(name.removeprefix(PREFIX))))
+    return Radio(tower(content, name, heads), name, device, dtype)
 
 
 def tower(content: Mapping[str, Any], name: str, heads: int | None = None) -> Tower:

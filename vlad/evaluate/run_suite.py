@@ -98,6 +98,7 @@ class SharedEncoders:
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
         """The names of encoder and number format; a saved detector records both."""
         from vlad import detector_file
+        from vlad.learning.adapter_file import located
         from vlad.learning.scorer import LearnedScorer, own_encoder
         from vlad.methods import METHODS, method_class
 
@@ -107,7 +108,7 @@ class SharedEncoders:
             return encoder or header["encoder"], dtype or header["dtype"]
         kind = method_class(method)
         if encoder is None and issubclass(kind, LearnedScorer):
-            encoder = own_encoder(kind, Path(adapter).expanduser() if adapter else None)
+            encoder = own_encoder(kind, located(Path(adapter)) if adapter else None)
         return encoder or "tiny", dtype
 
 

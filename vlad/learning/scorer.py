@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.encoders.encoder import Encoder
+from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.files import resource
 from vlad.learning import adapter_file
 from vlad.scorer import Scorer, check_towers
@@ -191,7 +191,8 @@ def own_encoder(kind: type[LearnedScorer], adapter: Path | None) -> str:
     """The name of the encoder that is used when none is given: "tiny", or the method's own, which lies in the file.
 
     Raises:
-        ValueError: the method has a tower of its own, and no file is given, or one of another method.
+        ValueError: the method has a tower of its own, and no file is given, one of another method, or one of our own,
+            which names a tower that lies elsewhere.
     """
     if not kind.own_encoder:
         return "tiny"
@@ -207,7 +208,13 @@ def own_encoder(kind: type[LearnedScorer], adapter: Path | None) -> str:
         except ValueError as error:
             raise ValueError(f"{adapter}: {error}") from error
         return f"{kind.own_encoder}{adapter}"
-    return str(adapter_file.read(adapter).facts["encoder"])
+    recorded = str(adapter_file.read(adapter).facts["encoder"])
+    if not may_be_named(recorded):
+        raise ValueError(
+            f"{adapter.name} was learned on the encoder {recorded!r}, which is opened only if you name it yourself: if "
+            f"you trust it, give encoder={recorded!r} beside it"
+        )
+    return recorded
 
 
 def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]) -> list[Mapping[str, Tensor]]:

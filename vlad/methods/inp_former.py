@@ -2,8 +2,7 @@
 
 Paper: "Exploring Intrinsic Normal Prototypes within a Single Image for Universal Anomaly Detection" (arXiv:2503.02424).
 Official code: luow23/INP-Former, MIT. Needs: learned weights, of `vlad train` on a few normal pictures or the authors'
-`model.pth`, and for that their tower, `encoder="dino:facebook/dinov2-with-registers-base"`. No words; other encoders
-can be trained on too.
+`model.pth`, and for that their tower, `encoder="dino:base-registers"`. No words; other encoders can be trained on too.
 
 1. The outputs of eight blocks, no last norm, in two groups of four: two targets, the means. Their mean is the picture.
 2. Six learned tokens attend to the picture's patches: its prototypes.
@@ -139,7 +138,7 @@ class InpFormer(LearnedScorer):
     map_range: ClassVar[tuple[float, float]] = (0.0, 2.0)
     paper_resolution: ClassVar[Mapping[int, int]] = {448: 392}
     views: ClassVar[int] = VIEWS
-    official_encoder: ClassVar[str] = "dino:facebook/dinov2-with-registers-base"
+    official_encoder: ClassVar[str] = "dino:base-registers"
     official_activation: ClassVar[str] = ""
 
     def __init__(
