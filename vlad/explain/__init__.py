@@ -85,7 +85,7 @@ def explain(
     pack = _pack(prompts, detector)
     model = make_reasoner(reasoner) if strict else usable(reasoner)
     case, limits = _case(pixels, prediction, detector, references, rules, pack, question, name)
-    own = detector is not None and getattr(detector.encoder, "reads_text", True)
+    own = detector is not None and detector.encoder.reads_text
     encoder, side = (detector.encoder, detector.resolution) if detector is not None and own else (_tiny(), None)
     names = name_regions(case, encoder, pack, side)
     said = None if model is None else _interview(model, case, passes, strict)
