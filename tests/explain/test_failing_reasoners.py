@@ -8,7 +8,7 @@ from types import UnionType
 import numpy as np
 import pytest
 import tiny_lvlm
-from chat_stub import reply, said, serving, words
+from chat_stub import pictures, reply, said, serving, words
 from PIL import Image
 from scripted_reasoner import Scripted, looks
 from test_reasoner_endpoint import MALFORMED, seeing
@@ -114,6 +114,33 @@ def test_a_useless_answer_leaves_a_whole_report_with_its_reason(picture, predict
         )
     assert code in [limit["code"] for limit in plain["limits"]] and plain["errors"]
     assert plain["reasoner"]["verdict"] is None and plain["agreement"] == "no_reasoner"
+
+
+def thinks_long(request):
+    if request.get("max_tokens", request.get("max_completion_tokens")) < 800:
+        return reply(said("", "length", reasoning_content="Let me see ..."))
+    return seeing(request, logprobs=False)
+
+
+def refuses_keys(request):
+    advice = {"max_tokens": "use 'max_completion_tokens'", "temperature": "only 1", "seed": "unknown"}
+    for key in advice.keys() & request.keys():
+        return reply({"error": {"message": f"'{key}' is not supported: {advice[key]}"}}, 400)
+    return seeing(request)
+
+
+def takes_one_picture(request):
+    return reply("At most 1 image(s) may be provided", 400) if len(pictures(request)) > 1 else seeing(request)
+
+
+@pytest.mark.parametrize("server", [thinks_long, refuses_keys, takes_one_picture])
+def test_a_server_with_its_own_ways_explains_by_name(picture, prediction, detector, server):
+    good = np.full_like(picture, 185)
+    with serving(server) as stub:
+        plain = explained(picture, prediction, detector, f"openai:m@{stub.url}", references=[good], passes=1)
+    codes = [limit["code"] for limit in plain["limits"]]
+    assert plain["reasoner"]["tier"] == "endpoint" and plain["reasoner"]["verdict"] == "anomalous"
+    assert "reasoner_failed" not in codes and "truncated_answer" not in codes, plain["errors"]
 
 
 def test_a_blind_server_is_refused_by_its_probe(picture, prediction, detector):
