@@ -1,8 +1,8 @@
 """What subspacead and gaussian cost; by hand: python tests/bench/bench_subspace.py
 
-Scoring against the encoder's own pass, `fit` of 8 normals against encoding them and their rotations, and the saved file:
-with `tiny`, and with a DINOv2-B of random weights (times and sizes do not depend on them) at 112 px, because 672 take
-minutes on a CPU. The medians are of runs that take turns, so that a busy machine slows both alike.
+Scoring against the encoder's own pass, `fit` of 8 normals against encoding them and their rotations, and the file that
+is saved: with `tiny`, and with a DINOv2-B of random weights (times and sizes do not depend on them) at 112 px, because
+672 take minutes on a CPU. The medians are of runs that take turns, so that a busy machine slows both alike.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import torch
 
 import vlad
 from vlad.encoders.dino import DinoEncoder, load
+from vlad.encoders.views import rotated, rotated_tokens
 from vlad.encoders.weights import WeightsError
 
 
@@ -99,3 +100,28 @@ def test_wrong_names_say_what_is_allowed():
         load("dino:absent")
     with pytest.raises(WeightsError, match="dino:FOLDER"):
         load("dino:small")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("registers", [False, True])
+def test_block_patches_are_what_the_blocks_leave_without_the_last_norm(registers, pictures):
+    model = tower(registers=registers)
+    encoder = DinoEncoder(model, "dino:test", device="cpu", dtype="float32")
+    pixels = encoder.pixels(pictures[:2])
+    states = model(pixels, output_hidden_states=True).hidden_states
+    found = encoder.block_patches(pixels, (1, 3))
+    for patches, layer in zip(found, (1, 3), strict=True):
+        torch.testing.assert_close(patches, states[layer][:, 5 if registers else 1 :])
+    with pytest.raises(ValueError, match="layers 1 to 3"):
+        encoder.block_patches(pixels, (4,))
+
+
+@torch.no_grad()
+def test_turned_pictures_are_not_kept_while_passes_are_shared(encoder, pictures):
+    pixels = encoder.pixels(pictures[:2])
+    with encoder.sharing():
+        found = rotated_tokens(encoder, pixels, 4, lambda turn: encoder.block_patches(turn, (2,))[0])
+        assert list(encoder.passes.results) == [pixels]
+        assert encoder.block_patches(pixels, (2,)) is encoder.block_patches(pixels, (2,))
+    each = [encoder.block_patches(turn, (2,))[0] for turn in rotated(pixels, 4)]
+    torch.testing.assert_close(found, torch.cat(each, 1))

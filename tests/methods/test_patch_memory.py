@@ -97,7 +97,7 @@ def test_a_turned_normal_is_closer_with_rotations(small_encoder, normals):
 
 def test_rotations_turn_the_picture_on_its_canvas(golden_weights):
     picture = torch.from_numpy(golden_weights.image(0, 64)).permute(2, 0, 1)[None].float()
-    turns = rotated(picture, 4)
+    turns = list(rotated(picture, 4))
     assert torch.equal(turns[0], picture)
     assert {
         tuple(round(float((turns[i] - torch.rot90(picture, j, (2, 3))).abs().max()), 2) for j in (1, 2, 3)).index(0.0)

@@ -177,6 +177,10 @@ class Encoder:
         """
         return self.passes.kept()
 
+    def unshared(self) -> AbstractContextManager[None]:
+        """Until the block ends, passes are not kept, though `sharing` is on: for batches that do not come again."""
+        return self.passes.apart()
+
     @once
     def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "bicubic-antialias") -> Features:
         """Image embedding and the patch tokens of the asked layers (from 1), in one pass; `positions` as in `embed`.

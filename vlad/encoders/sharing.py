@@ -35,6 +35,16 @@ class Passes(threading.local):
         finally:
             self.results = self.walked = None
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Until the block ends, nothing is kept and nothing that is kept is seen."""
+        kept = self.results, self.walked
+        self.results = self.walked = None
+        try:
+            yield
+        finally:
+            self.results, self.walked = kept
+
 
 def once(method: Pass) -> Pass:
     """A pass over pixels that, while passes are kept, is computed once for the same batch and arguments."""

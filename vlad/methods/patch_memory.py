@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
-from vlad.encoders.views import rotated
+from vlad.encoders.views import rotated_tokens
 from vlad.maps import smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.memory.nearest import reweighted
@@ -153,8 +153,8 @@ class PatchMemory(Scorer):
 
     def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
-            turns = [self.tokens(turn) for turn in rotated(pixels, self.settings["rotations"])]
-            self.memory.add(torch.cat(turns, 1))  # the rotations of a picture are that picture's own rows
+            # the rotations of a picture are that picture's own rows
+            self.memory.add(rotated_tokens(self.encoder, pixels, self.settings["rotations"], self.tokens))
 
 
 def _check(chosen: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
-from vlad.encoders.views import rotated
+from vlad.encoders.views import rotated_tokens
 from vlad.maps import gaussian, to_size, top_mean
 from vlad.memory import checked_layers
 from vlad.memory.statistics import Moments, Statistics
@@ -160,5 +160,5 @@ class SubspaceAD(Scorer):
 
     def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
-            turns = [self.tokens(turn) for turn in rotated(pixels, self.rotations)]
-            self.memory.add(torch.cat(turns, 1))  # the rotations of a picture are that picture's own
+            # the rotations of a picture are that picture's own tokens
+            self.memory.add(rotated_tokens(self.encoder, pixels, self.rotations, self.tokens))
