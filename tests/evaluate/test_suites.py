@@ -96,7 +96,7 @@ def test_the_command_writes_the_report_and_goes_on_where_it_stopped(command, tre
     assert first.exit_code == 0, first.output
     rows = json.loads(first.stdout)["rows"]
     assert {row["category"] for row in rows} == {"bolt"} and all(row["detector"] == "patch_text" for row in rows)
-    kept = {"report.details.json", "report.draws.safetensors", "run.json", "parts"}
+    kept = {"predictions.csv", "report.details.json", "report.draws.safetensors", "run.json", "parts"}
     assert kept | {"report.html", "report.json", "report.csv"} == {path.name for path in (tmp_path / "out").iterdir()}
     again = command(*words)
     assert json.loads(again.stdout)["rows"] == rows

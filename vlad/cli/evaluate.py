@@ -28,6 +28,9 @@ def eval_(
     encoder: Encoders = None,
     prompts: Prompts = None,
     adapter: Annotated[Path | None, typer.Option(help="Learned weights of the methods that have them.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What all pictures show, in words. [default: the data set's; a saved one's own]")
+    ] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Normal pictures to fit on. [default: 0]")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Draws of these pictures. [default: 5]")] = None,
     metric_size: Annotated[str | None, typer.Option(help='"native", or a square\'s side in pixels.')] = None,
@@ -58,7 +61,7 @@ def eval_(
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
         how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap}
-        how |= {"metric_size": _size(metric_size)}
+        how |= {"metric_size": _size(metric_size), "names": name}
         if corrupt and not plan.how.get("corrupt"):
             from vlad.datasets.corrupt import CORRUPTIONS
 

@@ -23,7 +23,8 @@ import numpy as np
 from vlad.callable_module import make_callable
 from vlad.datasets.corrupt import SEVERITIES
 from vlad.datasets.samples import Sample
-from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, labelled, leaks_of
+from vlad.evaluate.decided import decided
+from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, keeps_words, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
 from vlad.evaluate.parts import Part, Parts
 from vlad.evaluate.settings import peak_memory, settings_of_run
@@ -41,6 +42,7 @@ MEMORY = 2 * 2**30  # bytes
 CLEAN_ALARMS = 0.05  # share of clean normal pictures above the threshold that corrupted ones are held against
 
 Progress = Callable[[str, int, int], None]
+Verdict = dict[str, Any]  # a line of predictions.csv
 
 
 def evaluate(
@@ -53,7 +55,7 @@ def evaluate(
     force: bool = False,
     corrupt: Sequence[str] = (),
     severities: Sequence[int] = SEVERITIES,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | str | None = None,
     bootstrap: int = 1000,
     mask_resize: str = "bilinear",
     empty_mask: str = "normal",
@@ -75,7 +77,8 @@ def evaluate(
             masks, as papers do (518, 256).
         force: also evaluate detectors on the data set that they were trained on; the report is stamped.
         corrupt: names of `vlad.datasets.corrupt.CORRUPTIONS`; adds the metrics on pictures changed so, per severity.
-        names: category -> words for prompts, instead of the data set's own.
+        names: category -> words for prompts, instead of the data set's own, or the words for all of them. A detector
+            that was fitted or has a threshold keeps its own where none are given, and is measured as it is.
         bootstrap: draws for the intervals; 0 for none.
         mask_resize: with a square metric_size "bilinear" (antialiased, over 0.5) or "nearest".
         empty_mask: anomalous pictures in which nothing is marked count as "normal" pixels, or "skip" them.
@@ -100,6 +103,7 @@ def evaluate(
         empty_mask=empty_mask,
         batch_size=batch_size,
         memory=memory,
+        named=names is not None,
     )
     check_plan(plan, named, groups)
     leaks = leaks_of(named, groups, force)
@@ -124,16 +128,12 @@ def _category(
     total, done = len(tests) * len(plan.conditions), 0
     clean: list[Measures] = []
     thresholds: list[float] = []
+    verdicts: list[list[Verdict]] = []
     rows: dict[str, list[Row]] = {label: [] for label in named}
     for condition in plan.conditions:
         collectors = [_collector(plan, len(entrants)) for _ in entrants]
-        how: dict[str, Any] = {
-            "metric_size": plan.metric_size,
-            "condition": condition,
-            "batch_size": plan.batch_size,
-            "clock": clock,
-        }
-        for seen, results in walk(entrants, tests, **how):
+        how: dict[str, Any] = {"metric_size": plan.metric_size, "batch_size": plan.batch_size, "clock": clock}
+        for seen, results in walk(entrants, tests, condition=condition, **how):
             with clock("metrics"):
                 for collector, found in zip(collectors, results, strict=True):
                     collector.add(seen, *found)
@@ -146,6 +146,7 @@ def _category(
             if first:
                 clean = measures
                 thresholds = [_threshold(r.detector, c) for r, c in zip(entrants, collectors, strict=True)]
+                verdicts = [_decide(*one, plan.bootstrap) for one in zip(entrants, collectors, clean, strict=True)]
             if len(plan.conditions) > 1:
                 for measure, collector, threshold in zip(measures, collectors, thresholds, strict=True):
                     measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)
@@ -156,6 +157,8 @@ def _category(
         pairs = [(m, entrant) for m, entrant in zip(clean, entrants, strict=True) if entrant.label == label]
         with clock("report pictures"):
             part = _part(rows[label], pairs)
+        said = [(one.seed, found) for one, found in zip(entrants, verdicts, strict=True) if one.label == label]
+        part["predictions"] = [{**line, "seed": seed} for seed, found in said for line in found]
         part["seconds"] = {label: clock.seconds.pop(label, 0.0), **(clock.seconds if number == len(named) - 1 else {})}
         yield label, part
 
@@ -169,7 +172,7 @@ def _entrants(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Cl
         for seed in plan.seeds if plan.shots else (None,):
             with clock(label):
                 detector = given.copy()  # it learns and is described in the detector's stead
-                if detector.scorer.words == "required":
+                if detector.scorer.words == "required" and not keeps_words(detector, plan):
                     detector.describe(group.name)
                 if seed is None:
                     yield Entrant(label, detector)
@@ -189,6 +192,27 @@ def _threshold(detector: Detector, collected: Collector) -> float:
     pairs = zip(collected.scores, collected.samples, strict=True)
     scores = [score for score, sample in pairs if not sample.label]
     return float(np.quantile(scores, 1 - CLEAN_ALARMS, method="higher")) if scores else float("nan")
+
+
+def _decide(entrant: Entrant, collected: Collector, measures: Measures, bootstrap: int) -> list[Verdict]:
+    """What the detector says of each picture; with a threshold of its own, `measures` gets how well it decides."""
+    threshold = entrant.detector.threshold
+    if threshold is not None:
+        taken = resampling.stratified(collected.labels(), bootstrap)
+        values, draws = decided(collected.scores, collected.labels(), threshold, taken)
+        measures.values |= {f"own_{name}": value for name, value in values.items()}
+        measures.draws |= {f"own_{name}": drawn for name, drawn in draws.items()} if bootstrap else {}
+    return [
+        {
+            "source": sample.image.as_posix(),
+            "defect": sample.defect,
+            "label": sample.label,
+            "score": score,
+            "threshold": threshold,
+            "verdict": None if threshold is None else int(score >= threshold),
+        }
+        for sample, score in zip(collected.samples, collected.scores, strict=True)
+    ]
 
 
 def _alarms(collected: Collector, threshold: float) -> Value:
@@ -213,7 +237,7 @@ def _rows(label: str, place: Place, condition: Condition, measures: list[Measure
                 normal=labels[0],
                 anomalous=labels[1],
                 reason=value.reason,
-                interval=resampling.interval(np.mean(drawn, axis=0)) if drawn else None,
+                interval=value.interval or (resampling.interval(np.mean(drawn, axis=0)) if drawn else None),
                 deviation=_deviation([one.values[metric].value for one in measures]),
                 threshold=value.threshold,
                 error=value.error,
@@ -226,7 +250,8 @@ def _rows(label: str, place: Place, condition: Condition, measures: list[Measure
 
 def _part(rows: list[Row], own: list[tuple[Measures, Entrant]]) -> Part:
     first = own[0][0]
-    draws = {name: np.mean([one.draws[name] for one, _ in own], axis=0) for name in first.draws}
+    shared = [name for name in first.draws if all(name in one.draws for one, _ in own)]  # NaN for a seed: no draws
+    draws = {name: np.mean([one.draws[name] for one, _ in own], axis=0) for name in shared}
     return {
         "rows": [row.to_dict() for row in rows],
         "curves": first.curves,
@@ -248,7 +273,8 @@ def _merged(parts: Sequence[Measures], combine: Callable[[list[float]], float]) 
         reason = next((one.reason for one in values if one.reason), "")
         error = max(one.error for one in values)
         threshold = first[name].threshold if len(parts) == 1 else None
-        found[name] = Value(combine([one.value for one in values]), reason, threshold, error)
+        interval = first[name].interval if len(parts) == 1 else None
+        found[name] = Value(combine([one.value for one in values]), reason, threshold, error, interval)
     return found
 
 

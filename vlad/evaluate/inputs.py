@@ -32,6 +32,13 @@ class Plan:
     empty_mask: str
     batch_size: int
     memory: float
+    named: bool = False  # words for prompts were given
+
+
+def keeps_words(detector: Detector, plan: Plan) -> bool:
+    """Whether a detector is measured with its own words: it was fitted or has a threshold, and none are given."""
+    finished = bool(detector.references) or detector.threshold is not None
+    return finished and detector.name is not None and not plan.shots and not plan.named
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def _labels(detectors: Sequence[Detector]) -> list[str]:
     return [f"{one.method} {number}" for number, one in enumerate(detectors, 1)]
 
 
-def grouped(samples: Iterable[Sample], names: Mapping[str, str], shots: int = 0) -> dict[Place, Group]:
+def grouped(samples: Iterable[Sample], names: Mapping[str, str] | str, shots: int = 0) -> dict[Place, Group]:
     """(data set, category) -> its pictures, in the order of their first appearance.
 
     With shots, a category without pictures for training has half of its normal test pictures set aside for it.
@@ -92,7 +99,7 @@ def grouped(samples: Iterable[Sample], names: Mapping[str, str], shots: int = 0)
         if first is not sample:
             both = f"{first.category}/{first.split} and {sample.category}/{sample.split}"
             raise ValueError(f"{sample.image} is given twice, in {both}; give each picture once")
-        words = names.get(sample.category, sample.name)
+        words = names if isinstance(names, str) else names.get(sample.category, sample.name)
         group = groups.setdefault((sample.dataset, sample.category), Group(words, [], []))
         if sample.split == "test":
             group.tests.append(sample)
@@ -101,7 +108,7 @@ def grouped(samples: Iterable[Sample], names: Mapping[str, str], shots: int = 0)
     groups = {place: group for place, group in groups.items() if group.tests}
     if not groups:
         raise ValueError(f"{len(seen)} samples came, none of them a test picture; give some with split='test'")
-    if unknown := set(names) - {category for _, category in groups}:
+    if not isinstance(names, str) and (unknown := set(names) - {category for _, category in groups}):
         raise ValueError(f"names has words for {min(unknown)!r}; known: {', '.join(c for _, c in groups)}")
     for group in groups.values():
         group.normals.sort(key=lambda sample: sample.image.as_posix())

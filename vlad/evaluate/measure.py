@@ -39,6 +39,7 @@ class Value(NamedTuple):
     reason: str = ""  # why it is
     threshold: float | None = None  # of F1, an oracle's
     error: float = 0.0  # how far the value may be from the exact one
+    interval: tuple[float, float] | None = None  # where one is known that is better than a bootstrap's
 
 
 @dataclass

@@ -79,6 +79,7 @@ class Parts:
             curves={key: part["curves"] for key, part in keyed.items()},
             shown={key: part["shown"] for key, part in keyed.items()},
             draws=dict(_draws(keyed)),
+            predictions={key: part["predictions"] for key, part in keyed.items() if "predictions" in part},
             references={key: part["references"] for key, part in keyed.items() if part["references"]},
         )
 

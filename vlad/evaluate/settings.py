@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlad
+from vlad.evaluate.inputs import keeps_words
 from vlad.evaluate.walk import key_of
 from vlad.version import __version__
 
@@ -38,7 +39,7 @@ def settings_of_run(
         "bootstrap": plan.bootstrap,
         "corrupt": corrupt,
         "severities": severities,
-        "detectors": {label: _detector(one, plan.shots, leaks.get(label, [])) for label, one in named.items()},
+        "detectors": {label: _detector(one, plan, leaks.get(label, [])) for label, one in named.items()},
         "data": data,
     }
 
@@ -56,12 +57,12 @@ def _category(group: Group) -> dict[str, Any]:
     }
 
 
-def _detector(detector: Detector, shots: int, leaks: list[str]) -> dict[str, Any]:
+def _detector(detector: Detector, plan: Plan, leaks: list[str]) -> dict[str, Any]:
     encoder, pack = detector.encoder, detector.pack
     prompts = (pack.name if pack else detector.scorer.default_prompts) if detector.scorer.words == "required" else None
     return {
         "method": detector.method,
-        "setting": setting_of(detector, shots),
+        "setting": setting_of(detector, plan.shots),
         "trained_on": list(detector.trained_on),
         "leaks": leaks,
         "encoder": encoder.name,
@@ -70,6 +71,7 @@ def _detector(detector: Detector, shots: int, leaks: list[str]) -> dict[str, Any
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "prompts": prompts,
         "pack": pack.to_dict() if pack else None,
+        **({"words": detector.name} if keeps_words(detector, plan) and prompts else {}),
         "resolution": detector.resolution,
         "options": dict(detector.options),
     }

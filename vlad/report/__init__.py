@@ -60,7 +60,8 @@ class Report(Findings):
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes report.json, report.csv and report.html, each whole; returns the folder. The page stands alone.
+        """Writes report.json, report.csv, report.html and predictions.csv (a line for each detector and picture), each
+        whole; returns the folder. The page stands alone.
 
         What only `load` needs lies beside: report.details.json (curves, pictures) and report.draws.safetensors.
         """
@@ -71,6 +72,8 @@ class Report(Findings):
         write_whole(place / "report.json", content.encode())
         write_whole(place / "report.csv", _csv([*self.rows, *self.mean()]).encode())
         write_whole(place / "report.html", page(self).encode())
+        if self.predictions:
+            write_whole(place / "predictions.csv", _predictions(self).encode(errors="surrogateescape"))
         details.write(place / "report.json", self)
         return place
 
@@ -111,7 +114,7 @@ class Report(Findings):
         }
         parts = {
             key: {place: value for one in found for place, value in getattr(one, key).items()}
-            for key in ("curves", "shown", "draws", "references")
+            for key in ("curves", "shown", "draws", "references", "predictions")
         }
         return cls(tuple(row for one in found for row in one.rows), settings, **parts)
 
@@ -149,4 +152,14 @@ def _csv(rows: Iterable[Row]) -> str:
     for row in rows:
         values = (plain(getattr(row, name)) for name in columns)
         writer.writerow(["" if value is None else value for value in (*values, *(row.interval or ("", "")))])
+    return file.getvalue()
+
+
+def _predictions(report: Report) -> str:
+    file = io.StringIO()
+    columns = ("source", "defect", "label", "score", "threshold", "verdict", "seed")
+    writer = csv.DictWriter(file, ("detector", "dataset", "category", *columns), lineterminator="\n")
+    writer.writeheader()
+    for (detector, dataset, category), lines in report.predictions.items():
+        writer.writerows({"detector": detector, "dataset": dataset, "category": category, **line} for line in lines)
     return file.getvalue()

@@ -25,6 +25,13 @@ HEADINGS = {
     "specimen_f1_max": "object F1max",
     "image_fpr_at_clean_threshold": "alarms",
 }
+OWN = {  # at the detector's own threshold
+    "own_precision": "precision",
+    "own_recall": "recall",
+    "own_false_alarms": "false alarms",
+    "own_misses": "misses",
+    "own_f1": "F1",
+}
 TABLE = (
     "image_auroc",
     "image_ap",
@@ -36,7 +43,7 @@ TABLE = (
     "aupimo",
     "spro_0.05",
 )
-LOWER_IS_BETTER = ("image_fpr_at_clean_threshold",)
+LOWER_IS_BETTER = ("image_fpr_at_clean_threshold", "own_false_alarms", "own_misses")
 
 
 def table(report: Findings, metrics: Sequence[str]) -> str:
@@ -50,6 +57,7 @@ def table(report: Findings, metrics: Sequence[str]) -> str:
         found = {(row.dataset, row.category, row.metric): row for row in rows}
         body = [_line(place, [found.get((*place, metric)) for metric in metrics]) for place in places]
         lines += [headline(label, settings), "", *_aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
+    lines += _decided(report)
     lines += _robustness(report)
     lines += _missing(report, metrics)
     lines.append(cost(report.settings))
@@ -67,6 +75,7 @@ def shown_places(report: Findings) -> list[tuple[str, str]]:
 def headline(label: str, settings: dict[str, Any]) -> str:
     """One line that states a detector's setting."""
     words = f", prompts {settings['prompts']}" if settings["prompts"] else ""
+    words += f", its own words “{settings['words']}”" if settings.get("words") else ""
     stamp = f" -- TRAINED ON THE TESTED DATA ({', '.join(settings['leaks'])})" if settings["leaks"] else ""
     return f"{label}: {settings['setting']}, encoder {settings['encoder']}, {settings['resolution']} px{words}{stamp}"
 
@@ -82,7 +91,7 @@ def cost(settings: Any) -> str:
 
 def heading(metric: str) -> str:
     """A metric in words."""
-    return HEADINGS.get(metric, metric)
+    return {**HEADINGS, **OWN}.get(metric, metric)
 
 
 def percent(row: Row | None) -> str:
@@ -146,6 +155,49 @@ def _missing(report: Findings, metrics: Sequence[str]) -> list[str]:
     lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
     lines += split_notes(report)
     return [*lines, ""] if lines else []
+
+
+def _decided(report: Findings) -> list[str]:
+    """How detectors decide at their own thresholds; nothing where none has one."""
+    lines: list[str] = []
+    for label, places in decisions(report).items():
+        cells = [["", "threshold", *OWN.values(), "anomalous found", "normal alarmed"]]
+        for place, (threshold, rows, found, alarms) in places.items():
+            cells.append([place, threshold, *(with_interval(rows.get(metric)) for metric in OWN), found, alarms])
+        lines += [f"{label}, at its own threshold; 95 % intervals", "", *_aligned(cells), ""]
+    return lines
+
+
+def decisions(report: Findings) -> dict[str, dict[str, tuple[str, dict[str, Row], str, str]]]:
+    """Detector -> place -> (threshold, rows by metric, anomalous pictures found, normal ones alarmed), where known."""
+    found: dict[str, dict[str, tuple[str, dict[str, Row], str, str]]] = {}
+    table: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in (*report.rows, *report.mean()):
+        if row.metric in OWN and row.condition == "clean":
+            table.setdefault((row.detector, row.dataset, row.category), {})[row.metric] = row
+    for label in report.detectors:
+        for place in shown_places(report):
+            if rows := table.get((label, *place)):
+                any_row = next(iter(rows.values()))
+                threshold = "" if any_row.threshold is None else f"{any_row.threshold:.4f}"
+                caught = _count(rows.get("own_recall"), any_row.anomalous, place)
+                alarmed = _count(rows.get("own_false_alarms"), any_row.normal, place)
+                found.setdefault(label, {})[place_name(*place)] = (threshold, rows, caught, alarmed)
+    return found
+
+
+def _count(row: Row | None, total: int, place: tuple[str, str]) -> str:
+    """ "11 of 12"; over several seeds with one digit, of a mean nothing."""
+    if row is None or math.isnan(row.value) or place[1] == "mean":
+        return ""
+    return f"{row.value * total:.{0 if row.deviation is None else 1}f} of {total}"
+
+
+def with_interval(row: Row | None) -> str:
+    """ "91.7 (61.5 to 99.8)"."""
+    if row is None or math.isnan(row.value) or row.interval is None:
+        return percent(row)
+    return f"{percent(row)} ({100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f})"
 
 
 def split_notes(report: Findings) -> list[str]:

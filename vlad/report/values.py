@@ -31,9 +31,9 @@ class Row:
     normal: int
     anomalous: int
     reason: str = ""  # why the value is NaN; of a mean, what it leaves out
-    interval: tuple[float, float] | None = None  # 95 %, bootstrap over pictures
+    interval: tuple[float, float] | None = None  # 95 %, bootstrap over pictures; of rates at a threshold exact
     deviation: float | None = None  # over seeds, ddof 1
-    threshold: float | None = None  # of F1max: chosen on the test labels
+    threshold: float | None = None  # of F1max: chosen on the test labels; of "own_...": the detector's own
     error: float = 0.0  # how far the value may be from the exact one
     condition: str = CLEAN  # or a corruption with its severity, "noise 3"
     empty_masks: int = 0  # anomalous pictures in which nothing is marked
@@ -73,6 +73,7 @@ class Findings:
         curves, shown: by (detector, data set, category), for the page.
         draws: (detector, data set, category, metric) -> [draws], paired over detectors.
         references: (detector, data set, category) -> seed -> file names of the normal pictures fitted on.
+        predictions: (detector, data set, category) -> for each test picture its source, label, score and verdict.
     """
 
     rows: tuple[Row, ...]
@@ -81,6 +82,7 @@ class Findings:
     shown: Mapping[tuple[str, str, str], Any] = field(default_factory=dict)
     draws: Mapping[tuple[str, str, str, str], np.ndarray] = field(default_factory=dict)
     references: Mapping[tuple[str, str, str], Mapping[str, list[str]]] = field(default_factory=dict)
+    predictions: Mapping[tuple[str, str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def detectors(self) -> list[str]:
