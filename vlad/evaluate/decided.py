@@ -1,7 +1,7 @@
 """How a detector decides at its own threshold: what it finds, misses and raises false alarms on.
 
-Rates over pictures; their intervals are exact (Clopper and Pearson, doi:10.1093/biomet/26.4.404), since a bootstrap of a
-rate of 0 would call itself certain. Precision and F1, which are no rates of one kind of picture, have a bootstrap's.
+Rates over pictures have exact intervals (Clopper and Pearson, doi:10.1093/biomet/26.4.404), since a bootstrap of a rate
+of 0 would call itself certain. Precision and F1, which are no rates of one kind of picture, have those of a bootstrap.
 """
 
 from __future__ import annotations
