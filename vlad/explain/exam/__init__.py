@@ -17,7 +17,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.explain import explain
 from vlad.explain.exam import agreement, mmad, visa_dr
 from vlad.explain.exam.answering import Answerer, by_reasoner, by_words, total_usage, usage_line
-from vlad.explain.exam.records import Line, Progress, answered
+from vlad.explain.exam.answers import Progress, answered
 from vlad.explain.exam.scores import calibration
 from vlad.explain.exam.tables import Evaluation, Table
 from vlad.explain.reasoners import make_reasoner
@@ -25,6 +25,7 @@ from vlad.explain.reasoners.protocol import Reasoner
 from vlad.files import write_whole
 from vlad.loading import load
 from vlad.prompts import PromptPack
+from vlad.records import Line
 from vlad.version import __version__
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import numpy as np
 
 from vlad.datasets.samples import Sample, read_mask
 from vlad.explain.exam.answering import usage_line
-from vlad.explain.exam.records import Line
 from vlad.explain.exam.scores import box_iou, inside, mask_box, mask_center
 from vlad.explain.exam.tables import Table
 from vlad.explain.interview.votes import mean
 from vlad.images.places import place_of
 from vlad.prompts import PromptPack
+from vlad.records import Line
 
 if TYPE_CHECKING:
     from vlad.explain.explanation import Explanation

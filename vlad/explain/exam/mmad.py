@@ -17,11 +17,11 @@ from typing import Any
 
 from vlad.datasets.layouts import read_json
 from vlad.explain.exam.answering import Answerer, Question, outcome
-from vlad.explain.exam.records import Line
 from vlad.explain.interview.votes import Vote, mean
 from vlad.explain.reasoners.parsing import LETTERS
 from vlad.images import read
 from vlad.prompts import category_name
+from vlad.records import Line
 
 DETECTION, ANALYSIS = "Anomaly Detection", "Object Analysis"
 MERGED = {"Object Structure": ANALYSIS, "Object Details": ANALYSIS}

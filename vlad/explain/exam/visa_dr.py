@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlad.explain.exam.answering import Answerer, Question, outcome
-from vlad.explain.exam.records import Line
 from vlad.explain.exam.scores import decisions
 from vlad.explain.interview.votes import Vote, mean
 from vlad.images import read
 from vlad.prompts import category_name
+from vlad.records import Line
 
 YES, NO = "yes", "no"
 

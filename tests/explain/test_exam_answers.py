@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlad.explain.exam import records
+from vlad.explain.exam import answers
 
 
 def asked(seen):
@@ -17,10 +17,10 @@ def asked(seen):
 
 def test_a_killed_run_goes_on_and_asks_what_failed_again(tmp_path):
     items, first, second = [(str(n), n) for n in range(6)], [], []
-    lines = records.answered(items[:4], asked(first), {"model": "m"}, tmp_path)
+    lines = answers.answered(items[:4], asked(first), {"model": "m"}, tmp_path)
     with (tmp_path / "answers.jsonl").open("ab") as file:
         file.write(b'{"key": "4", "va')  # torn by the kill
-    again = records.answered(items, asked(second), {"model": "m"}, tmp_path)
+    again = answers.answered(items, asked(second), {"model": "m"}, tmp_path)
     assert first == [0, 1, 2, 3] and second == [3, 4, 5]
     assert again[:3] == lines[:3] and [line["value"] for line in again] == [0, 2, 4, 6, 8, 10]
     written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -33,18 +33,26 @@ def test_lines_are_on_disk_before_the_next_question_is_asked(tmp_path):
         assert len(written) == item
         return {"error": None}
 
-    records.answered([(str(n), n) for n in range(4)], ask, {}, tmp_path)
+    answers.answered([(str(n), n) for n in range(4)], ask, {}, tmp_path)
 
 
 def test_answers_of_other_settings_are_not_mixed(tmp_path):
-    records.answered([("0", 0)], asked([]), {"model": "m"}, tmp_path)
-    with pytest.raises(ValueError, match="other settings \\(model was 'm', now 'n'\\)"):
-        records.answered([("0", 0)], asked([]), {"model": "n"}, tmp_path)
+    answers.answered([("0", 0)], asked([]), {"model": "m"}, tmp_path)
+    with pytest.raises(ValueError, match='other settings \\(model was "m", now "n"\\)'):
+        answers.answered([("0", 0)], asked([]), {"model": "n"}, tmp_path)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match=r"no readable settings\.json"):
-        records.answered([("0", 0)], asked([]), {"model": "m"}, tmp_path)
+        answers.answered([("0", 0)], asked([]), {"model": "m"}, tmp_path)
+
+
+def test_two_exams_do_not_write_into_one_folder(tmp_path):
+    def ask(item):
+        answers.answered([("0", 0)], asked([]), {}, tmp_path)
+
+    with pytest.raises(RuntimeError, match="another run is writing"):
+        answers.answered([("0", 0)], ask, {}, tmp_path)
 
 
 def test_a_question_that_comes_twice_is_refused():
     with pytest.raises(ValueError, match="same key"):
-        records.answered([("0", 0), ("0", 1)], asked([]), {})
+        answers.answered([("0", 0), ("0", 1)], asked([]), {})
