@@ -1,8 +1,10 @@
 """A scratch in words: a detector learns from nine cut-outs of a good wall and explains one of a scratched wall.
 
-python examples/explain_defect.py
+python examples/explain_defect.py              # in words
+python examples/explain_defect.py scratch.html # and as a page with crops
 """
 
+import sys
 from pathlib import Path
 
 import vlad
@@ -23,4 +25,5 @@ explanation = vlad.explain(
     rules=["ignore: dust", "normal: every joint is filled"],  # words like those of a rule file
 )
 print(explanation.to_markdown())
-Path("scratch.html").write_text(explanation.to_html(), encoding="utf-8")
+if len(sys.argv) > 1:
+    Path(sys.argv[1]).write_text(explanation.to_html(), encoding="utf-8")

@@ -4,6 +4,7 @@ python examples/own_words.py
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import vlad
 
@@ -16,5 +17,7 @@ prediction = detector.predict(picture)
 print(f"own words:     {prediction.score:.3f}")
 for phrase, cosine in sorted(prediction.phrases.items(), key=lambda pair: -pair[1]):
     print(f"  {cosine:+.3f}  {phrase}")
-detector.save("gravel.safetensors")  # words and settings; the encoder is named in it, not contained
-print(vlad.load("gravel.safetensors"))
+with TemporaryDirectory() as folder:
+    file = Path(folder) / "gravel.safetensors"
+    detector.save(file)  # words and settings; the encoder is named in it, not contained
+    print(vlad.load(file))

@@ -233,9 +233,9 @@ def test_each_page_is_a_picture_where_asked_for_and_the_first_with_a_warning_els
 
 
 def test_photo_that_is_made_much_smaller_is_warned_of_once(load):
-    large = Image.new("RGB", (3000, 2000), "grey")
+    large = Image.fromarray(FRAMES[0]).resize((3000, 2000))
     with pytest.warns(PictureWarning, match="3000 x 2000 pixels and is made 27 times smaller") as told:
-        load().predict([large, Image.new("RGB", (3000, 2000), "white")])
+        load().predict([large, large.rotate(180)])
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -261,3 +261,88 @@ def test_fit_command_counts_what_was_left_out_and_keeps_the_bits(folder, tmp_pat
     assert json.loads(done.stdout)["left_out"] == {".mp4": 2}
     assert done.stderr.count("2 files left out: .mp4 2") == 1 and "3 pages" in done.stderr
     assert vlad.load(out).reader.bits == 12
+
+
+# ---- names, dead cameras, large pictures, other processes --------------------------------------------------------
+
+
+def scored(inputs: Path, out: Path, detector, **how: object) -> list[dict]:
+    from vlad.folder import score_folder
+
+    score_folder(detector, [inputs], out, **how)
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_no_name_ends_a_run(load, tmp_path):
+    names = ["a" * 251 + ".png", "ü" * 120 + "é.png", "tab\t and\nline.png", "x.png", "x.png.png/y.png", "z.png"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(FRAMES[0]).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "\udcff.png").symlink_to(tmp_path / "in" / "z.png")
+    lines = scored(tmp_path / "in", tmp_path / "out", load())
+    assert len(lines) == 7
+    failed = [line for line in lines if line["error"]]
+    assert (
+        len(failed) == 1 and "its overlay cannot be written" in failed[0]["error"]
+    )  # x.png or what is below x.png.png
+    assert len(scored(tmp_path / "in", tmp_path / "out", load(), resume=True)) == 7
+
+
+@pytest.mark.parametrize("colour", ["black", "grey", "white", "blue"])
+def test_dead_camera_is_named_and_never_silently_good(load, tmp_path, colour):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 64), colour).save(tmp_path / "in" / "a.png")
+    Image.fromarray(FRAMES[0]).save(tmp_path / "in" / "b.png")
+    with pytest.warns(PictureWarning, match="without any structure"):
+        dead, alive = scored(tmp_path / "in", tmp_path / "out", load())
+    assert "without any structure" in dead["notes"][0] and "notes" not in alive
+    with pytest.warns(PictureWarning, match="without any structure"):
+        assert load("musc").predict([tmp_path / "in" / "a.png", *FRAMES[:2]])[0].notes
+
+
+def test_batch_of_large_pictures_is_smaller_and_scores_the_same(load, monkeypatch):
+    meant = scores(load().predict(FRAMES))
+    monkeypatch.setattr("vlad.predicting.BATCH_PIXELS", SIDE * SIDE * 2)
+    asked = []
+
+    def camera():
+        for number, one in enumerate(FRAMES):
+            asked.append(number)
+            yield one
+
+    stream = load().stream(camera(), batch_size=6)
+    found = [next(stream)]
+    assert len(asked) <= 4  # two and two ahead
+    assert scores([*found, *stream]) == pytest.approx(meant, abs=1e-6)
+
+
+def test_detector_travels_to_another_process_with_its_way_of_reading(load):
+    import pickle
+
+    detector = load("patch_memory", bits=12).fit(FRAMES)
+    content = pickle.dumps(detector)
+    again = pickle.loads(content)
+    assert len(content) < 2_000_000 and again.reader.bits == 12
+    assert again.predict(FRAMES[0]).score == pytest.approx(detector.predict(FRAMES[0]).score, abs=1e-6)
+
+
+def test_evaluation_reads_as_its_detectors_do(load, tmp_path):
+    from vlad.datasets.samples import Sample
+
+    def samples(folder: str, pictures: list[np.ndarray]) -> list[Sample]:
+        (tmp_path / folder).mkdir()
+        for number, one in enumerate(pictures):
+            Image.fromarray(one).save(tmp_path / folder / f"{number}.png")
+        files = [tmp_path / folder / f"{number}.png" for number in range(len(pictures))]
+        return [Sample(file, None, number % 2, "plate", "x", "test") for number, file in enumerate(files)]
+
+    low = samples("low", [np.round(one[..., 0] * (4095 / 255)).astype(np.uint16) for one in FRAMES])
+    plain = samples("plain", [one[..., 0] for one in FRAMES])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PictureWarning)
+        found = vlad.evaluate(load(bits=12), low, bootstrap=0)
+    meant = vlad.evaluate(load(), plain, bootstrap=0)
+    thresholds = [[row.threshold for row in report.rows if row.threshold is not None] for report in (found, meant)]
+    assert thresholds[0] and thresholds[0] == pytest.approx(thresholds[1], abs=1e-6)  # one of the scores
+    with pytest.raises(ValueError, match="in different ways"):
+        vlad.evaluate({"12": load(bits=12), "16": load()}, low)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlad.images import Reader, Remarks, is_bytes, path_of, repeats
+from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
 from vlad.predicting import pixels_of
 from vlad.scorer import Scorer
@@ -169,6 +170,8 @@ class Normals:
                 self.repeated.append(name)
                 continue
             seen[digest] = name
+            if is_flat(picture):
+                self.remarks.flat(path_of(image) or "a normal picture")
             self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
             batch.append(picture)
             if len(batch) == BATCH:

@@ -11,6 +11,8 @@ and a killed run loses at most the batch in flight.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import logging
 import math
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
+LONGEST_NAME = 240  # bytes
 LINES, SETTINGS, MAPS, RULE = "results.jsonl", "settings.json", "maps", "threshold.json"
 
 Progress = Callable[[Line, int, int], None]
@@ -215,6 +218,8 @@ class _Maker:
                     told = {"explanation": self.explain(at_hand, outcome)} if self.explain else {}
                 except ImageError as error:  # gone or changed since it was scored
                     outcome, told = error, {}
+            if isinstance(outcome, Prediction) and outcome.notes:
+                told["notes"] = list(outcome.notes)
             yield {**line_of(picture.source, outcome, self.detector.name), **told}
 
     def _judged(self, prediction: Prediction) -> Prediction:
@@ -231,11 +236,28 @@ class _Maker:
             overlay = prediction.overlay(picture)
         except ValueError as error:
             raise ImageError(str(error), prediction.source) from error
-        target = self.folder / MAPS / relative.with_name(relative.name + ".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self.folder / MAPS / relative.with_name(_fitting(relative.name) + ".png")
         partial = self.folder / ".overlay.png"  # one place, so that killed runs leave no litter among the overlays
         overlay.save(partial, compress_level=1)  # four times as fast as the default, files as large
-        os.replace(partial, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial, target)
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            words = f"{relative}: its overlay cannot be written, {target} is no place for a file ({error.strerror})"
+            raise ImageError(words, prediction.source) from error
+
+
+_NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+
+
+def _fitting(name: str) -> str:
+    """The name, cut where ".png" behind it would make it longer than file systems bear."""
+    raw = os.fsencode(name)
+    if len(raw) <= LONGEST_NAME:
+        return name
+    return f"{raw[: LONGEST_NAME - 20].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"
 
 
 def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:

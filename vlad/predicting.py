@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.images import ImageError, Reader, Remarks, path_of
+from vlad.images.depth import FLAT, is_flat
 from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
@@ -31,6 +32,7 @@ class Reading(NamedTuple):
     given: Any
     picture: np.ndarray | None  # uint8 [H, W, 3]
     error: ImageError | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -82,6 +84,7 @@ class Judge:
             region_level=self.region_level(),
             picture=reading.picture if path is None else None,
             reader=reader,
+            notes=reading.notes,
         )
 
     def colours(self) -> tuple[float, float]:
@@ -142,7 +145,7 @@ def _of_a_set(
         for batch in read_ahead(images, batch_size, False, reader, remarks):
             _remark_sizes(judge.scorer, batch, remarks)
             for one in batch:
-                kept = one if path_of(one.given) is None else Reading(one.given, None, one.error)
+                kept = one if path_of(one.given) is None else one._replace(picture=None)
                 seen.append((kept, _error(one, on_error) if one.picture is None else _size(one.picture)))
             if good := [one.picture for one in batch if one.picture is not None]:
                 yield pixels_of(judge.scorer, good)
@@ -215,9 +218,13 @@ def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
 
 def _read_or_error(image: Any, reader: Reader, remarks: Remarks) -> Reading:
     try:
-        return Reading(image, reader.read(image, remarks))
+        picture = reader.read(image, remarks)
     except ImageError as error:
         return Reading(image, None, error)
+    flat = is_flat(picture)
+    if flat:
+        remarks.flat(path_of(image) or "a picture")
+    return Reading(image, picture, notes=(FLAT,) if flat else ())
 
 
 def _rows(scorer: Scorer, scores: Scores) -> list[Row]:

@@ -51,6 +51,7 @@ class Prediction:
     scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
     region_level: float = 0.5  # the method's own threshold of regions()
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
+    notes: tuple[str, ...] = ()  # what its reader should know of the picture, in sentences
     reader: Reader = field(default_factory=Reader)  # how its picture was read, and is read again
     _found: tuple[Region, ...] | None = field(default=None, init=False)  # see `_own_regions`
 
@@ -192,6 +193,7 @@ class Prediction:
         keys = ("source", "name", "verdict", "score", "is_anomalous", "threshold", "map_threshold", "p_value")
         plain = {key: getattr(self, key) for key in keys}
         regions = [asdict(region) for region in self.regions()]
+        plain |= {"notes": list(self.notes)} if self.notes else {}
         return {**plain, "size": list(self.size), "phrases": dict(self.phrases), "regions": regions}
 
 

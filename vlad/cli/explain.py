@@ -11,6 +11,7 @@ import typer
 from vlad.cli.shared import (
     Adapter,
     AsJson,
+    Bits,
     Device,
     Dtype,
     Encoder,
@@ -62,6 +63,7 @@ def explain(
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
     resolution: Resolution = None,
+    bits: Bits = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -83,7 +85,7 @@ def explain(
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
         who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | {"bits": bits}
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals)

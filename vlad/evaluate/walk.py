@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlad.datasets.corrupt import corrupt
 from vlad.datasets.samples import Sample, read_mask
-from vlad.images import read
+from vlad.images import Reader
 from vlad.predicting import score_together
 
 if TYPE_CHECKING:
@@ -110,28 +110,37 @@ def walk(
         ValueError: a score or map is NaN or infinite, or a normal picture has a mask that is not empty.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
     """
+    way = _way_of_reading(entrants)
     for entrant in entrants:
         if entrant.detector.transductive:
             with clock(entrant.label):
                 pictures: list[Any] = [sample.image for sample in samples]
                 if condition.severity:
-                    pictures = [_test_picture(sample, metric_size, condition).picture for sample in samples]
+                    pictures = [_test_picture(sample, metric_size, condition, way).picture for sample in samples]
                 entrant.known = entrant.detector.predict(pictures, batch_size=batch_size)
     with ThreadPoolExecutor(1) as reader:
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        ahead = [reader.submit(_test_picture, sample, metric_size, condition) for sample in batches[0]]
+        ahead = [reader.submit(_test_picture, sample, metric_size, condition, way) for sample in batches[0]]
         for number, batch in enumerate(batches):
             with clock(READING):
                 seen = [future.result() for future in ahead]
             following = batches[number + 1] if number + 1 < len(batches) else []
-            ahead = [reader.submit(_test_picture, sample, metric_size, condition) for sample in following]
+            ahead = [reader.submit(_test_picture, sample, metric_size, condition, way) for sample in following]
             results = [iter(found) for found in _scored(entrants, seen, number * batch_size, clock)]
             yield from ((one, [_finite(next(found), one.sample) for found in results]) for one in seen)
             assert len(seen) == len(batch)
 
 
-def _test_picture(sample: Sample, metric_size: MetricSize, condition: Condition) -> TestPicture:
-    picture = read(sample.image)
+def _way_of_reading(entrants: Sequence[Entrant]) -> Reader:
+    ways = {entrant.detector.reader for entrant in entrants}
+    if len(ways) > 1:
+        said = " and ".join(sorted(str(way) for way in ways))
+        raise ValueError(f"the detectors read pictures in different ways ({said}); evaluate them one by one")
+    return next(iter(ways), Reader())
+
+
+def _test_picture(sample: Sample, metric_size: MetricSize, condition: Condition, reader: Reader) -> TestPicture:
+    picture = reader.read(sample.image)
     mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
     if mask is not None and not sample.label and mask.any():
         raise ValueError(f"{sample.image} is labelled normal but its mask {sample.mask} is not empty; mend one of them")

@@ -10,7 +10,9 @@ from PIL import Image
 
 FULL = 65535  # white of 16 bits
 FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
+FLAT = "the picture is of one colour, without any structure"
 SHRUNK = 10  # times smaller, from which on scratches are lost
+FLAT_LEVELS = 4  # of 255, between the brightest and the darkest pixel
 ENOUGH = 16  # dark pictures in a row after which a run that may never end is told
 
 
@@ -48,6 +50,7 @@ class Remarks:
         self._shrunk = False
         self._paged: list[tuple[str, int]] = []
         self._clear: list[str] = []
+        self._flat: list[str] = []
 
     def __enter__(self) -> "Remarks":
         return self
@@ -77,6 +80,10 @@ class Remarks:
                 f"what is narrower than {times:.0f} pixels vanishes; cut out what matters, or take a larger resolution"
             )
 
+    def flat(self, label: str) -> None:
+        """Notes a picture without structure: a dead camera, a closed lens cap."""
+        self._flat.append(label)
+
     def repeated(self, times: int) -> None:
         """Warns where one array stands several times in a list: a buffer that was filled anew holds its last frame."""
         if times > 1:
@@ -98,7 +105,10 @@ class Remarks:
         if self._clear:
             more = f" and {len(self._clear) - 1} more" if len(self._clear) > 1 else ""
             _warn(f"{self._clear[0]}{more}: alpha is 0 everywhere, so it was left out and the colours were taken")
-        self._paged, self._clear = [], []
+        if self._flat and not self._told:  # else they are dark for want of bits
+            more = f" and {len(self._flat) - 1} more" if len(self._flat) > 1 else ""
+            _warn(f"{self._flat[0]}{more}: {FLAT}, so its score says nothing; look at the camera and the light")
+        self._paged, self._clear, self._flat = [], [], []
 
     def _say_deep(self) -> None:
         if self._deep and not self._told and 0 < self._highest <= FULL // 8:
@@ -145,6 +155,14 @@ def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str) -> np
     if eight.shape[2] == 1:
         eight = np.broadcast_to(eight, (*eight.shape[:2], 3))
     return np.ascontiguousarray(eight)
+
+
+def is_flat(picture: np.ndarray) -> bool:
+    """Whether a uint8 picture [H, W, 3] has the same colour everywhere, but for FLAT_LEVELS of noise."""
+    for part in (picture[::16, ::16], picture):  # nearly always the first is enough
+        if max(int(np.ptp(part[..., channel])) for channel in range(3)) > FLAT_LEVELS:
+            return False
+    return True
 
 
 def turned(values: np.ndarray, orientation: int) -> np.ndarray:
