@@ -78,7 +78,6 @@ def explain(
         FileNotFoundError: a rule file or pack is not there.
         vlad.explain.reasoners.protocol.ReasonerError: a reasoner failed, with `strict`.
     """
-    from vlad.explain.verdicts import judge
     from vlad.explain.words import name_regions
 
     pixels = _scored(picture, prediction)
@@ -90,14 +89,30 @@ def explain(
     names = name_regions(case, encoder, pack, side)
     said = None if model is None else _interview(model, case, passes, strict)
     found = _found(case, prediction, names, said, pack.severity)
+    speaker = _reasoner_facts(case, encoder, model, said)
+    return _explanation(case, prediction, detector, speaker, found, said, _limits(case, limits, names, said), names)
+
+
+def _explanation(
+    case: Case,
+    prediction: Prediction,
+    detector: Detector | None,
+    speaker: ReasonerFacts,
+    found: Found,
+    said: Interview | None,
+    limits: tuple[Limit, ...],
+    names: RegionNames,
+) -> Explanation:
+    from vlad.explain.verdicts import judge
+
     scores = () if detector is None or detector.calibration is None else detector.calibration.scores
     judged = judge(prediction, None if said is None else said.verdict, scores)
     reasons = (*judged.reasons, *found.reasons)
     return Explanation(
-        image=_image(pixels),
+        image=_image(case.picture),
         name=case.name,
         detector=_detector(detector, prediction),
-        reasoner=_reasoner_facts(case, encoder, model, said),
+        reasoner=speaker,
         verdict=judged.verdict,
         policy="detector",
         agreement=judged.agreement,
@@ -107,10 +122,10 @@ def explain(
         answer=None if said is None else said.answer,
         rule_results=said.rule_results if said is not None and said.rule_results else names.rule_results,
         evidence=found.evidence,
-        limits=_limits(case, limits, names, said),
+        limits=limits,
         errors=() if said is None else said.errors,
         usage=Usage() if said is None else said.usage,
-        picture=pixels,
+        picture=case.picture,
     )
 
 
