@@ -86,7 +86,8 @@ def thinks(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Words of unknown origin on one line, without what is not seen: for sentences that people read."""
-    return " ".join(_UNPRINTED.sub(" ", text).split())
+    shown = "".join(one if one.isprintable() else " " for one in _UNPRINTED.sub(" ", text))
+    return " ".join(shown.split())
 
 
 def plain_words(text: str, max_words: int) -> str:
