@@ -23,6 +23,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "anovl": {},
     "april_gan": {},
     "anomalyclip": {},
+    "crane": {},
+    "sowa": {},
     "adaptclip": {},
     "adaclip": {},
     "winclip": {},
