@@ -346,3 +346,19 @@ def test_evaluation_reads_as_its_detectors_do(load, tmp_path):
     assert thresholds[0] and thresholds[0] == pytest.approx(thresholds[1], abs=1e-6)  # one of the scores
     with pytest.raises(ValueError, match="in different ways"):
         vlad.evaluate({"12": load(bits=12), "16": load()}, low)
+
+
+def test_regions_of_a_very_large_picture_are_those_of_its_full_map_but_for_a_few_pixels(monkeypatch):
+    from vlad.prediction import Prediction
+
+    amap = np.zeros((8, 8), np.float32)
+    amap[2:4, 5:7] = 1
+    meant = Prediction(0.9, amap, (640, 960), threshold=0.5).regions()
+    monkeypatch.setattr("vlad.prediction.REGION_PIXELS", 640 * 960 // 9)
+    for found in (Prediction(0.9, amap, (640, 960), threshold=0.5), Prediction(0.9, amap, (640, 960))):
+        for regions in (found.regions(), found.regions(0.5)):
+            assert len(regions) == len(meant) == 1
+            assert np.abs(np.subtract(regions[0].box, meant[0].box)).max() <= 3
+            assert regions[0].area == pytest.approx(meant[0].area, rel=0.05)
+            assert regions[0].center == pytest.approx(meant[0].center, abs=2)
+            assert regions[0].location == meant[0].location

@@ -17,6 +17,7 @@ from vlad.images.places import place_of
 
 Verdict = Literal["anomalous", "normal", "unsure", "uncalibrated"]
 
+REGION_PIXELS = 16_000_000  # H * W from which on regions are found in a smaller map
 HIGHEST = 0.9  # of the way from a map's median to its peak: what the highest place holds, where no other region is
 DRAWN_BOXES = 10  # the strongest regions; more boxes hide what they mark
 
@@ -122,7 +123,9 @@ class Prediction:
             return []
         if threshold is None:
             return [region for region in self._own_regions() if region.area >= min_area]
-        return _regions(self.full_map(), threshold, min_area)
+        small = self._region_map()
+        found = (_stretched(region, small.shape, self.size) for region in _regions(small, threshold, 0))
+        return [region for region in found if region.area >= min_area]
 
     def _own_regions(self, full: np.ndarray | None = None) -> tuple[Region, ...]:
         """Those at the default value, found once, in `full` where the caller has it.
@@ -133,12 +136,23 @@ class Prediction:
         found = self._found
         if found is None:
             level = self.region_level if self.map_threshold is None else self.map_threshold
-            full = self.full_map() if full is None else full
-            found = tuple(_regions(full, level, 0))
+            small = self._region_map(full)
+            found = tuple(_regions(small, level, 0))
             if not found and self.verdict in ("anomalous", "unsure"):
-                found = (_highest(full),)
+                found = (_highest(small),)
+            found = tuple(_stretched(region, small.shape, self.size) for region in found)
             object.__setattr__(self, "_found", found)
         return found
+
+    def _region_map(self, full: np.ndarray | None = None) -> np.ndarray:
+        """The full map, or of a very large picture a smaller one: its own map has no more detail than that."""
+        height, width = self.size
+        times = math.sqrt(height * width / REGION_PIXELS)
+        if times <= 1:
+            return self.full_map() if full is None else full
+        size = max(1, round(width / times)), max(1, round(height / times))
+        assert self.map is not None
+        return np.array(Image.fromarray(self.map).resize(size, Image.Resampling.BILINEAR))
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """bool [H, W]: where the full map is at or above a value, by default the one of `regions`.
@@ -202,6 +216,18 @@ def _highest(full: np.ndarray) -> Region:
     peak, middle = float(full.max()), float(np.median(full))
     found = _regions(full, middle + HIGHEST * (peak - middle), 0)[0]
     return replace(found, below_threshold=True)
+
+
+def _stretched(region: Region, shape: tuple[int, ...], size: tuple[int, int]) -> Region:
+    """A region found in a map of `shape`, in pixels of the picture of `size`."""
+    if shape == size:
+        return region
+    down, right = size[0] / shape[0], size[1] / shape[1]
+    x0, y0, x1, y1 = region.box
+    box = math.floor(x0 * right), math.floor(y0 * down), math.ceil(x1 * right), math.ceil(y1 * down)
+    center = region.center[0] * right, region.center[1] * down
+    box = box[0], box[1], min(box[2], size[1]), min(box[3], size[0])
+    return replace(region, box=box, area=round(region.area * down * right), center=center)
 
 
 def _regions(full: np.ndarray, level: float, min_area: int) -> list[Region]:
