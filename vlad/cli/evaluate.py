@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from vlad.report import Report
 
 Data = Annotated[list[str] | None, typer.Option(metavar="NAME:ROOT", help="A data set; `vlad list datasets`.")]
-Method = Annotated[list[str] | None, typer.Option(help="`vlad list methods`, or a saved detector; may be repeated.")]
+Method = Annotated[
+    list[str] | None, typer.Option(help="`vlad list methods`, a saved detector, or a CSV of scores; may be repeated.")
+]
 Encoders = Annotated[list[str] | None, typer.Option(help="May be repeated. [default: tiny]")]
 Prompts = Annotated[list[str] | None, typer.Option(help="Prompt pack; may be repeated. [default: the method's]")]
 TABLES = ("text", "markdown", "latex")

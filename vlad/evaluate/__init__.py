@@ -24,6 +24,7 @@ from vlad.callable_module import make_callable
 from vlad.datasets.corrupt import SEVERITIES
 from vlad.datasets.samples import Sample
 from vlad.evaluate.decided import decided
+from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, keeps_words, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
 from vlad.evaluate.parts import Part, Parts
@@ -68,7 +69,7 @@ def evaluate(
 
     Args:
         detectors: a Detector, a list, or a dict label -> Detector; left unchanged. Those round one Encoder object share
-            its passes.
+            its passes. Any object with `predict` too, and a CSV of finished scores (`vlad.evaluate.guests`).
         samples: of one or more data sets, as `vlad.datasets` reads them; test pictures are measured.
         shots: normal pictures to fit on; 0 takes the detectors as they are. Where a category has none for training,
             half of its normal test pictures are set aside for it (seed 0), which the report says.
@@ -119,7 +120,7 @@ def evaluate(
 
 
 def _category(
-    named: Mapping[str, Detector], place: Place, group: Group, plan: Plan, progress: Progress | None
+    named: Mapping[str, Detector | Guest], place: Place, group: Group, plan: Plan, progress: Progress | None
 ) -> Iterator[tuple[str, Part]]:
     """The part of each detector on one category, as each is finished."""
     clock = Clock()
@@ -167,12 +168,13 @@ def _collector(plan: Plan, entrants: int) -> Collector:
     return Collector(plan.memory / entrants, plan.empty_mask, native=plan.metric_size.side == "native")
 
 
-def _entrants(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Clock) -> Iterator[Entrant]:
+def _entrants(named: Mapping[str, Detector | Guest], group: Group, plan: Plan, clock: Clock) -> Iterator[Entrant]:
     for label, given in named.items():
         for seed in plan.seeds if plan.shots else (None,):
             with clock(label):
                 detector = given.copy()  # it learns and is described in the detector's stead
-                if detector.scorer.words == "required" and not keeps_words(detector, plan):
+                required = isinstance(detector, Guest) or detector.scorer.words == "required"
+                if required and not keeps_words(detector, plan):
                     detector.describe(group.name)
                 if seed is None:
                     yield Entrant(label, detector)
@@ -185,7 +187,7 @@ def _entrants(named: Mapping[str, Detector], group: Group, plan: Plan, clock: Cl
                 yield Entrant(label, detector, seed, ["/".join(file.parts[-3:]) for file in normals])
 
 
-def _threshold(detector: Detector, collected: Collector) -> float:
+def _threshold(detector: Detector | Guest, collected: Collector) -> float:
     """The detector's own threshold, else the one that CLEAN_ALARMS of the clean normal pictures reach."""
     if detector.threshold is not None:
         return detector.threshold

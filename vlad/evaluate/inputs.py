@@ -12,6 +12,7 @@ import numpy as np
 
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
+from vlad.evaluate.guests import Finished, Guest
 from vlad.evaluate.walk import Condition, MetricSize
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Plan:
     named: bool = False  # words for prompts were given
 
 
-def keeps_words(detector: Detector, plan: Plan) -> bool:
+def keeps_words(detector: Detector | Guest, plan: Plan) -> bool:
     """Whether a detector is measured with its own words: it was fitted or has a threshold, and none are given."""
     finished = bool(detector.references) or detector.threshold is not None
     return finished and detector.name is not None and not plan.shots and not plan.named
@@ -51,31 +52,41 @@ class Group:
     set_aside: int = 0  # of these, how many were normal test pictures
 
 
-def labelled(detectors: Any) -> dict[str, Detector]:
-    """Label -> Detector of what `evaluate` takes; labels of a list are methods, made distinct."""
+def labelled(detectors: Any) -> dict[str, Detector | Guest]:
+    """Label -> detector of what `evaluate` takes; labels of a list are methods, made distinct."""
     from vlad.detector import Detector
 
-    if isinstance(detectors, Detector):
+    if isinstance(detectors, Detector | Guest) or callable(getattr(detectors, "predict", None)) or _is_table(detectors):
         detectors = [detectors]
     if not isinstance(detectors, Mapping | Sequence) or isinstance(detectors, str) or not detectors:
         raise TypeError(
             f"detectors is {detectors!r:.60}; expected a Detector, a list of them, or a dict label -> Detector"
         )
-    values = list(detectors.values()) if isinstance(detectors, Mapping) else list(detectors)
-    for value in values:
-        if not isinstance(value, Detector):
-            raise TypeError(f"detectors holds a {type(value).__name__}; expected what vlad.load returns")
+    values = [_seen(one) for one in (detectors.values() if isinstance(detectors, Mapping) else detectors)]
     if isinstance(detectors, Mapping):
-        return {str(label): value for label, value in detectors.items()}
+        return dict(zip(map(str, detectors), values, strict=True))
     return dict(zip(_labels(values), values, strict=True))
 
 
-def _labels(detectors: Sequence[Detector]) -> list[str]:
+def _seen(one: Any) -> Detector | Guest:
+    """A detector as it is, a table of finished scores, or another's object as a guest."""
+    from vlad.detector import Detector
+
+    if _is_table(one):
+        return Finished(one)
+    return one if isinstance(one, Detector | Guest) else Guest(one)
+
+
+def _is_table(one: Any) -> bool:
+    return isinstance(one, str | os.PathLike) and os.fspath(one).endswith(".csv")
+
+
+def _labels(detectors: Sequence[Detector | Guest]) -> list[str]:
     """The methods' names; where one is there twice, with the prompt pack, the encoder, or a number."""
-    tries: list[Callable[[Detector], str]] = [
+    tries: list[Callable[[Any], str]] = [
         lambda one: one.method,
         lambda one: f"{one.method}, {one.pack.name}" if one.pack else one.method,
-        lambda one: f"{one.method}, {one.encoder.name}",
+        lambda one: one.method if isinstance(one, Guest) else f"{one.method}, {one.encoder.name}",
     ]
     for label in tries:
         labels = [label(one) for one in detectors]
@@ -126,7 +137,7 @@ def _split(group: Group) -> Group:
     return Group(group.name, [one for one in group.tests if id(one) not in taken], aside, len(aside))
 
 
-def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group]) -> None:
+def check_plan(plan: Plan, named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group]) -> None:
     size = plan.metric_size.side
     if size != "native" and (not isinstance(size, int) or size < 1):
         raise ValueError(f"metric_size is {size!r}; expected 'native' or the side of a square in pixels, such as 518")
@@ -142,7 +153,8 @@ def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place,
     for kind, severity in plan.conditions[1:]:
         check(kind, severity)
     for label, detector in named.items():
-        if not plan.shots and detector.scorer.needs_normals and not detector.references:
+        learns = not isinstance(detector, Guest) and detector.scorer.needs_normals
+        if not plan.shots and learns and not detector.references:
             raise ValueError(f"{label} needs normal pictures; fit it, or let shots= draw some for every category")
     for (dataset, category), group in groups.items():
         if len(group.normals) < plan.shots:
@@ -150,7 +162,7 @@ def check_plan(plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place,
             raise ValueError(f"shots is {plan.shots}, but {there}; ask for fewer shots")
 
 
-def leaks_of(named: Mapping[str, Detector], groups: Mapping[Place, Group], force: bool) -> dict[str, list[str]]:
+def leaks_of(named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group], force: bool) -> dict[str, list[str]]:
     """Label -> the tested data sets that the detector was trained on."""
     found = {}
     for label, detector in named.items():

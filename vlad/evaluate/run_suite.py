@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlad.datasets import INSTALLABLE, datasets
 from vlad.datasets import load as samples_of
 from vlad.evaluate import evaluate
+from vlad.evaluate.guests import Finished
 from vlad.evaluate.suites import Suite
 from vlad.forms import closest
 from vlad.report import Report
@@ -112,12 +113,13 @@ class SharedEncoders:
         return encoder or "tiny", dtype
 
 
-def _labelled(detectors: Sequence[Mapping[str, Any]], shared: SharedEncoders) -> dict[str, Detector]:
+def _labelled(detectors: Sequence[Mapping[str, Any]], shared: SharedEncoders) -> dict[str, Detector | Finished]:
     """Label -> Detector; a label that stands there twice gets a number."""
-    built: dict[str, Detector] = {}
+    built: dict[str, Detector | Finished] = {}
     for one in detectors:
         settings = {key: value for key, value in one.items() if key not in ("label", "options")}
         label = one.get("label", one["method"])
         name = label if label not in built else f"{label} {len(built) + 1}"
-        built[name] = shared.load(**settings, **one.get("options", {}))
+        own = str(one["method"]).endswith(".csv")
+        built[name] = Finished(one["method"]) if own else shared.load(**settings, **one.get("options", {}))
     return built

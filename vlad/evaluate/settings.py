@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vlad
+from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import keeps_words
 from vlad.evaluate.walk import key_of
 from vlad.version import __version__
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def settings_of_run(
-    plan: Plan, named: Mapping[str, Detector], groups: Mapping[Place, Group], leaks: Mapping[str, list[str]]
+    plan: Plan, named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group], leaks: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     """Plain values for JSON: version, detectors, data, protocol."""
     data: dict[str, dict[str, Any]] = {}
@@ -57,7 +58,16 @@ def _category(group: Group) -> dict[str, Any]:
     }
 
 
-def _detector(detector: Detector, plan: Plan, leaks: list[str]) -> dict[str, Any]:
+def _detector(detector: Detector | Guest, plan: Plan, leaks: list[str]) -> dict[str, Any]:
+    if isinstance(detector, Guest):
+        return {
+            "method": detector.method,
+            "setting": setting_of(detector, plan.shots),
+            "trained_on": list(detector.trained_on),
+            "leaks": leaks,
+            **dict.fromkeys(("encoder", "digest", "device", "dtype", "prompts", "pack", "resolution")),
+            "options": {},
+        }
     encoder, pack = detector.encoder, detector.pack
     prompts = (pack.name if pack else detector.scorer.default_prompts) if detector.scorer.words == "required" else None
     return {
@@ -77,7 +87,7 @@ def _detector(detector: Detector, plan: Plan, leaks: list[str]) -> dict[str, Any
     }
 
 
-def setting_of(detector: Detector, shots: int) -> str:
+def setting_of(detector: Detector | Guest, shots: int) -> str:
     """ "zero-shot", "4-shot", "batch" (transductive), with the auxiliary data that it was trained on."""
     kind = "batch (transductive)" if detector.transductive else "zero-shot"
     if given := shots or len(detector.references):

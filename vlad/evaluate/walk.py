@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlad.datasets.corrupt import corrupt
 from vlad.datasets.samples import Sample, read_mask
+from vlad.evaluate.guests import Guest, Result
 from vlad.images import Reader
 from vlad.predicting import score_together
 
@@ -89,7 +90,7 @@ class Entrant:
     """A detector that is ready for one category; few-shot runs have one for each seed."""
 
     label: str
-    detector: Detector
+    detector: Detector | Guest
     seed: int | None = None
     references: list[str] = field(default_factory=list)
     known: list[Any] | None = None  # predictions of a detector that scores all pictures against each other
@@ -103,7 +104,7 @@ def walk(
     condition: Condition,
     batch_size: int,
     clock: Clock,
-) -> Iterator[tuple[TestPicture, list[tuple[float, np.ndarray | None]]]]:
+) -> Iterator[tuple[TestPicture, list[Result]]]:
     """Each picture with what every entrant says of it: (score, map float32 [h, w] at the method's own size, or None).
 
     Raises:
@@ -112,7 +113,7 @@ def walk(
     """
     way = _way_of_reading(entrants)
     for entrant in entrants:
-        if entrant.detector.transductive:
+        if not isinstance(entrant.detector, Guest) and entrant.detector.transductive:
             with clock(entrant.label):
                 pictures: list[Any] = [sample.image for sample in samples]
                 if condition.severity:
@@ -126,13 +127,15 @@ def walk(
                 seen = [future.result() for future in ahead]
             following = batches[number + 1] if number + 1 < len(batches) else []
             ahead = [reader.submit(_test_picture, sample, metric_size, condition, way) for sample in following]
-            results = [iter(found) for found in _scored(entrants, seen, number * batch_size, clock)]
+            changed = condition.severity > 0
+            results = [iter(found) for found in _scored(entrants, seen, number * batch_size, changed, clock)]
             yield from ((one, [_finite(next(found), one.sample) for found in results]) for one in seen)
             assert len(seen) == len(batch)
 
 
 def _way_of_reading(entrants: Sequence[Entrant]) -> Reader:
-    ways = {entrant.detector.reader for entrant in entrants}
+    own = [entrant.detector for entrant in entrants if not isinstance(entrant.detector, Guest)]
+    ways = {detector.reader for detector in own}
     if len(ways) > 1:
         said = " and ".join(sorted(str(way) for way in ways))
         raise ValueError(f"the detectors read pictures in different ways ({said}); evaluate them one by one")
@@ -158,21 +161,25 @@ def key_of(sample: Sample) -> str:
 
 
 def _scored(
-    entrants: Sequence[Entrant], seen: Sequence[TestPicture], start: int, clock: Clock
-) -> list[list[tuple[float, np.ndarray | None]]]:
+    entrants: Sequence[Entrant], seen: Sequence[TestPicture], start: int, changed: bool, clock: Clock
+) -> list[list[Result]]:
     """For each entrant its results on the batch. A pass that several need is timed with the first of them."""
-    each = [entrant.detector.scorer for entrant in entrants if entrant.known is None]
-    rows = score_together(each, [one.picture for one in seen])
-    found = []
+    pictures = [one.picture for one in seen]
+    own = [e.detector for e in entrants if e.known is None and not isinstance(e.detector, Guest)]
+    rows = score_together([detector.scorer for detector in own], pictures)
+    found: list[list[Result]] = []
     for entrant in entrants:
         with clock(entrant.label):
+            if isinstance(entrant.detector, Guest):
+                found.append(entrant.detector.results(pictures, [one.sample for one in seen], changed))
+                continue
             known = entrant.known and entrant.known[start : start + len(seen)]
             found.append([(one.score, one.map) for one in (next(rows) if known is None else known)])
     rows.close()  # what the scorers shared of their encoders is let go
     return found
 
 
-def _finite(found: tuple[float, np.ndarray | None], sample: Sample) -> tuple[float, np.ndarray | None]:
+def _finite(found: Result, sample: Sample) -> Result:
     score, amap = found
     bad = 0 if amap is None else int(np.count_nonzero(~np.isfinite(amap)))
     if bad or not np.isfinite(score):

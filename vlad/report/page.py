@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from vlad.report import charts
 from vlad.report.compared import comparisons, published_tables, robustness
-from vlad.report.text import HEADINGS, OWN, decisions, heading, place_name, shown_places, split_notes
+from vlad.report.text import HEADINGS, OWN, decisions, heading, place_name, setting_words, shown_places, split_notes
 from vlad.report.values import Findings, Row
 
 KINDS = {
@@ -64,10 +64,7 @@ def _subtitle(report: Findings) -> str:
 
 def _legend(report: Findings) -> Iterator[dict[str, Any]]:
     for label, one in report.settings["detectors"].items():
-        words = f", prompts {one['prompts']}" if one["prompts"] else ""
-        words += f", its own words “{one['words']}”" if one.get("words") else ""
-        setting = f"{one['setting']}; {one['encoder']}, {one['resolution']} px{words}"
-        yield {"label": label, "setting": setting, "leaks": ", ".join(one["leaks"])}
+        yield {"label": label, "setting": setting_words(one), "leaks": ", ".join(one["leaks"])}
 
 
 def _clean(report: Findings, **wanted: str) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlad.report.values import ALL, Findings, Row
@@ -74,17 +74,24 @@ def shown_places(report: Findings) -> list[tuple[str, str]]:
 
 def headline(label: str, settings: dict[str, Any]) -> str:
     """One line that states a detector's setting."""
+    stamp = f" -- TRAINED ON THE TESTED DATA ({', '.join(settings['leaks'])})" if settings["leaks"] else ""
+    return f"{label}: {setting_words(settings)}{stamp}"
+
+
+def setting_words(settings: Mapping[str, Any]) -> str:
+    """How a detector was run: shots, encoder, resolution, words."""
+    if settings["encoder"] is None:  # not VLAD's
+        return f"{settings['setting']}, {settings['method']}"
     words = f", prompts {settings['prompts']}" if settings["prompts"] else ""
     words += f", its own words “{settings['words']}”" if settings.get("words") else ""
-    stamp = f" -- TRAINED ON THE TESTED DATA ({', '.join(settings['leaks'])})" if settings["leaks"] else ""
-    return f"{label}: {settings['setting']}, encoder {settings['encoder']}, {settings['resolution']} px{words}{stamp}"
+    return f"{settings['setting']}, encoder {settings['encoder']}, {settings['resolution']} px{words}"
 
 
 def cost(settings: Any) -> str:
     """One line: seconds by part, memory, device."""
     parts = ", ".join(f"{name} {value:.1f} s" for name, value in settings["seconds"].items())
     peak = settings.get("peak_memory", {}).get("process")
-    devices = ", ".join(dict.fromkeys(one["device"] for one in settings["detectors"].values()))
+    devices = ", ".join(dict.fromkeys(one["device"] for one in settings["detectors"].values() if one["device"]))
     memory = f"; peak memory {peak / 2**20:.0f} MB" if peak else ""
     return f"metrics at {settings['metric_size']} size; {parts}{memory}; {devices}"
 
