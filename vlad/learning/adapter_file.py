@@ -5,7 +5,9 @@ Ours is one .safetensors with the learned tensors and, as JSON in its header, wh
 knows itself.
 """
 
+import hashlib
 import json
+import logging
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlad.encoders import checkpoint
 from vlad.files import write_whole
 from vlad.forms import filled
 from vlad.learning.placeholders import without_classes
 from vlad.version import __version__
+
+logger = logging.getLogger(__name__)
 
 LIGHTNING = ".ckpt"
 OFFICIAL = (".pth", ".pt", LIGHTNING, ".pkl")
@@ -64,7 +69,8 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if path.suffix != ".safetensors":
         raise ValueError(f"an adapter is saved as .safetensors; got {path.name!r}")
     header = json.dumps({"vlad": __version__, **facts}, allow_nan=False)
-    write_whole(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlad_adapter": header}))
+    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_whole(path, save(kept, {"vlad_adapter": header, "sha256": _checksum(header, kept)}))
 
 
 def read(path: Path) -> Adapter:
@@ -72,7 +78,7 @@ def read(path: Path) -> Adapter:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: no .safetensors file, or no adapter.
+        ValueError: no .safetensors file, no adapter, or one that was changed since it was written.
     """
     _refuse_missing(path)
     facts, tensors = _tensors(path)
@@ -91,10 +97,24 @@ def _tensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("vlad_adapter", "null"))
-            return facts, {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            header = metadata.get("vlad_adapter", "null")
+            facts, found = json.loads(header), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    if facts is not None and "sha256" not in metadata:
+        logger.info("%s has no checksum: an older VLAD wrote it", path.name)
+    elif facts is not None and metadata["sha256"] != _checksum(header, found):
+        raise ValueError(f"{path} is not what `vlad train` wrote: its checksum is another; copy it anew")
+    return facts, found
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def located(path: Path) -> Path:
@@ -143,21 +163,29 @@ def read_official(path: Path) -> Mapping[str, Any]:
         return _tensors(path)[1]
     try:
         content = _loaded(path)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is no checkpoint of plain tensors ({reason}); fetch it again") from error
+    except (ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise ValueError(f"{path} is no checkpoint of plain tensors: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a table of tensors")
-    return content
+    return _unwrapped(content)
 
 
 def _loaded(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        return checkpoint.content(path)
+    except ValueError:
         if path.suffix != LIGHTNING:
             raise
     return without_classes(path)  # Lightning keeps the objects that a model was built from beside its tensors
+
+
+def _unwrapped(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the prefixes that several GPUs and torch.compile put before all names of a table."""
+    for start in ("module.", checkpoint.COMPILED):
+        if table and all(str(key).startswith(start) for key in table):
+            table = {str(key).removeprefix(start): value for key, value in table.items()}
+    return {key: _unwrapped(value) if isinstance(value, Mapping) else value for key, value in table.items()}
 
 
 def _joined(files: list[Path]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ and, where its authors publish weights, `official` (their names into ours). Its 
 layers, are what an adapter's file holds.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,12 @@ from torch import Tensor
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.files import resource
 from vlad.learning import adapter_file
+from vlad.learning.own_words import reads_the_same_words
 from vlad.scorer import Scorer, check_towers
 
+logger = logging.getLogger(__name__)
+
+LARGEST = 1e8  # of what is learned; beyond it the arithmetic of the methods overflows
 NOT_LEARNED = ("prototypes", "phrase_embeddings")  # buffers that come from words
 
 
@@ -108,7 +113,8 @@ class LearnedScorer(Scorer):
         """Takes learned tensors in place of its own; all of them, in the shapes that it has. Returns self.
 
         Raises:
-            ValueError: lists tensors that are missing, unknown or of another shape, and those that are not finite.
+            ValueError: lists tensors that are missing, unknown, of another shape or kind, and those that are not finite
+                or so large that nothing learned them.
         """
         own = self.learned()
         problems = [f"{key} is missing" for key in own if key not in tensors]
@@ -116,8 +122,10 @@ class LearnedScorer(Scorer):
         for key, value in tensors.items():
             if key in own and tuple(value.shape) != tuple(own[key].shape):
                 problems.append(f"{key} is {list(value.shape)}, expected {list(own[key].shape)}")
-            elif key in own and value.is_floating_point() and not torch.isfinite(value).all():
-                problems.append(f"{key} is not finite")
+            elif key in own and own[key].is_floating_point() and not value.is_floating_point():
+                problems.append(f"{key} holds {str(value.dtype).removeprefix('torch.')} and no fractions")
+            elif key in own and value.is_floating_point() and not (value.abs() <= LARGEST).all():
+                problems.append(f"{key} is not finite, or beyond {LARGEST:.0e}")
         if problems:
             more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
             raise ValueError(f"the tensors do not fit {self.method}: {'; '.join(problems[:8])}{more}")
@@ -304,9 +312,17 @@ def _from_official(
             f"computes {encoder.activation}: {wanted}"
         )
     try:
-        return kind(encoder, **{**found, **options}).load_learned(tensors)
+        scorer = kind(encoder, **{**found, **options}).load_learned(tensors)
     except ValueError as error:
         raise ValueError(
             f"{file} does not fit encoder {encoder.name!r} ({encoder.depth} blocks of width {encoder.width}, text "
             f"width {encoder.text_width}, joint width {encoder.embed_dim}): {wanted}. {error}"
         ) from error
+    if (same := reads_the_same_words(content, encoder)) is False:
+        raise ValueError(
+            f"{file} was learned on another CLIP than encoder {encoder.name!r}, of the same shape but with other "
+            f"embeddings of words: {wanted}"
+        )
+    if same is None and kind.official_encoder and encoder.name != kind.official_encoder:
+        logger.warning("%s does not say which CLIP it was learned on; %s", file.name, wanted)
+    return scorer
