@@ -239,7 +239,7 @@ def official_copy(tmp_path):
     import torch
 
     def copied(file: Path, change) -> Path:
-        content = torch.load(file, weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
         change(content)
         torch.save(content, tmp_path / file.name)
         return tmp_path / file.name

@@ -267,11 +267,19 @@ def test_a_pictures_embedding_is_no_word_where_words_are_wider(small_encoder):
 # The authors' files
 
 
-def test_a_published_file_loads_as_it_is_and_gives_finite_maps():
+def test_a_published_file_is_read_and_gives_finite_maps_on_its_own_clip_alone(official_copy):
     file = SHARED / "published" / "crane_trained_on_mvtec_epoch_5.pth"
     if not file.is_file():
         pytest.skip("the published file of ../shared/published is not here")
-    detector = vlad.load("crane", encoder="ViT-L-14-336-quickgelu/random:0", adapter=file, resolution=56, device="cpu")
+    encoder = vlad.Encoder.load("ViT-L-14-336-quickgelu/random:0", device="cpu")
+    with pytest.raises(ValueError, match="was learned on another CLIP"):
+        vlad.load("crane", encoder=encoder, adapter=file, resolution=56)
+
+    def silent(content):
+        for key in [key for key in content["prompt_learner"] if key.startswith("token_")]:
+            del content["prompt_learner"][key]
+
+    detector = vlad.load("crane", encoder=encoder, adapter=official_copy(file, silent), resolution=56)
     prediction = detector.predict(np.random.default_rng(0).integers(0, 255, (60, 50, 3)).astype(np.uint8))
     assert np.isfinite(prediction.map).all() and 0 < prediction.score < 1
     published = torch.load(file, map_location="cpu", weights_only=True)["prompt_learner"]

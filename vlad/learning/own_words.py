@@ -26,7 +26,9 @@ def _rows(content: Mapping[str, Any]) -> Iterator[Tensor]:
         if isinstance(value, Mapping):
             yield from _rows(value)
         elif START in str(name) and isinstance(value, Tensor) and value.numel() and value.dtype in ROUNDING:
-            yield value.reshape(-1, value.shape[-1])[0].cpu()
+            row = value.reshape(-1, value.shape[-1])[0].cpu()
+            if row.any():  # zeros are a place that was left empty
+                yield row
 
 
 @torch.no_grad()
