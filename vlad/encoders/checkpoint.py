@@ -7,6 +7,7 @@ is read as the table of tensors that it is, with inert stand-ins for the classes
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ def content(file: Path) -> Any:
             return load_file(file)
         if head.startswith(b"PK") and (root := _archive_root(file)) is not None:
             return _archive(file, root)
-        with file.open("rb") as opened:  # of a path torch would believe the suffix
+        with file.open("rb") as opened, warnings.catch_warnings():  # of a path torch would believe the suffix
+            warnings.simplefilter("ignore")  # how a file is pickled is of no use to its user
             return torch.load(opened, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
