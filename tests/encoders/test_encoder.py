@@ -269,3 +269,9 @@ def test_while_sharing_other_pictures_are_walked_anew(small_encoder, pixels):
         first = small_encoder(pixels, layers=(24,)).patches[0]
         other = small_encoder(pixels.flip(-1), layers=(24,)).patches[0]
     assert (first - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x", "meta", "", "cpu:7"])
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(device):
+    with pytest.raises(ValueError, match=rf"device is '{device}'; on this machine there is 'cpu'"):
+        Encoder.load("tiny", device=device)

@@ -26,3 +26,14 @@ def checked_dtype(given: Any) -> torch.dtype | None:
             f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
         )
     return dtype
+
+
+def checked_device(given: Any) -> torch.device:
+    """The torch device of a name, a device or None (a GPU where there is one); ValueError where it is not here."""
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    here = ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if str(given) not in here:
+        raise ValueError(f"device is {str(given)!r}; on this machine there is {', '.join(map(repr, here))}")
+    return torch.device(given)

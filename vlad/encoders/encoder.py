@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vlad.encoders.dtypes import checked_dtype, fastest_safe_dtype
+from vlad.encoders.dtypes import checked_device, checked_dtype, fastest_safe_dtype
 from vlad.encoders.sharing import Passes, once
 
 # How a name begins -> the file that loads it; all others are CLIPs.
@@ -99,7 +99,7 @@ class Encoder:
 
     def __init__(self, name: str, mean: Sequence[float], std: Sequence[float], device: Any, dtype: Any):
         self.name = name
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = checked_device(device)
         self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
@@ -120,11 +120,12 @@ class Encoder:
             activation: "gelu" or "quickgelu" instead of the model's own; some published adapters depend on it.
 
         Raises:
-            ValueError: unknown name, dtype or activation.
+            ValueError: unknown name, dtype or activation, or a device that is not here.
             FileNotFoundError: a local file or folder is missing.
             vlad.WeightsError: the weights are not here and cannot be fetched.
         """
-        checked_dtype(dtype)  # a wrong dtype is refused before seconds of loading
+        checked_dtype(dtype)  # wrong ones are refused before seconds of loading
+        checked_device(device)
         family = next((file for start, file in FAMILIES.items() if name.startswith(start)), CLIP)
         return import_module(family).load(name, device, dtype, activation)
 
