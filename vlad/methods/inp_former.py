@@ -219,7 +219,7 @@ class InpFormer(LearnedScorer):
 
     def distance(self, patches: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N] from each patch to its closest prototype, in [0, 2], and which that is."""
-        found = (1 - F.cosine_similarity(patches[:, :, None], prototypes[:, None], dim=-1)).min(-1)
+        found = (1 - F.normalize(patches, dim=-1) @ F.normalize(prototypes, dim=-1).mT).min(-1)
         return found.values, found.indices
 
     def rebuilt(self, patches: Tensor) -> tuple[Tensor, Tensor]:
