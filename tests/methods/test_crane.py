@@ -209,7 +209,8 @@ def test_alone_and_in_a_batch_a_picture_scores_the_same_unless_the_official_thre
     alone = own.predict(pictures[0]).map
     np.testing.assert_allclose(alone, together[0], atol=2e-6, rtol=0)
     assert np.abs(alone - together[1]).max() > 1e-5
-    flat = own.predict(np.full((50, 50, 3), 120, np.uint8))
+    with pytest.warns(UserWarning, match="of one colour"):
+        flat = own.predict(np.full((50, 50, 3), 120, np.uint8))
     assert np.isfinite(flat.score) and np.isfinite(flat.map).all(), "where all patches are alike"
 
 

@@ -302,7 +302,7 @@ def test_a_file_that_hides_its_tensors_behind_code_is_refused_and_nothing_runs(l
     for name, content in traps.items():
         torch.save(content, tmp_path / f"{name}.ckpt")
     torch.save(traps["table"], tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(traps["table"]))
+    (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(traps["table"], protocol=2))
     whole = (tmp_path / "tensor.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
     files = sorted(tmp_path.glob("*.ckpt"))
