@@ -8,6 +8,7 @@ everything, attention included, is divided by; and a plain pass through the towe
 """
 
 import argparse
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from vlad.methods import method_class
 
 PATCH, WIDTH, BLOCKS, VALUES, JOINT = 14, 1024, 24, 19, 768
 SIDES = {"anomalyclip": 518, "crane": 518, "faprompt": 518, "sowa": 336}
+SIDES |= dict.fromkeys(("aaclip", "bayes_pfl", "filo", "vcpclip"), 518)
+NAME = "bolt"  # of what the methods that read a name look for
+READ = {"vcpclip": (2, 10), "bayes_pfl": (60, 14), "filo": (106, 20), "faprompt": (10, 13)}  # sentences, mean tokens
 ATTENTIONS = {"anomalyclip": 1, "crane": 3, "faprompt": 1, "sowa": 0}  # of a block beside its own
-SENTENCES, WORDS = 10, 13  # of FAPrompt's second look, and their tokens
 TAPS, WINDOW = 4, 12  # of SOWA
 
 
@@ -43,15 +46,30 @@ def attention(T: int) -> int:
 
 def flop(method: str, side: int) -> int:
     """Of one picture, two a multiplication with its addition."""
-    T, beside = tokens(side), ATTENTIONS[method]
+    T, beside = tokens(side), ATTENTIONS.get(method, 0)
     first, projection = 2 * T * 3 * PATCH**2 * WIDTH, 2 * T * WIDTH * JOINT
     counted = first + (BLOCKS - 1) * (products(T) + attention(T)) + projection
+    counted += math.prod((12, 2, 12 * JOINT**2, *READ.get(method, (0,))))  # sentences that depend on the picture
+    if method in ("aaclip", "bayes_pfl", "filo", "vcpclip"):
+        return counted + products(T) + attention(T) + beside_the_tower(method, T)
     if method == "sowa":  # all of the last block; of each tap values, output, linear layer, projection and windows
         tap = 2 * T * (3 * WIDTH**2 + WIDTH * JOINT) + 2 * 2 * T * WINDOW**2 * WIDTH
         return counted + products(T) + attention(T) + TAPS * tap
     counted += 2 * T * 2 * WIDTH**2  # of the last block keys and values of all
-    counted += VALUES * (2 * T * WIDTH**2 + beside * attention(T))  # out_proj; the values themselves are there
-    return counted + (12 * 2 * SENTENCES * WORDS * 12 * JOINT**2 if method == "faprompt" else 0)
+    return counted + VALUES * (2 * T * WIDTH**2 + beside * attention(T))  # out_proj; the values themselves are there
+
+
+def beside_the_tower(method: str, T: int) -> int:
+    """Of the methods with learned layers on four taps: those layers, and what they make of all patches."""
+    heads, square = TAPS * 2 * T * WIDTH * JOINT, 2 * T * WIDTH**2
+    if method == "aaclip":  # residual layers behind six blocks, and the picture's own head
+        return heads + 6 * square + 2 * T * WIDTH * JOINT
+    if method == "vcpclip":  # keys and values of each tap
+        return heads + TAPS * 2 * square
+    if method == "bayes_pfl":  # the weighting of all taps; 60 sentences that attend, and their cosines
+        return heads + 2 * T * TAPS * WIDTH * WIDTH // 2 + TAPS * 3 * 2 * T * 60 * JOINT
+    middles = 2 * (4 * square + attention(T))  # the attention of two blocks once more
+    return heads + (BLOCKS - 6) * (square + attention(T)) + middles + 3 * 49 * 2 * T * WIDTH * JOINT
 
 
 def bare(T: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -71,6 +89,8 @@ def seconds(call: Callable[[], object]) -> float:
 @torch.no_grad()
 def measure(method: str, encoder: Encoder, side: int, runs: int) -> None:
     detector = Detector(method_class(method)(encoder, resolution=side))
+    if detector.scorer.words == "required":
+        detector.describe(NAME)
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
     def plain() -> None:

@@ -106,14 +106,14 @@ class ConvolutionBank(nn.Module):
 
     def _merged(self, number: int) -> tuple[Tensor, Tensor]:
         """The one kernel [D, C, 7, 7] and bias [D] that do what the six of a tap do together."""
-        kernels: list[Tensor] = []
-        biases: list[Tensor] = []
+        largest = self.get_submodule(f"fc_77.{number}")
+        kernel, bias = (largest.get_parameter(part).clone() for part in ("weight", "bias"))
         for name, (rows, columns) in KERNELS.items():
-            one = self.get_submodule(f"{name}.{number}")
-            over, beside = (7 - rows) // 2, (7 - columns) // 2
-            kernels.append(F.pad(one.get_parameter("weight"), (beside, beside, over, over)))
-            biases.append(one.get_parameter("bias"))
-        return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+            one, top, left = self.get_submodule(f"{name}.{number}"), (7 - rows) // 2, (7 - columns) // 2
+            if one is not largest:
+                kernel[:, :, top : top + rows, left : left + columns] += one.get_parameter("weight")
+                bias += one.get_parameter("bias")
+        return kernel, bias
 
 
 class Residual(nn.Module):
