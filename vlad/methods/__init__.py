@@ -55,7 +55,8 @@ def method_class(name: str) -> "type[Scorer]":
         if not hint and " " in name:
             hint = f" (what the pictures show is the name: vlad.load(name={name!r}))"
         raise ValueError(f"unknown method {name!r}{hint}; known: {', '.join(methods())}")
-    return getattr(import_module(f"vlad.methods.{name}"), METHODS[name])
+    kind: type[Scorer] = getattr(import_module(f"vlad.methods.{name}"), METHODS[name])
+    return kind
 
 
 make_callable(methods)
