@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import vlad
 from vlad import folder
 from vlad.cli import app
-from vlad.folder import judged, score_folder
+from vlad.folder import score_folder
+from vlad.folder.lines import judged
 from vlad.thresholds.unlabelled import DIP_QUANTILE, dip, from_unlabelled
 
 

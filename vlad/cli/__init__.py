@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
-from vlad.cli import eval_explain, evaluate, explain, fit, lists, prompts, score, train
+from vlad.cli import eval_explain, evaluate, explain, fit, lists, prompts, score, scored, train
 from vlad.cli.shared import PLAIN
 from vlad.version import __version__
 
 app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
 app.command("score")(score.score)
 app.command("fit")(fit.fit)
+app.command("judge")(scored.judge)
+app.command("check")(scored.check)
 app.command("train")(train.train)
 app.command("eval")(evaluate.eval_)
 app.command("eval-explain")(eval_explain.eval_explain)

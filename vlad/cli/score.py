@@ -12,6 +12,7 @@ import typer
 
 from vlad.cli.explain import KeyEnv, Remote, Rules, ServerKeys, Who, explainer
 from vlad.cli.progress import ProgressBar
+from vlad.cli.scored import Csv, Page, shown
 from vlad.cli.shared import (
     Adapter,
     AsJson,
@@ -60,6 +61,12 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False,
     maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True,
+    save_maps: Annotated[
+        str | None, typer.Option(metavar="npy|tiff", help="Write the maps as numbers into --out too.")
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks of what reaches the map's threshold.")] = False,
+    csv: Csv = False,
+    page: Page = False,
     explain: Annotated[bool, typer.Option("--explain", help="Add an explanation to every JSON line.")] = False,
     reasoner: Who = "clip",
     allow_remote: Remote = False,
@@ -83,6 +90,7 @@ def score(
 
     def work() -> int:
         from vlad import folder
+        from vlad.folder.lines import line_of
         from vlad.images import ImageError
         from vlad.images.listing import left_out_line
 
@@ -99,6 +107,8 @@ def score(
             )
         if not explain and (reasoner != "clip" or rules is not None):
             raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
+        if out is None and (csv or page or save_maps or masks):
+            raise ValueError("--csv, --page, --save-maps and --masks write files; say where to with --out FOLDER")
         if out is not None:
             folder.refuse_existing(out, resume)
         told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
@@ -118,6 +128,7 @@ def score(
                 model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
             show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
             how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
+            how |= {"save_maps": save_maps, "masks": masks}
             how["explain"] = told and partial(told, model)
             summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
         if held is not None:
@@ -125,10 +136,10 @@ def score(
             summary = _decided(summary, held, show, as_json)
         if as_json and (said := left_out_line(summary.left_out)):
             print(
-                json.dumps(
-                    {**folder.line_of("", ImageError(said), model.name), "source": None, "left_out": summary.left_out}
-                )
+                json.dumps({**line_of("", ImageError(said), model.name), "source": None, "left_out": summary.left_out})
             )
+        if out is not None:
+            shown(out, csv, page, silent=as_json)
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
@@ -167,7 +178,7 @@ def _printed(
 
 def _decided(summary: "Summary", held: "list[Line]", show: "Progress", as_json: bool) -> "Summary":
     """Shows the lines once the scores have been cut where they part, says how, and counts the verdicts."""
-    from vlad.folder import judged
+    from vlad.folder.lines import judged
 
     made = summary.decided
     assert made is not None

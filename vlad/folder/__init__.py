@@ -1,7 +1,7 @@
 """Scores many pictures into a folder that a killed run can go on with: JSON lines, overlays, settings.
 
     out/results.jsonl    one line a picture, in the order of the inputs
-    out/maps/...         overlays, `<path below the input folder, suffix kept>.png`
+    out/maps/...         overlays, `<path below the input folder, suffix kept>.png`; raw maps and masks where asked for
     out/settings.json    what the numbers depend on; going on with other settings is refused
     out/threshold.json   with threshold="auto": what the threshold of all lines rests on
 
@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlad import records
 from vlad.files import write_whole
-from vlad.images import ImageError
+from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, judged
 from vlad.images.listing import Found, list_images
-from vlad.prediction import Prediction
 from vlad.records import Line
 from vlad.thresholds import Calibration
 from vlad.thresholds.unlabelled import from_unlabelled
@@ -39,12 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
-LONGEST_NAME = 240  # bytes
-LINES, SETTINGS, MAPS, RULE = "results.jsonl", "settings.json", "maps", "threshold.json"
+LINES, SETTINGS, RULE = "results.jsonl", "settings.json", "threshold.json"
 
 Progress = Callable[[Line, int, int], None]
-Explain = Callable[[Any, Prediction], dict[str, Any]]  # of the picture, as pixels where they are at hand
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,8 @@ def score_folder(
     batch_size: int = 8,
     threshold: float | str | None = None,
     maps: bool = True,
+    save_maps: str | None = None,
+    masks: bool = False,
     explain: Explain | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -94,6 +91,8 @@ def score_folder(
         threshold: decides instead of the detector's own; "auto" cuts where the scores of all pictures part in two
             groups, once all are scored, or leaves them without a verdict.
         maps: write overlays.
+        save_maps: write the maps themselves too, float32 at the method's own resolution: "npy" or "tiff".
+        masks: write where the map reaches the threshold, as PNG of 0 and 255 in the picture's size.
         explain: what a line's "explanation" is made with; say what it depends on in `settings`.
         settings: further facts to record beside the detector's own and to compare when going on.
         progress: called after each line is written with (line, pictures done, pictures in all); with "auto" the lines
@@ -110,14 +109,15 @@ def score_folder(
         raise ValueError(f"threshold is {threshold!r}; expected a finite score, or 'auto'")
     left_out: Counter[str] = Counter()
     pictures = list_pictures(inputs, out, pages=detector.reader.pages, left_out=left_out)
-    make = _Maker(detector, None if out is None or not maps else Path(out), batch_size, threshold, explain)
+    wanted = Wanted(None if out is None else Path(out), maps, save_maps, masks)
+    make = LineMaker(detector, wanted, batch_size, threshold, explain)
     if out is None:
         scores: list[float] = []
         lines = _noting(make.lines(pictures), scores)
         summary = replace(_drain(lines, progress, 0, len(pictures)), left_out=left_out)
         return replace(summary, decided=from_unlabelled(scores)) if auto else summary
     folder = Path(out)
-    facts = {**settings_of(detector, threshold), "maps": maps, **(settings or {})}
+    facts = {**settings_of(detector, threshold), **wanted.facts(), **(settings or {})}
     with records.locked(folder):
         refuse_existing(folder, resume)
         records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
@@ -181,85 +181,6 @@ def settings_of(detector: Detector, threshold: float | str | None = None) -> dic
     }
 
 
-def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:
-    """One picture's line of `results.jsonl`."""
-    line: Line = {"source": source, **dict.fromkeys(KEYS), "name": name, "regions": []}
-    if isinstance(outcome, ImageError):
-        return {**line, "error": str(outcome)}
-    values = outcome.to_dict()
-    return {**line, **{key: values[key] for key in line if key not in ("source", "name")}, "error": None}
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """Makes the lines of pictures.
-
-    Attributes:
-        folder: for the overlays; None: there are none.
-    """
-
-    detector: Detector
-    folder: Path | None
-    batch_size: int
-    threshold: float | str | None
-    explain: Explain | None
-
-    def lines(self, pictures: list[Found]) -> Iterator[Line]:
-        """One a picture, in order; it comes out once its overlay is in the folder."""
-        found = self.detector.predictions([picture.path for picture in pictures], batch_size=self.batch_size)
-        for picture, (reading, outcome) in zip(pictures, found, strict=True):
-            told: dict[str, Any] = {}
-            if isinstance(outcome, Prediction):
-                outcome = replace(outcome, reader=replace(outcome.reader, channels="RGB"))  # as pixels at hand are
-                try:
-                    outcome = self._judged(outcome)
-                    at_hand = picture.path if reading.picture is None else reading.picture
-                    self._draw(outcome, at_hand, picture.relative)
-                    told = {"explanation": self.explain(at_hand, outcome)} if self.explain else {}
-                except ImageError as error:  # gone or changed since it was scored
-                    outcome, told = error, {}
-            if isinstance(outcome, Prediction) and outcome.notes:
-                told["notes"] = list(outcome.notes)
-            yield {**line_of(picture.source, outcome, self.detector.name), **told}
-
-    def _judged(self, prediction: Prediction) -> Prediction:
-        if self.threshold is None:
-            return prediction
-        cut = None if isinstance(self.threshold, str) else self.threshold
-        return replace(prediction, threshold=cut, unsure=None)
-
-    def _draw(self, prediction: Prediction, picture: Any, relative: Path) -> None:
-        """Puts the overlay in its place; ImageError where the picture can no longer be read as it was."""
-        if self.folder is None or prediction.map is None:
-            return
-        try:
-            overlay = prediction.overlay(picture)
-        except ValueError as error:
-            raise ImageError(str(error), prediction.source) from error
-        target = self.folder / MAPS / relative.with_name(_fitting(relative.name) + ".png")
-        partial = self.folder / ".overlay.png"  # one place, so that killed runs leave no litter among the overlays
-        overlay.save(partial, compress_level=1)  # four times as fast as the default, files as large
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial, target)
-        except OSError as error:
-            if error.errno not in _NO_PLACE:
-                raise
-            words = f"{relative}: its overlay cannot be written, {target} is no place for a file ({error.strerror})"
-            raise ImageError(words, prediction.source) from error
-
-
-_NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
-
-
-def _fitting(name: str) -> str:
-    """The name, cut where ".png" behind it would make it longer than file systems bear."""
-    raw = os.fsencode(name)
-    if len(raw) <= LONGEST_NAME:
-        return name
-    return f"{raw[: LONGEST_NAME - 20].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"
-
-
 def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
     """Takes the lines as they come, reports each, and counts; only the failed ones are kept."""
     verdicts: Counter[str] = Counter()
@@ -275,16 +196,6 @@ def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total
 
 
 # ---- a pile of which nobody knows what is good ---------------------------------------------------------------------
-
-
-def judged(line: Line, threshold: float | None) -> Line:
-    """The line with this threshold and the verdict that follows; None: no verdict. Failed ones stay as they are."""
-    if line["error"] is not None:
-        return line
-    if threshold is None:
-        return {**line, "threshold": None, "verdict": "uncalibrated", "is_anomalous": None}
-    bad = line["score"] >= threshold
-    return {**line, "threshold": threshold, "verdict": "anomalous" if bad else "normal", "is_anomalous": bad}
 
 
 def _noting(lines: Iterable[Line], scores: list[float]) -> Iterator[Line]:

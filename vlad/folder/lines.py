@@ -1,0 +1,190 @@
+"""One picture's line of `results.jsonl`, and the pictures that lie beside it: overlay, map, mask."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from vlad.images import ImageError
+from vlad.images.listing import Found
+from vlad.prediction import Prediction
+from vlad.records import Line
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
+MAPS, RAW, MASKS = "maps", "raw", "masks"  # folders of overlays, of maps as numbers, of masks
+FORMATS = ("npy", "tiff")
+LONGEST_NAME = 240  # bytes
+NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+
+
+Explain = Callable[[Any, Prediction], dict[str, Any]]  # of the picture, as pixels where they are at hand
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written beside the lines.
+
+    Attributes:
+        folder: where to; None: nothing is written.
+        overlays: PNG.
+        raw: the maps as numbers, "npy" or "tiff"; None: not.
+        masks: PNG of 0 and 255.
+
+    Raises:
+        ValueError: `raw` is another format, or there is no folder for it.
+    """
+
+    folder: Path | None
+    overlays: bool = True
+    raw: str | None = None
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.raw is not None and self.raw not in FORMATS:
+            raise ValueError(f"maps are saved as {' or '.join(FORMATS)}; got {self.raw!r}")
+        if self.folder is None and (self.raw or self.masks):
+            raise ValueError("maps and masks are written into a folder; name it with out")
+
+    def facts(self) -> dict[str, Any]:
+        """For the settings of a run."""
+        return {
+            "maps": self.overlays,
+            **({"save_maps": self.raw} if self.raw else {}),
+            **({"masks": True} if self.masks else {}),
+        }
+
+    def written(self, prediction: Prediction, picture: Any, relative: Path) -> dict[str, str]:
+        """Writes it; the keys of the line that say where: "overlay", "map", "mask", below the folder.
+
+        Raises:
+            vlad.ImageError: the picture can no longer be read as it was, or its name is too long for a file beside it.
+        """
+        if self.folder is None or prediction.map is None:
+            return {}
+        found: dict[str, bytes] = {}
+        name = relative.with_name(_fitting(relative.name)).as_posix()
+        try:
+            if self.overlays:
+                found[f"{MAPS}/{name}.png"] = _png(prediction.overlay(picture), level=1)
+            if self.raw == "npy":
+                found[f"{RAW}/{name}.npy"] = _npy(prediction.map)
+            if self.raw == "tiff":
+                found[f"{RAW}/{name}.tif"] = _tiff(prediction.map)
+            if self.masks:
+                mask = Image.fromarray(prediction.mask().astype(np.uint8) * 255)
+                found[f"{MASKS}/{name}.png"] = _png(mask)
+            for place, content in found.items():
+                self._put(self.folder / place, content)
+        except ValueError as error:
+            raise ImageError(str(error), prediction.source) from error
+        except OSError as error:
+            if error.errno not in NO_PLACE:
+                raise
+            words = f"{relative}: nothing can be written beside its line, its name is no place for a file ({error.strerror})"
+            raise ImageError(words, prediction.source) from error
+        keys = {MAPS: "overlay", RAW: "map", MASKS: "mask"}
+        return {keys[place.partition("/")[0]]: place for place in found}
+
+    def _put(self, target: Path, content: bytes) -> None:
+        """Writes in one place and renames: killed runs leave no litter among the overlays; links are not followed."""
+        assert self.folder is not None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / ".partial"
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:
+            file.write(content)
+        os.replace(partial, target)
+
+
+@dataclass(frozen=True)
+class LineMaker:
+    """Makes the lines of pictures."""
+
+    detector: Detector
+    wanted: Wanted
+    batch_size: int
+    threshold: float | str | None
+    explain: Explain | None
+
+    def lines(self, pictures: list[Found]) -> Iterator[Line]:
+        """One a picture, in order; it comes out once what lies beside it is in the folder."""
+        found = self.detector.predictions([picture.path for picture in pictures], batch_size=self.batch_size)
+        for picture, (reading, outcome) in zip(pictures, found, strict=True):
+            more: dict[str, Any] = {}
+            if isinstance(outcome, Prediction):
+                outcome = replace(outcome, reader=replace(outcome.reader, channels="RGB"))  # as pixels at hand are
+                try:
+                    outcome = self._judged(outcome)
+                    at_hand = picture.path if reading.picture is None else reading.picture
+                    more = dict(self.wanted.written(outcome, at_hand, picture.relative))
+                    if self.explain:
+                        more["explanation"] = self.explain(at_hand, outcome)
+                except ImageError as error:  # gone or changed since it was scored
+                    outcome, more = error, {}
+            yield {**line_of(picture.source, outcome, self.detector.name), **more}
+
+    def _judged(self, prediction: Prediction) -> Prediction:
+        if self.threshold is None:
+            return prediction
+        cut = None if isinstance(self.threshold, str) else self.threshold
+        return replace(prediction, threshold=cut, unsure=None)
+
+
+def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:
+    """One picture's line of `results.jsonl`."""
+    line: Line = {"source": source, **dict.fromkeys(KEYS), "name": name, "regions": []}
+    if isinstance(outcome, ImageError):
+        return {**line, "error": str(outcome)}
+    values = outcome.to_dict()
+    notes = {"notes": values["notes"]} if "notes" in values else {}
+    return {**line, **{key: values[key] for key in line if key not in ("source", "name")}, "error": None, **notes}
+
+
+def judged(line: Line, threshold: float | None) -> Line:
+    """The line with this threshold and the verdict that follows; None: no verdict. Failed ones stay as they are."""
+    if line["error"] is not None:
+        return line
+    if threshold is None:
+        return {**line, "threshold": None, "verdict": "uncalibrated", "is_anomalous": None}
+    bad = line["score"] >= threshold
+    return {**line, "threshold": threshold, "verdict": "anomalous" if bad else "normal", "is_anomalous": bad}
+
+
+def _png(picture: Image.Image, level: int = 6) -> bytes:
+    kept = io.BytesIO()
+    picture.save(kept, format="PNG", compress_level=level)  # 1 is four times as fast as 6, overlays as large
+    return kept.getvalue()
+
+
+def _npy(amap: np.ndarray) -> bytes:
+    kept = io.BytesIO()
+    np.save(kept, amap, allow_pickle=False)
+    return kept.getvalue()
+
+
+def _tiff(amap: np.ndarray) -> bytes:
+    import tifffile
+
+    kept = io.BytesIO()
+    tifffile.imwrite(kept, amap)
+    return kept.getvalue()
+
+
+def _fitting(name: str) -> str:
+    """The name, cut where a suffix behind it would make it longer than file systems bear."""
+    raw = os.fsencode(name)
+    if len(raw) <= LONGEST_NAME:
+        return name
+    return f"{raw[: LONGEST_NAME - 20].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"

@@ -1,0 +1,41 @@
+"""The scored folder as a table that a spreadsheet opens: one row a picture, flat columns."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from vlad import records
+from vlad.files import write_whole
+from vlad.records import Line
+
+SHEET = "results.csv"
+COLUMNS = ("source", "verdict", "score", "threshold", "p_value", "regions", "x0", "y0", "x1", "y1", "area", "error")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed by some spreadsheets
+
+
+def write_sheet(folder: Path) -> Path:
+    """Writes `results.csv` of the folder's lines; its path."""
+    target = folder / SHEET
+    write_whole(target, _sheet(records.read(folder / "results.jsonl")).encode("utf-8", "replace"))
+    return target
+
+
+def _sheet(lines: Iterable[Line]) -> str:
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(COLUMNS)
+    rows.writerows(map(_row, lines))
+    return text.getvalue()
+
+
+def _row(line: Line) -> list[object]:
+    regions = line.get("regions") or []
+    largest = max(regions, key=lambda region: region["area"], default=None)
+    place = [*largest["box"], largest["area"]] if largest else [""] * 5
+    facts = [line.get(key) for key in ("verdict", "score", "threshold", "p_value")]
+    return [_text(line["source"]), *facts, len(regions), *place, _text(line["error"] or "")]
+
+
+def _text(value: str) -> str:
+    return f"'{value}" if value.startswith(FORMULA) else value
