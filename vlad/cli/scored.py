@@ -96,7 +96,6 @@ def check(
 
 
 def _table(made: "Check") -> str:
-    unsure = {"unsure, bad": made.unsure_bad, "unsure, good": made.unsure_good}
     rows = [
         ("threshold", f"{made.threshold:.4f}"),
         ("found", made.found),
