@@ -67,7 +67,8 @@ def test_a_run_writes_one_line_a_picture_in_order(undisturbed, photos):
     places = ["a/1.png", "a/2.jpg", "a/3.png", "b/1.png", "b/2.png", "b/broken.png", "c.png"]
     assert sorted(line["source"] for line in lines(out)) == [str(photos / place) for place in places]
     assert [line["source"] for line in lines(out)] == [str(found.path) for found in list_pictures([photos])]
-    assert all(line.keys() == KEYS for line in lines(out))
+    assert all(line.keys() == KEYS | {"overlay", "file"} for line in lines(out) if not line["error"])
+    assert all(line.keys() == KEYS for line in lines(out) if line["error"])
     assert (summary.scored, summary.skipped, len(summary.failed)) == (6, 0, 1)
 
 

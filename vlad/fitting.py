@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.images import Reader, Remarks, is_bytes, path_of, repeats
+from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
 from vlad.predicting import pixels_of
@@ -95,6 +95,7 @@ def _leave_one_out(scorer: Scorer, batches: Iterable[Tensor]) -> tuple[list[floa
                 stack.enter_context(memory.excluding(torch.arange(len(scores), len(scores) + len(pixels))))
             found = scorer(pixels)
         scores += found.score.tolist()
+        scorer.report("comparing with each other", len(scores), 0)
         peaks += [] if found.map is None else found.peaks().tolist()
     return scores, peaks
 
@@ -161,10 +162,14 @@ class Normals:
 
     def _batches(self) -> Iterator[Tensor]:
         seen: dict[str, str] = {}
-        self.repeated = []
+        self.repeated, unreadable = [], []
         batch = []
         for image, name in zip(self.images, self.names, strict=True):
-            picture = self.read(image)
+            try:
+                picture = self.read(image)
+            except ImageError as error:
+                unreadable.append(error)
+                continue
             digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
             if digest in seen:
                 self.repeated.append(name)
@@ -176,7 +181,10 @@ class Normals:
             batch.append(picture)
             if len(batch) == BATCH:
                 yield self._pixels(batch)
+                self.scorer.report("reading", len(seen), len(self.images))
                 batch = []
+        if unreadable:
+            raise _unreadable(unreadable, len(self.images))
         self.ids = list(seen.values())
         self.remarks.say()
         if batch:
@@ -189,6 +197,14 @@ class Normals:
     def _pixels(self, pictures: list[Any]) -> Tensor:
         with torch.no_grad():
             return pixels_of(self.scorer, pictures)
+
+
+def _unreadable(errors: Sequence[ImageError], of: int) -> ImageError:
+    """One error for all pictures that cannot be read, so that they are mended at once."""
+    if len(errors) == 1:
+        return errors[0]
+    words = "; ".join(map(str, errors))
+    return ImageError(f"{len(errors)} of {of} pictures cannot be read: {words}", errors[0].source)
 
 
 def as_list(images: Any, reader: Reader, remarks: Remarks) -> list[Any]:

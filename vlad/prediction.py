@@ -54,7 +54,6 @@ class Prediction:
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
     notes: tuple[str, ...] = ()  # what its reader should know of the picture, in sentences
     reader: Reader = field(default_factory=Reader)  # how its picture was read, and is read again
-    notes: tuple[str, ...] = ()  # what a user should know of this picture, a sentence each
     _found: tuple[Region, ...] | None = field(default=None, init=False)  # see `_own_regions`
 
     def __post_init__(self) -> None:

@@ -145,6 +145,11 @@ class Scorer(nn.Module):
         """Every memory it has, by its name among the modules."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Memory)}
 
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Tells whoever listens how far a long stage is; total 0: unknown."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
     def describe(self, pack: PromptPack, name: str) -> None:
         """Takes these words, filled with the name."""
         self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import (
     Adapter,
     AsJson,
@@ -28,7 +29,9 @@ from vlad.cli.shared import (
 
 
 def fit(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Good pictures; searched whole.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="FOLDER|IMAGE|GLOB", help="Good pictures; folders are searched whole.")
+    ],
     out: Annotated[Path, typer.Option(help="The detector to write, a .safetensors file.")],
     name: Name = None,
     method: Method = None,
@@ -61,12 +64,15 @@ def fit(
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
         left_out: Counter[str] = Counter()
-        for pictures in filter(None, (folder, anomalous)):  # before the encoder is loaded: a mistake is quick to see
-            list_images([pictures], left_out)
+        good = [found.path for found in list_images(inputs, left_out)]  # before the encoder: a mistake is quick to see
+        if anomalous is not None:
+            list_images([anomalous], left_out)
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         given |= {"bits": bits, "channels": channels, "pages": pages}
         model, _ = load_detector(method, name, None, given)
-        model.fit(folder, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
+        with ProgressBar("pictures", quiet=as_json) as advance:
+            model.report_progress(advance)
+            model.fit(good, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
         model.save(out)
         made = model.calibration
         facts = {

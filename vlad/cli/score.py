@@ -210,8 +210,9 @@ def _closing(summary: "Summary", out: Path | None, silent: bool) -> int:
         print(f"{summary.scored} pictures scored in {summary.seconds:.1f} s ({verdicts}), {others}: {out}")
     from vlad.images.listing import left_out_line
 
-    if said := left_out_line(summary.left_out):
-        print(said, file=sys.stderr)
+    for said in (left_out_line(summary.left_out), summary.unlike):
+        if said:
+            print(said, file=sys.stderr)
     for source, reason in summary.failed:
         print(f"failed: {one_line(reason if source in reason else f'{source}: {reason}')}", file=sys.stderr)
     return 0 if not summary.failed else 1 if summary.scored or summary.skipped else 2

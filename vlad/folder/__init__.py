@@ -11,11 +11,10 @@ and a killed run loses at most the batch in flight.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlad import records
 from vlad.files import write_whole
-from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, judged
+from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, is_scored, judged, stamp
 from vlad.images.listing import Found, list_images
 from vlad.records import Line
 from vlad.thresholds import Calibration
+from vlad.thresholds.shift import notice
 from vlad.thresholds.unlabelled import from_unlabelled
 from vlad.version import __version__
 
@@ -44,14 +44,15 @@ Progress = Callable[[Line, int, int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did; counts are of this run, without the pictures that an earlier run had recorded."""
+    """What a run did; `scored` and `failed` are of this run, without what an earlier one had recorded."""
 
     scored: int
-    verdicts: Mapping[str, int]  # verdict -> pictures
+    verdicts: Mapping[str, int]  # verdict -> pictures; with a folder of all that is recorded there
     skipped: int  # recorded by an earlier run
     failed: tuple[tuple[str, str], ...]  # (source, reason)
     seconds: float
     left_out: Mapping[str, int] = field(default_factory=dict)  # suffix -> files of the folders that are no pictures
+    unlike: str | None = None  # a sentence where the pictures are unlike the good ones as a whole
     decided: Calibration | None = None  # with threshold="auto": what the scores together showed
 
     @property
@@ -115,14 +116,15 @@ def score_folder(
         scores: list[float] = []
         lines = _noting(make.lines(pictures), scores)
         summary = replace(_drain(lines, progress, 0, len(pictures)), left_out=left_out)
+        summary = replace(summary, unlike=notice(scores, detector.calibration))
         return replace(summary, decided=from_unlabelled(scores)) if auto else summary
     folder = Path(out)
     facts = {**settings_of(detector, threshold), **wanted.facts(), **(settings or {})}
     with records.locked(folder):
         refuse_existing(folder, resume)
         records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
-        done = _recorded(folder / LINES)
-        todo = [picture for picture in pictures if picture.source not in done]
+        done = _recorded(folder, pictures, overlays=maps)
+        todo = [picture for picture in pictures if identity(picture.source) not in done]
         skipped = len(pictures) - len(todo)
         if todo and done and detector.transductive:
             raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
@@ -130,7 +132,10 @@ def score_folder(
         summary = replace(_drain(lines, progress, skipped, len(pictures)), left_out=left_out)
         if done:
             _put_in_order(folder / LINES, pictures)
-        return replace(summary, decided=_decide(folder)) if auto else summary
+        decided = _decide(folder) if auto else None
+        scores = [line["score"] for line in records.read(folder / LINES) if is_scored(line)]
+        unlike = notice(scores, detector.calibration)
+        return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
 
 
 def list_pictures(
@@ -222,27 +227,46 @@ def _decide(folder: Path) -> Calibration:
 # ---- going on -----------------------------------------------------------------------------------------------------
 
 
-def _recorded(path: Path) -> set[str]:
-    """The sources that an earlier run scored; its error lines and a torn last line leave the file."""
+def identity(source: str) -> str:
+    """The same for one file, whether it was given by a relative or by an absolute path."""
+    return os.path.abspath(source)
+
+
+def _recorded(folder: Path, pictures: list[Found], overlays: bool) -> set[str]:
+    """Identities of what an earlier run scored and what is still so: only those lines stay in the file.
+
+    Done again is what failed, what a kill tore, a picture that has changed since, and one whose overlay is gone.
+    """
+    path = folder / LINES
     if not path.exists():
         return set()
+    now = {identity(picture.source): stamp(picture.path) for picture in pictures}
     done: set[str] = set()
 
     def scored() -> Iterator[Line]:
         for line in records.read(path):
-            if line["error"] is None and "source" in line and line["source"] not in done:
-                done.add(line["source"])
+            if not is_scored(line) or (own := identity(line["source"])) in done:
+                continue
+            changed = own in now and line.get("file") not in (None, now[own])
+            lost = overlays and line.get("overlay") and not (folder / line["overlay"]).exists()
+            if not changed and not lost:
+                done.add(own)
                 yield line
 
     records.keep(path, scored())
-    log.info("%s: %d pictures recorded; what failed or was torn by a kill is done again", path, len(done))
+    log.info("%s: %d pictures recorded; what failed, changed or was torn by a kill is done again", path, len(done))
     return done
+
+
+def _counted(path: Path) -> dict[str, int]:
+    """Verdict -> pictures, of all lines."""
+    return dict(Counter(line["verdict"] for line in records.read(path) if is_scored(line)))
 
 
 def _put_in_order(path: Path, pictures: list[Found]) -> None:
     """Lines in the order of the inputs; those of pictures that are no longer given stay, in front."""
-    place = {picture.source: index for index, picture in enumerate(pictures)}
+    place = {identity(picture.source): index for index, picture in enumerate(pictures)}
     lines = list(records.read(path))
-    ordered = sorted(lines, key=lambda line: place.get(line["source"], -1))
+    ordered = sorted(lines, key=lambda line: place.get(identity(line["source"]), -1))
     if ordered != lines:
         records.keep(path, ordered)

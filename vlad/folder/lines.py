@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ MAPS, RAW, MASKS = "maps", "raw", "masks"  # folders of overlays, of maps as num
 FORMATS = ("npy", "tiff")
 LONGEST_NAME = 240  # bytes
 NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+VERDICTS = ("anomalous", "normal", "unsure", "uncalibrated")
 
 
 Explain = Callable[[Any, Prediction], dict[str, Any]]  # of the picture, as pixels where they are at hand
@@ -92,7 +94,7 @@ class Wanted:
         except OSError as error:
             if error.errno not in NO_PLACE:
                 raise
-            words = f"{relative}: nothing can be written beside its line, its name is no place for a file ({error.strerror})"
+            words = f"{relative}: its name leaves no place for a file beside its line ({error.strerror})"
             raise ImageError(words, prediction.source) from error
         keys = {MAPS: "overlay", RAW: "map", MASKS: "mask"}
         return {keys[place.partition("/")[0]]: place for place in found}
@@ -133,13 +135,30 @@ class LineMaker:
                         more["explanation"] = self.explain(at_hand, outcome)
                 except ImageError as error:  # gone or changed since it was scored
                     outcome, more = error, {}
-            yield {**line_of(picture.source, outcome, self.detector.name), **more}
+            line = line_of(picture.source, outcome, self.detector.name)
+            yield {**line, **more, **({"file": stamp(picture.path)} if line["error"] is None else {})}
 
     def _judged(self, prediction: Prediction) -> Prediction:
         if self.threshold is None:
             return prediction
         cut = None if isinstance(self.threshold, str) else self.threshold
         return replace(prediction, threshold=cut, unsure=None)
+
+
+def stamp(path: Any) -> list[int] | None:
+    """[bytes, nanoseconds of its last change] of a file, by which a run that goes on knows it again."""
+    try:
+        facts = os.stat(path)
+    except (OSError, TypeError, ValueError):
+        return None
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def is_scored(line: Line) -> bool:
+    """Whether a line holds what a scored picture's line must; lines of files that were meddled with may not."""
+    score = line.get("score")
+    right = isinstance(line.get("source"), str) and line.get("error") is None and isinstance(line.get("regions"), list)
+    return right and isinstance(score, int | float) and math.isfinite(score) and line.get("verdict") in VERDICTS
 
 
 def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:

@@ -17,7 +17,10 @@ from PIL import Image
 from vlad import records
 from vlad.files import write_whole
 from vlad.folder import LINES, SETTINGS
+from vlad.folder.lines import is_scored
 from vlad.records import Line
+from vlad.thresholds import Calibration
+from vlad.thresholds.shift import notice
 
 PAGE, THUMBS = "index.html", "thumbs"
 SIDE = 240  # px of a thumbnail
@@ -45,12 +48,17 @@ def write_page(folder: Path) -> Path:
     facts = {
         "title": f"{settings.get('name') or 'Pictures'}: {len(lines)} scored",
         "promise": calibration.get("note") or "",
+        "unlike": notice([one["score"] for one in lines if is_scored(one)], _calibration(calibration)),
         "made": f"{settings.get('method')} on {settings.get('encoder')}, VLAD {settings.get('vlad')}",
     }
     environment = Environment(loader=PackageLoader("vlad.folder"), autoescape=True)
     text = environment.get_template("page.html.j2").render(data=_in_script(data), **facts)
     write_whole(folder / PAGE, text.encode("utf-8", "replace"))
     return folder / PAGE
+
+
+def _calibration(facts: dict[str, Any]) -> Calibration | None:
+    return Calibration.from_dict(facts) if facts else None
 
 
 def _picture(folder: Path, line: Line, inside: bool) -> dict[str, Any]:

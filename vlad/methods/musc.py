@@ -198,7 +198,7 @@ class MuSc(Scorer):
             for one in torch.stack(layers, 1).to(self.store):  # [L, P, C]
                 tokens.append(one)
             classes.append(image.float().cpu())
-            self._report("reading", len(tokens), 0)
+            self.report("reading", len(tokens), 0)
         if not len(tokens):
             return
         if len(tokens) == 1:
@@ -263,7 +263,7 @@ class MuSc(Scorer):
         def advance(pairs: int) -> None:
             nonlocal done
             done += pairs
-            self._report("comparing", done, total)
+            self.report("comparing", done, total)
 
         sums = torch.zeros(N, P, dtype=torch.float64)
         how: dict[str, Any] = {"wall": self._wall(grid), "arithmetic": self.encoder.dtype, "advance": advance}
@@ -289,7 +289,3 @@ class MuSc(Scorer):
 
     def _wall(self, grid: tuple[int, int]) -> Tensor | None:
         return None if self.radius is None else barrier(grid, self.radius).to(self.encoder.device)
-
-    def _report(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
