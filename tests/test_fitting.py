@@ -180,6 +180,7 @@ def test_vlad_fit_takes_a_folder_of_anomalous_pictures(small_folder, pictures, t
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["rule"] == "f1" and facts["threshold"] is not None and facts["normals"] == 3
-    assert vlad.load(tmp_path / "x.safetensors").threshold == facts["threshold"]
+    again = vlad.load(tmp_path / "x.safetensors", encoder=f"local-dir:{small_folder}")
+    assert again.threshold == facts["threshold"]
     done = CliRunner().invoke(app, [*map(str, told), "--anomalous", str(tmp_path / "absent")])
     assert done.exit_code == 2 and "absent" in done.stderr
