@@ -199,7 +199,7 @@ class Detector:
         """
         scorer = self.scorer.copied()
         if not scorer.memories():
-            raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
+            raise TypeError(f"{self.method} {_without_fit(scorer)}")
         _require_words(scorer)
         made = learn(scorer, normals, max_false_positive_rate, anomalous, review, reader=self.reader)
         self._judge = judge = Judge.calibrated(scorer, *made)
@@ -349,3 +349,10 @@ def _require_words(scorer: Scorer) -> None:
             f"{scorer.method} does not know what to look for: call describe('metal bolt') first, "
             "or give vlad.load a name"
         )
+
+
+def _without_fit(scorer: Scorer) -> str:
+    """What a method that has no memory does with normal pictures instead, to follow its name."""
+    if getattr(scorer, "views", 0):  # of a `LearnedScorer`
+        return f"learns from normal pictures by training, not by fit: vlad train {scorer.method} --data good/"
+    return "does not learn from normal pictures; patch_memory, for one, does"

@@ -206,6 +206,11 @@ def test_a_folder_of_good_pictures_is_enough_to_learn_from_and_a_stopped_run_goe
     assert loaded.trained_on == () and loaded.predict(golden_weights.image(0, 80)).score > 0
 
 
+def test_fit_says_that_training_is_what_learns_from_normal_pictures(load):
+    with pytest.raises(TypeError, match=r"inp_former learns .* by training, not by fit: vlad train inp_former --data"):
+        load().fit([np.zeros((64, 64, 3), np.uint8)])
+
+
 def test_training_lowers_what_seen_pictures_score(golden_weights, encoder, tmp_path):
     pictures = good(tmp_path / "good", golden_weights, 1)
     plan = recipe(epochs=30, batch_size=11, optimizer={"name": "stable_adamw", "learning_rate": 2e-3})
