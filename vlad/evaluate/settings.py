@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vlad
 from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import keeps_words
 from vlad.evaluate.walk import key_of
@@ -105,7 +104,7 @@ def device_name(device: Any) -> str:
 
 def commit() -> str | None:
     """The commit of the checkout that runs, "-dirty" with changes; None for an installed package."""
-    root = Path(vlad.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
