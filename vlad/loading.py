@@ -11,8 +11,8 @@ from typing import Any
 from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
+from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
-from vlad.learning import adapter_file
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers
@@ -85,7 +85,7 @@ def _made(
     if has_prompts and kind.words == "none":
         raise TypeError(f"{method} looks at pictures alone and takes no prompts")
     if issubclass(kind, LearnedScorer):
-        file = None if adapter is None else adapter_file.located(Path(adapter))
+        file = None if adapter is None else located(Path(adapter))
         tower = own_encoder(kind, file) if encoder is None else encoder
         return with_adapter(kind, load_encoder(tower, device, dtype), file, options)
     _refuse_adapter(method, adapter)

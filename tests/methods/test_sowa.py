@@ -19,9 +19,9 @@ from conftest import GOLDEN, _encoder
 
 import vlad
 from vlad.detector import Detector
+from vlad.encoders.placeholders import without_classes
 from vlad.learning.features import mask_at
 from vlad.learning.losses import dice, focal, whole_picture
-from vlad.learning.placeholders import without_classes
 from vlad.learning.scorer import Batch
 from vlad.maps import picture_logits, state_logits
 from vlad.methods.sowa import NAMES, Sowa, WindowAttention, offset_numbers, whole, windowed

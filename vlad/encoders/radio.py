@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vlad.encoders.authors_file import located, read_official
 from vlad.encoders.encoder import Encoder, Features
 from vlad.encoders.sharing import once
 from vlad.encoders.weights import digest_of
-from vlad.learning.adapter_file import located, read_official
 
 PREFIX = "radio:"
 RESOLUTION = 768

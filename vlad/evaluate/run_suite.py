@@ -99,7 +99,7 @@ class SharedEncoders:
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
         """The names of encoder and number format; a saved detector records both."""
         from vlad import detector_file
-        from vlad.learning.adapter_file import located
+        from vlad.encoders.authors_file import located
         from vlad.learning.scorer import LearnedScorer, own_encoder
         from vlad.methods import METHODS, method_class
 

@@ -1,14 +1,12 @@
 """The file of an adapter: what a method has learned, without the encoder it was learned on.
 
 Ours is one .safetensors with the learned tensors and, as JSON in its header, what they need. The authors' own files
-(.pth, .pt, .ckpt, .pkl, .safetensors) are read as plain tensors, never as pickled code; what is in them each method
-knows itself.
+are read by `vlad.encoders.authors_file`.
 """
 
 import hashlib
 import json
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlad.encoders import checkpoint
+from vlad.encoders.authors_file import SUFFIXES
 from vlad.files import write_whole
 from vlad.forms import filled
-from vlad.learning.placeholders import without_classes
 from vlad.version import __version__
 
 logger = logging.getLogger(__name__)
-
-LIGHTNING = ".ckpt"
-OFFICIAL = (".pth", ".pt", LIGHTNING, ".pkl")
-HUB = "hf-hub:"
-HUB_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -117,86 +109,17 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def located(path: Path) -> Path:
-    """The file that "hf-hub:<owner>/<repository>" stands for; others as they are, with the home folder for "~".
-
-    Raises:
-        ValueError: no such form of a repository's name.
-        vlad.WeightsError: the file is not here and cannot be fetched.
-    """
-    if not str(path).startswith(HUB):
-        return path.expanduser()
-    from vlad.encoders.weights import from_hub
-
-    return from_hub(str(path).removeprefix(HUB), HUB_FILE, "the file's own path")
-
-
 def is_official(path: Path) -> bool:
-    """Whether it is a file, or a folder of files, that `vlad train` did not write: see `read_official`."""
+    """Whether it is a file, or a folder of files, that `vlad train` did not write: see `vlad.encoders.authors_file`."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix in OFFICIAL or path.is_dir():
+    if path.suffix in SUFFIXES or path.is_dir():
         return True
     try:
         with safe_open(path, framework="pt") as file:
             return path.suffix == ".safetensors" and "vlad_adapter" not in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False  # `read` says what is wrong with it
-
-
-def read_official(path: Path) -> Mapping[str, Any]:
-    """The content of a file of a paper's authors: tensors, maybe in nested dicts, loaded without running code.
-
-    Of a folder it is the content of all such files in it, for authors who publish the parts of one adapter apart.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: not a checkpoint, or one that holds more than tensors and plain values (of a .ckpt file whatever
-            else there is becomes an empty placeholder, and no class in it is looked up); a folder in which several
-            files hold the same part.
-    """
-    if path.is_dir():
-        files = [file for suffix in OFFICIAL for file in sorted(path.glob(f"*{suffix}"))]
-        return _joined(files) if files else read_official(path / HUB_FILE)
-    _refuse_missing(path)
-    if path.suffix == ".safetensors":
-        return _tensors(path)[1]
-    try:
-        content = _loaded(path)
-    except (ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        raise ValueError(f"{path} is no checkpoint of plain tensors: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a table of tensors")
-    return _unwrapped(content)
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        return checkpoint.content(path)
-    except ValueError:
-        if path.suffix != LIGHTNING:
-            raise
-    return without_classes(path)  # Lightning keeps the objects that a model was built from beside its tensors
-
-
-def _unwrapped(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without the prefixes that several GPUs and torch.compile put before all names of a table."""
-    for start in ("module.", checkpoint.COMPILED):
-        if table and all(str(key).startswith(start) for key in table):
-            table = {str(key).removeprefix(start): value for key, value in table.items()}
-    return {key: _unwrapped(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-
-
-def _joined(files: list[Path]) -> Mapping[str, Any]:
-    parts: dict[str, Any] = {}
-    holder: dict[str, Path] = {}
-    for file in files:
-        for key, value in read_official(file).items():
-            if isinstance(value, Mapping) and key in holder:
-                raise ValueError(f"{file} holds {key!r}, and so does {holder[key].name}: leave one in the folder")
-            holder[key], parts[key] = file, value
-    return parts
 
 
 def _refuse_missing(path: Path) -> None:

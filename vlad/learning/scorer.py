@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlad.encoders.authors_file import read_official
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.files import resource
 from vlad.learning import adapter_file
@@ -212,7 +213,7 @@ def own_encoder(kind: type[LearnedScorer], adapter: Path | None) -> str:
         )
     if adapter_file.is_official(adapter):
         try:
-            refuse_other_methods(adapter_file.read_official(adapter), method)
+            refuse_other_methods(read_official(adapter), method)
         except ValueError as error:
             raise ValueError(f"{adapter}: {error}") from error
         return f"{kind.own_encoder}{adapter}"
@@ -299,7 +300,7 @@ def _shipped(name: str) -> Path | None:
 def _from_official(
     kind: type[LearnedScorer], encoder: Encoder, file: Path, options: Mapping[str, Any]
 ) -> LearnedScorer:
-    content = adapter_file.read_official(file)
+    content = read_official(file)
     try:
         found, tensors = kind.official(content)
         kind.check_tower(content, encoder)
