@@ -130,6 +130,19 @@ def test_batch_size_and_company_change_nothing(detector, pictures):
             check_same_map(one, other, atol=2 * atol)
 
 
+@pytest.mark.parametrize("method", ["patch_text", "patch_memory"])
+def test_coarse_arithmetic_gives_the_same_scores_at_every_batch_size(method, golden_weights):
+    """With `tiny`, whose kernels round a pass of 16 and more otherwise."""
+    words = "bolt" if method == "patch_text" else None
+    detector = vlad.load(method, words, encoder="tiny", device="cpu", dtype="bfloat16")
+    pictures = [golden_weights.image(seed, 112) for seed in range(33)]
+    if method == "patch_memory":
+        detector.fit(pictures[:6])
+    scores = [[one.score for one in detector.predict(pictures, batch_size=size)] for size in (1, 7, 16, 33)]
+    for other in scores[1:]:
+        assert other == pytest.approx(scores[0], abs=2e-7)
+
+
 def test_odd_pictures_are_scored(detector, golden_weights):
     colour = golden_weights.image(0, 64)
     odd = [
@@ -429,6 +442,17 @@ def test_phrases_are_cosines_of_picture_and_words(small_encoder, pictures):
         (lambda e: vlad.load("winclip", encoder=e, dtype="float32"), TypeError, "Encoder.load"),
         (lambda e: vlad.load("winclip", "x", encoder=e).predict([], batch_size=0), ValueError, "batch_size is 0"),
         (lambda e: vlad.load("winclip", "x", encoder=e).stream([], on_error="skip"), ValueError, "'raise' or 'yield'"),
+        (lambda e: vlad.load("winclip", encoder=e).half(), TypeError, "load it anew with device= and dtype="),
+        (lambda e: vlad.load("winclip", encoder=e).to("cuda"), TypeError, "load it anew with device= and dtype="),
+        (lambda e: e.double(), TypeError, "load it anew with device= and dtype="),
+        (lambda e: vlad.load("winclip", encoder=e)("part.png"), TypeError, r"not called; predict\(picture\)"),
+        (lambda e: vlad.load("winclip", encoder=e, resolution=16 * 10**8), ValueError, "up to 2048"),
+        (lambda e: vlad.load("winclip", encoder=e, resolution=10**400), ValueError, "up to 2048"),
+        (lambda e: vlad.load("patch_memory", encoder=e, sigma=1e9), ValueError, "pixels, 0 to 256"),
+        (lambda e: vlad.load("gaussian", encoder=e, sigma=float("nan")), ValueError, "pixels, 0 to 256"),
+        (lambda e: setattr(vlad.load("winclip", encoder=e), "threshold", float("nan")), ValueError, "threshold is not"),
+        (lambda e: setattr(vlad.load("winclip", encoder=e), "threshold", 10**400), ValueError, "threshold is not"),
+        (lambda e: setattr(vlad.load("winclip", encoder=e), "map_threshold", "1"), TypeError, "map_threshold is '1'"),
         (lambda e: vlad.load("winclip", "x", encoder=e).save("bolt.pt"), ValueError, "safetensors"),
         (lambda e: vlad.load("winclip", "x", encoder=e, prompts="absent.toml"), FileNotFoundError, "absent.toml"),
     ],
@@ -449,8 +473,15 @@ def altered(file, target, change=lambda tensors: None, checksum=True, **header):
         facts, tensors = json.loads(opened.metadata()["vlad"]), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     change(tensors)
     facts |= {"sha256": detector_file._checksum(tensors) if checksum else facts["sha256"], **header}
+    facts["header_sha256"] = detector_file._header_checksum(facts)
     save_file(tensors, target, {"vlad": json.dumps(facts)})
     return target
+
+
+def made_of(*scores, unsure=None):
+    """A calibration as the header of a file has it."""
+    facts = {"threshold": 0.5, "method": "largest", "n": len(scores), "rate": 0.5, "note": ""}
+    return {**facts, "scores": scores, "unsure": unsure}
 
 
 @pytest.mark.parametrize(
@@ -463,6 +494,11 @@ def altered(file, target, change=lambda tensors: None, checksum=True, **header):
         ({"options": {"nonsense": 1}}, "no detector that can be used"),
         ({"threshold": "low"}, "'threshold'"),
         ({"threshold": True}, "'threshold'"),
+        ({"threshold": 10**400}, "'threshold' is not finite or beyond"),
+        ({"options": {"resolution": 1_600_000_000}}, "up to 2048"),
+        ({"calibration": made_of(0.3, 0.2)}, "not in order"),
+        ({"calibration": made_of(0.2, 10**400)}, "calibration cannot be read"),
+        ({"calibration": made_of(0.2, unsure=[-1e9, 1e9])}, "left to a person are not those between"),
         ({"references": [1, 2]}, "something else than texts"),
         ({"references": ["a"]}, "pictures 0 to 5 of 1"),
         ({"calibration": {"scores": []}}, "calibration cannot be read"),

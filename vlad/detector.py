@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, NoReturn, Self, overload
 
 from vlad import detector_file
+from vlad.encoders.dtypes import Placed
 from vlad.encoders.encoder import Encoder
 from vlad.fitting import learn
 from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
@@ -20,13 +21,13 @@ from vlad.predicting import Judge, Reading, predictions
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name
 from vlad.scorer import Scorer
-from vlad.thresholds import Calibration
+from vlad.thresholds import Calibration, checked_threshold
 from vlad.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-class Detector:
+class Detector(Placed):
     """One method looking for one kind of thing with one (shared) encoder. Build it with `vlad.load`.
 
     `describe`, `fit` and the thresholds exchange what it is as a whole: a `predict` that runs in another thread
@@ -106,21 +107,25 @@ class Detector:
 
     @property
     def threshold(self) -> float | None:
-        """Scores from here on are anomalous; may be set by hand."""
+        """Scores from here on are anomalous; may be set by hand. ValueError, TypeError: no finite number."""
         return self._judge.threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
-        self._judge = replace(self._judge, threshold=value)
+        self._judge = replace(self._judge, threshold=checked_threshold("threshold", value))
 
     @property
     def map_threshold(self) -> float | None:
-        """Map values from here on are regions; may be set by hand."""
+        """Map values from here on are regions; may be set by hand. ValueError, TypeError: no finite number."""
         return self._judge.map_threshold
 
     @map_threshold.setter
     def map_threshold(self, value: float | None) -> None:
-        self._judge = replace(self._judge, map_threshold=value)
+        self._judge = replace(self._judge, map_threshold=checked_threshold("map_threshold", value))
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises TypeError, with a word for those who take it for a module of torch's."""
+        raise TypeError("a detector is not called; predict(picture) scores pictures, and scorer(pixels) ready tensors")
 
     def __repr__(self) -> str:
         kind = type(self.scorer).__name__
@@ -258,7 +263,7 @@ class Detector:
 
         Args:
             images: what `predict` takes, as many as you like, or batches [B, 3, H, W]; each is read when it is pulled.
-            batch_size: pictures per pass.
+            batch_size: pictures read and computed together; changes no result, as a pass never has more than 8.
             on_error: "raise" at a picture that cannot be read, or "yield" the vlad.ImageError in its place and go on.
             prefetch: read the next batch while the present one is computed; False gives each result before the next
                 picture is asked for, which a camera wants.

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vlad.files import write_whole
+from vlad.thresholds import checked_threshold
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 1e30  # of a threshold
 FORMAT = 1  # raise it when older versions would misread the file
 KEYS: dict[str, tuple[type, ...]] = {
     "vlad": (str,),
@@ -97,8 +97,10 @@ def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
         if key not in header or not isinstance(header[key], kinds) or isinstance(header[key], bool):
             return f"{key!r} is missing in its header or of the wrong kind"
     for key in ("threshold", "map_threshold"):
-        if header[key] is not None and not abs(header[key]) <= LARGEST:
-            return f"{key!r} is not finite"
+        try:
+            checked_threshold(repr(key), header[key])
+        except ValueError as error:
+            return str(error)
     for key in ("phrases", "references", "trained_on"):
         if not isinstance(header[key], list) or not all(isinstance(value, str) for value in header[key]):
             return f"{key!r} holds something else than texts"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 TEMPERATURE = 0.07  # of the softmax over the two states (WinCLIP and most of its successors)
 CLIP_TEMPERATURE = 0.01  # CLIP's own, as trained: its logit scale is 100
+
+LARGEST_SIGMA = 256.0  # px; wider than any map has structure, and scipy's window would fill the memory
 
 CERTAIN = 3.0  # temperatures between two cosines at which a softmax of them is sure of 95 %
 
@@ -89,6 +92,13 @@ def rescaled_together(parts: Sequence[Tensor]) -> list[Tensor]:
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """[B, *size] from [B, rows, columns]: bilinear, then `gaussian`."""
     return gaussian(to_size(grid, size), sigma)
+
+
+def checked_sigma(sigma: float) -> float:
+    """The width of a map's smoothing; ValueError where it is none."""
+    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= sigma <= LARGEST_SIGMA:
+        raise ValueError(f"sigma is {sigma!r:.20}; expected pixels, 0 to {LARGEST_SIGMA:g}")
+    return float(sigma)
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:

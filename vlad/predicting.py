@@ -23,6 +23,7 @@ from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
 
+PASS = 8  # pictures computed at once, whatever the batch: kernels of bfloat16 round a larger pass otherwise
 BATCH_PIXELS = 50_000_000  # H * W of the pictures of one batch, about; 150 MB
 
 
@@ -147,8 +148,8 @@ def _of_a_set(
             for one in batch:
                 kept = one if path_of(one.given) is None else one._replace(picture=None)
                 seen.append((kept, _error(one, on_error) if one.picture is None else _size(one.picture)))
-            if good := [one.picture for one in batch if one.picture is not None]:
-                yield pixels_of(judge.scorer, good)
+            good = [one.picture for one in batch if one.picture is not None]
+            yield from (pixels_of(judge.scorer, part) for part in passes(good))
 
     rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, scores))
     rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
@@ -165,7 +166,7 @@ def _error(reading: Reading, on_error: str) -> ImageError:
 
 def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) -> Generator[list[Row], None, None]:
     """What each scorer says of the same uint8 pictures [H, W, 3]; what several need of an encoder is computed once."""
-    pixels: dict[tuple[int, int], Tensor] = {}
+    pixels: dict[tuple[int, int], list[Tensor]] = {}
     with ExitStack() as stack:
         if len(scorers) > 1:
             for encoder in {id(scorer.encoder): scorer.encoder for scorer in scorers}.values():
@@ -175,9 +176,14 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
                 own = type(scorer).pixels is not Scorer.pixels
                 key = (id(scorer), 0) if own else (id(scorer.encoder), scorer.resolution)
                 if key not in pixels:
-                    pixels[key] = pixels_of(scorer, pictures)
-                rows = _rows(scorer, scorer(pixels[key]))
+                    pixels[key] = [pixels_of(scorer, part) for part in passes(pictures)]
+                rows = [row for part in pixels[key] for row in _rows(scorer, scorer(part))]
             yield rows
+
+
+def passes(pictures: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
+    """The pictures in parts of PASS, so that the size of a batch changes no score."""
+    return [pictures[start : start + PASS] for start in range(0, len(pictures), PASS)]
 
 
 def pixels_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Tensor:

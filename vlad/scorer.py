@@ -18,6 +18,8 @@ from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.memory import Memory
 from vlad.prompts import PromptPack, phrase_prototypes, prototypes
 
+LARGEST_SIDE = 2048  # of the square that is encoded: beyond it a picture takes minutes; cut it in tiles
+
 
 class Scores(NamedTuple):
     """Of B pictures; higher is more anomalous."""
@@ -85,12 +87,13 @@ class Scorer(nn.Module):
             raise TypeError(
                 f"{self.method} needs an encoder of words and pictures; {encoder.name!r} knows pictures alone"
             )
+        patch = encoder.patch_size
         if resolution is not None and (
-            not isinstance(resolution, int) or resolution < encoder.patch_size or resolution % encoder.patch_size
+            not isinstance(resolution, int) or resolution % patch or not patch <= resolution <= LARGEST_SIDE
         ):
             raise ValueError(
-                f"resolution is {resolution!r}; expected a positive multiple of {encoder.name}'s patch size "
-                f"{encoder.patch_size}"
+                f"resolution is {resolution!r:.20}; expected a positive multiple of {encoder.name}'s patch size "
+                f"{patch}, up to {LARGEST_SIDE}"
             )
         object.__setattr__(self, "encoder", encoder)  # not registered as a submodule: shared and frozen
         native = encoder.resolution

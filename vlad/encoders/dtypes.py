@@ -1,8 +1,21 @@
 """Which arithmetic an encoder runs in."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+
+
+class Placed:
+    """What stays on the device and in the arithmetic that it was loaded with: a tower may serve many at once."""
+
+    def to(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises TypeError, with a word on what to do instead; so do the other moves of torch's modules."""
+        raise TypeError(
+            f"{type(self).__name__} stays where it was loaded, as its tower may be shared; load it anew with device= "
+            "and dtype=, as in vlad.load('patch_text', 'metal bolt', device='cuda', dtype='bfloat16')"
+        )
+
+    cpu = cuda = half = float = double = bfloat16 = to
 
 
 def fastest_safe_dtype(device: torch.device) -> torch.dtype:

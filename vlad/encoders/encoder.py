@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vlad.encoders.dtypes import checked_device, checked_dtype, fastest_safe_dtype
+from vlad.encoders.dtypes import Placed, checked_device, checked_dtype, fastest_safe_dtype
 from vlad.encoders.sharing import Passes, once
 
 # How a name begins -> the file that loads it; all others are CLIPs.
@@ -53,7 +53,7 @@ class Features:
     grid: tuple[int, int]
 
 
-class Encoder:
+class Encoder(Placed):
     """A frozen tower. Shared between detectors: it holds no state of any of them, and a copy of one is itself.
 
     It pickles as its name: what is unpickled loads the weights anew and compares their digest.

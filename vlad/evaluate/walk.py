@@ -17,7 +17,7 @@ from vlad.datasets.corrupt import corrupt
 from vlad.datasets.samples import Sample, read_mask
 from vlad.evaluate.guests import Guest, Result
 from vlad.images import Reader
-from vlad.predicting import score_together
+from vlad.predicting import PASS, score_together
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -112,6 +112,8 @@ def walk(
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
     """
     way = _way_of_reading(entrants)
+    if not any(isinstance(entrant.detector, Guest) for entrant in entrants):
+        batch_size = min(batch_size, PASS)  # of a longer batch what the encoder does for several would not be kept
     for entrant in entrants:
         if not isinstance(entrant.detector, Guest) and entrant.detector.transductive:
             with clock(entrant.label):

@@ -35,7 +35,7 @@ from vlad.learning.losses import focal, segmentation
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.learning.tap_layers import by_name
-from vlad.maps import enlarge, gaussian
+from vlad.maps import checked_sigma, enlarge, gaussian
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
 from vlad.scorer import Scores
@@ -144,7 +144,7 @@ class AdaClip(LearnedScorer):
         if depth < 2 or length < 1:
             raise ValueError(f"depth is {depth} and length {length}; expected 2 or more and 1 or more")
         self.layers, self.length = quarters(encoder.depth), length
-        self.hsf, self.seed, self.sigma = bool(hsf), int(seed), float(sigma)
+        self.hsf, self.seed, self.sigma = bool(hsf), int(seed), checked_sigma(sigma)
         self.row_dice, self.checkpointing = row_dice, checkpointing
         self.options.update(depth=depth, length=length, hsf=self.hsf, seed=self.seed, sigma=self.sigma)
         D, C = encoder.embed_dim, encoder.width

@@ -34,7 +34,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
-from vlad.maps import harmonic_mean, smooth_map, state_logits, to_size
+from vlad.maps import checked_sigma, harmonic_mean, smooth_map, state_logits, to_size
 from vlad.memory import Memory, quarters
 from vlad.prompts import PromptPack, prototypes
 from vlad.scorer import Scores
@@ -147,7 +147,7 @@ class AdaptClip(LearnedScorer):
         D = encoder.embed_dim
         if not 1 <= reduction <= D or hidden < 2:
             raise ValueError(f"reduction is {reduction}, hidden {hidden}; expected 1 to {D}, and 2 or more")
-        self.layers, self.sigma = quarters(encoder.depth), float(sigma)
+        self.layers, self.sigma = quarters(encoder.depth), checked_sigma(sigma)
         self.options.update(n_ctx=n_ctx, reduction=reduction, hidden=hidden, sigma=self.sigma)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.textual_learner = PromptLearner(encoder, ENDINGS, n_ctx)

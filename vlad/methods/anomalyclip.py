@@ -28,7 +28,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, state_maps, value_stream
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
-from vlad.maps import anomaly_probability, smooth_map, state_logits
+from vlad.maps import anomaly_probability, checked_sigma, smooth_map, state_logits
 from vlad.memory import checked_layers
 from vlad.scorer import Scores
 
@@ -58,7 +58,7 @@ class AnomalyClip(LearnedScorer):
         self.layers = checked_layers((encoder.depth,) if layers is None else layers, encoder.depth)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
-        self.sigma = float(sigma)
+        self.sigma = checked_sigma(sigma)
         self.options.update(n_ctx=n_ctx, depth=self.prompt_learner.depth, length=length)
         self.options.update(layers=list(self.layers), sigma=self.sigma)
         self.to(encoder.device).eval()

@@ -37,7 +37,7 @@ from vlad.learning.flows import Draw, Gaussian, PictureFlows, StateFlows, drawn
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import by_name, raw_taps
-from vlad.maps import TEMPERATURE, enlarge, gaussian, rescaled_together, top_mean
+from vlad.maps import TEMPERATURE, checked_sigma, enlarge, gaussian, rescaled_together, top_mean
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
 from vlad.scorer import Scores
@@ -162,7 +162,7 @@ class BayesPfl(LearnedScorer):
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}; expected a share of the pixels above 0 and up to 1")
         self.layers, self.bank, self.vectors = quarters(encoder.depth), bank, 2 * length
-        self.sigma, self.top, self.how, self.stage = float(sigma), float(top), score, stage
+        self.sigma, self.top, self.how, self.stage = checked_sigma(sigma), float(top), score, stage
         self.options.update(draws=draws, seed=seed, bank=bank, length=length, flows=flows, sigma=self.sigma)
         self.options.update(top=self.top, score=score, stage=stage)
         noise = torch.randn(3, draws, encoder.embed_dim, generator=torch.Generator().manual_seed(seed))

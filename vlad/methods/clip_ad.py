@@ -44,6 +44,7 @@ from vlad.maps import (
     CERTAIN,
     CLIP_TEMPERATURE,
     anomaly_probability,
+    checked_sigma,
     feature_surgery,
     rescaled,
     smooth_map,
@@ -128,7 +129,7 @@ class ClipAd(LearnedScorer):
             if value not in CHOICES[option]:
                 raise ValueError(f"{option} is {value!r}; expected one of {', '.join(CHOICES[option])}")
         self.settings: dict[str, Any] = dict(plus=bool(plus), representative=representative, eps=float(eps))
-        self.settings |= dict(min_samples=int(min_samples), tap=tap, sigma=float(sigma), score=score)
+        self.settings |= dict(min_samples=int(min_samples), tap=tap, sigma=checked_sigma(sigma), score=score)
         self.options.update(self.settings)
         self.layers = quarters(encoder.depth)
         self.linear = TapLayers(encoder, len(self.layers)) if plus else None

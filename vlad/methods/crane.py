@@ -37,7 +37,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import PromptLearner, official_prompts, stream_walk
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
-from vlad.maps import CLIP_TEMPERATURE, gaussian, picture_logits, state_logits, to_size
+from vlad.maps import CLIP_TEMPERATURE, checked_sigma, gaussian, picture_logits, state_logits, to_size
 from vlad.scorer import Scores
 
 ENDINGS = (" object.", " damaged object.")
@@ -117,7 +117,7 @@ class Crane(LearnedScorer):
         object.__setattr__(self, "dino", dino)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.prompt_learner = PromptLearner(encoder, ENDINGS, n_ctx, depth, length)
-        self.context, self.batch_mean, self.sigma = bool(context), bool(batch_mean), float(sigma)
+        self.context, self.batch_mean, self.sigma = bool(context), bool(batch_mean), checked_sigma(sigma)
         self.frozen_image_side = not self.batch_mean  # company changes with every batch
         self.soft_mean = dino is None if soft_mean is None else bool(soft_mean)
         self.options.update(dino=dino and dino.name, n_ctx=n_ctx, depth=self.prompt_learner.depth, length=length)

@@ -38,7 +38,7 @@ from vlad.learning.prompt_learner import (
     word_width,
 )
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
-from vlad.maps import picture_logits, smooth_map, state_logits
+from vlad.maps import checked_sigma, picture_logits, smooth_map, state_logits
 from vlad.scorer import Scores
 
 PRIORS = ("first", "ranked")
@@ -160,7 +160,7 @@ class FaPrompt(LearnedScorer):
             raise ValueError(f"top is {top}, and resolution {self.resolution} has {patches} patches: take a larger one")
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.prompt_learner = FinePrompts(encoder, n_ctx, n_own, kinds, depth, length, top)
-        self.prior, self.top, self.sigma = prior, top, float(sigma)
+        self.prior, self.top, self.sigma = prior, top, checked_sigma(sigma)
         self.options.update(prior=prior, n_ctx=n_ctx, n_own=n_own, kinds=kinds, depth=self.prompt_learner.depth)
         self.options.update(length=length, top=top, sigma=self.sigma)
         self.to(encoder.device).eval()

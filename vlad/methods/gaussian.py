@@ -31,7 +31,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
-from vlad.maps import smooth_map
+from vlad.maps import checked_sigma, smooth_map
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.memory.statistics import Moments, Statistics
 from vlad.scorer import Scorer, Scores
@@ -126,10 +126,8 @@ class GaussianAD(Scorer):
         self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)
         if negative is not None and not 0 < negative < 1:
             raise ValueError(f"negative is {negative!r}; expected a share of the variance above 0 and below 1, or None")
-        if not sigma >= 0:
-            raise ValueError(f"sigma is {sigma!r}; expected pixels, 0 or more")
-        self.negative, self.sigma = negative, sigma
-        self.options.update(layers=list(self.layers), negative=negative, sigma=sigma)
+        self.negative, self.sigma = negative, checked_sigma(sigma)
+        self.options.update(layers=list(self.layers), negative=negative, sigma=self.sigma)
         self.memory = Memory(len(self.layers) * encoder.width, metric="euclidean")
         self.places = nn.ModuleList(Statistics(encoder.width) for _ in self.layers)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import rotated_tokens
-from vlad.maps import smooth_map, top_mean
+from vlad.maps import checked_sigma, smooth_map, top_mean
 from vlad.memory import Memory, checked_layers, layer_tokens
 from vlad.memory.nearest import reweighted
 from vlad.scorer import Scorer, Scores
@@ -114,7 +114,9 @@ class PatchMemory(Scorer):
         chosen = {**PRESETS[preset], **{key: value for key, value in given.items() if value is not None}}
         if layers is None and preset == "anomaly_dino":
             layers = (encoder.depth,)
-        chosen |= dict(layers=list(checked_layers(layers, encoder.depth)), k=k, mask=bool(mask), sigma=float(sigma))
+        chosen |= dict(
+            layers=list(checked_layers(layers, encoder.depth)), k=k, mask=bool(mask), sigma=checked_sigma(sigma)
+        )
         chosen |= dict(search=search, neighbours=list(chosen["neighbours"]))
         _check(chosen)
         self.settings = chosen
@@ -163,7 +165,7 @@ def _check(chosen: Mapping[str, Any]) -> None:
         raise ValueError(f"score is {chosen['score']!r}; expected one of {', '.join(SCORES)}")
     if chosen["metric"] not in ("cosine", "euclidean"):
         raise ValueError(f"metric is {chosen['metric']!r}; expected 'cosine' or 'euclidean'")
-    for key, low in (("k", 1), ("rotations", 1), ("sigma", 0)):
+    for key, low in (("k", 1), ("rotations", 1)):
         if chosen[key] < low:
             raise ValueError(f"{key} is {chosen[key]}; expected {low} or more")
     sides = chosen["neighbours"]

@@ -39,7 +39,7 @@ from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import NOT_LEARNED, PromptLearner
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.learning.tap_layers import anomalous_pixels, raw_taps
-from vlad.maps import anomaly_probability, gaussian, picture_logits, rescaled_together, to_size
+from vlad.maps import anomaly_probability, checked_sigma, gaussian, picture_logits, rescaled_together, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.scorer import Scores
 
@@ -186,7 +186,7 @@ class Sowa(LearnedScorer):
             raise ValueError(f"heads is {heads}; expected a number that divides {encoder.width}, the encoder's width")
         self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)
         self.window = self._window(window)
-        self.how, self.bounds, self.sigma = score, (float(bounds[0]), float(bounds[1])), float(sigma)
+        self.how, self.bounds, self.sigma = score, (float(bounds[0]), float(bounds[1])), checked_sigma(sigma)
         self.options.update(layers=list(self.layers), window=window, heads=heads, n_ctx=n_ctx)
         self.options.update(score=score, bounds=list(self.bounds), sigma=self.sigma)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone

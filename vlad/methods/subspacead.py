@@ -24,7 +24,6 @@ draw 30 angles and fill the corners with black, which their subspace then takes 
 and covariance apart. Their saliency mask, their tiles and their kernel PCA, all off in the paper, are not here.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import rotated_tokens
-from vlad.maps import gaussian, to_size, top_mean
+from vlad.maps import checked_sigma, gaussian, to_size, top_mean
 from vlad.memory import checked_layers
 from vlad.memory.statistics import Moments, Statistics
 from vlad.scorer import Scorer, Scores
@@ -128,8 +127,7 @@ class SubspaceAD(Scorer):
         for key, value, low in (("rotations", rotations, 1), ("drop", drop, 0)):
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{key} is {value!r}; expected a whole number, {low} or more")
-        if sigma is not None and not (math.isfinite(sigma) and sigma >= 0):
-            raise ValueError(f"sigma is {sigma!r}; expected pixels, 0 or more, or None")
+        sigma = None if sigma is None else checked_sigma(sigma)
         self.share, self.rotations, self.measure, self.drop, self.sigma = share, rotations, measure, drop, sigma
         self.options.update(layers=list(self.layers), share=share, rotations=rotations)
         self.options.update(measure=measure, drop=drop, sigma=sigma)

@@ -33,7 +33,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.learning.prompt_learner import check_joint_text
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, pixel_loss, raw_taps
-from vlad.maps import TEMPERATURE, gaussian, rescaled_together, top_mean
+from vlad.maps import TEMPERATURE, checked_sigma, gaussian, rescaled_together, top_mean
 from vlad.memory import quarters
 from vlad.scorer import Scores
 
@@ -111,7 +111,7 @@ class VcpClip(LearnedScorer):
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}; expected a share of the pixels above 0 and up to 1")
         self.layers = quarters(encoder.depth)
-        self.sigma, self.top, self.how = float(sigma), float(top), score
+        self.sigma, self.top, self.how = checked_sigma(sigma), float(top), score
         self.options.update(sigma=self.sigma, top=self.top, score=score)
         self.register_buffer("ids", encoder.tokenize(SENTENCES), persistent=False)
         self.trainable_linearlayer = TapLayers(encoder, len(self.layers))

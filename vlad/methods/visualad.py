@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import dice, focal
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
-from vlad.maps import gaussian, to_size, top_mean
+from vlad.maps import checked_sigma, gaussian, to_size, top_mean
 from vlad.memory import checked_layers, quarters
 from vlad.scorer import Scores
 
@@ -168,7 +168,7 @@ class VisualAD(LearnedScorer):
                 f"resolution {self.resolution} or more"
             )
         self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)
-        self.sigma, self.clip_norm, self.checkpointing = float(sigma), bool(clip_norm), checkpointing
+        self.sigma, self.clip_norm, self.checkpointing = checked_sigma(sigma), bool(clip_norm), checkpointing
         hidden = encoder.width if hidden is None else hidden
         self.options.update(layers=list(self.layers), anchors=anchors, places=places, hidden=hidden)
         self.options.update(sigma=self.sigma, clip_norm=self.clip_norm)

@@ -18,6 +18,20 @@ LEVEL = 0.05  # false-alarm rate promised by default once there are normals enou
 FEWEST = 5  # normals below which no threshold is set by default
 
 
+LARGEST = 1e30  # of a threshold set by hand or read from a file
+
+
+def checked_threshold(what: str, value: Any) -> float | None:
+    """A threshold that can be compared with, or None for no verdict; TypeError or ValueError at any other."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{what} is {value!r:.80}; expected a number, or None for no verdict")
+    if not -LARGEST <= value <= LARGEST:  # NaN is neither
+        raise ValueError(f"{what} is not finite or beyond {LARGEST:g}; expected a number such as 0.5, or None")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A threshold and what it rests on.
@@ -47,17 +61,31 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Calibration":
-        """What `to_dict` gave; ValueError where a value is of the wrong kind or not finite."""
+        """What `to_dict` gave; ValueError where a value is of the wrong kind, not finite, or at odds with others."""
         try:
             scores = tuple(float(score) for score in values["scores"])
             unsure = values["unsure"] and (float(values["unsure"][0]), float(values["unsure"][1]))
             made = cls(**{**values, "scores": scores, "unsure": unsure or None})
-            finite = [*scores, *(made.unsure or ()), made.threshold or 0.0, made.rate or 0.0, made.n]
-            if not all(math.isfinite(value) for value in finite) or not isinstance(made.method, str):
-                raise ValueError("a value is not finite")
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+            for value in (*scores, *(made.unsure or ()), made.threshold, made.rate, made.n):
+                checked_threshold("a value", value)
+            if problem := made.problem():
+                raise ValueError(problem)
+        except (KeyError, TypeError, IndexError, OverflowError, ValueError) as error:
             raise ValueError(f"the calibration cannot be read ({error})") from error
         return made
+
+    def problem(self) -> str:
+        """What no rule of ours would have made; empty when nothing."""
+        if list(self.scores) != sorted(self.scores):
+            return "its scores are not in order"
+        if not isinstance(self.method, str) or not isinstance(self.note, str) or not isinstance(self.n, int):
+            return "a value is of the wrong kind"
+        if len(self.scores) > self.n or not (self.rate is None or 0 < self.rate < 1):
+            return "its number of scores or its rate cannot be"
+        reach = (above(self.scores[-1]), self.threshold) if self.scores else None
+        if self.unsure is not None and (self.unsure != reach or self.unsure[0] > self.unsure[1]):
+            return "the scores left to a person are not those between its largest score and its threshold"
+        return ""
 
 
 def p_value(score: float, normals: Sequence[float]) -> float | None:
