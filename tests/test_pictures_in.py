@@ -283,7 +283,7 @@ def test_no_name_ends_a_run(load, tmp_path):
     assert len(lines) == 7
     failed = [line for line in lines if line["error"]]
     assert (
-        len(failed) == 1 and "its overlay cannot be written" in failed[0]["error"]
+        len(failed) == 1 and "its name leaves no place for a file" in failed[0]["error"]
     )  # x.png or what is below x.png.png
     assert len(scored(tmp_path / "in", tmp_path / "out", load(), resume=True)) == 7
 

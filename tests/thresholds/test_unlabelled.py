@@ -50,7 +50,7 @@ def test_a_folder_gets_all_verdicts_and_the_rule_that_gave_them(small_encoder, p
     assert made == from_unlabelled([one["score"] for one in after]) and made.method in ("gap", "mixture")
     assert after == [judged(one, made.threshold) for one in after]
     assert [one["is_anomalous"] for one in after] == [False] * 12 + [True] * 4
-    assert list(after[0]) == list(line("", 0.0)), "the keys of a line are a contract, their order too"
+    assert list(after[0]) == [*line("", 0.0), "file"], "the keys of a line are a contract, their order too"
     rule = json.loads((tmp_path / "threshold.json").read_text())
     assert (rule["method"], rule["threshold"], rule["rate"]) == (made.method, made.threshold, None)
     before = (tmp_path / "results.jsonl").read_bytes()

@@ -1,6 +1,7 @@
 """`vlad fit`: a few good pictures in, a saved detector with its threshold out."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,7 @@ def fit(
     """
 
     def work() -> int:
-        from vlad.images.listing import list_images
+        from vlad.images.listing import left_out_line, list_images
 
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
@@ -84,6 +85,8 @@ def fit(
             "note": made.note if made else None,
             "left_out": dict(left_out),
         }
+        if said := left_out_line(left_out):
+            print(said, file=sys.stderr)
         if as_json:
             print(json.dumps(facts))
         else:
