@@ -7,8 +7,10 @@ are in the page while pictures are few, else in `thumbs/`.
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -75,7 +77,7 @@ def _picture(folder: Path, line: Line, inside: bool) -> dict[str, Any]:
         "notes": line.get("notes", []),
         "where": [region["location"] for region in (line["regions"] or [])[:3]],
         "words": [defect.get("description") for defect in told.get("defects", [])],
-        "overlay": line.get("overlay"),
+        "overlay": _address(line["overlay"]) if line.get("overlay") else None,
         "thumb": _thumb(folder, line.get("overlay"), inside),
     }
 
@@ -93,7 +95,12 @@ def _thumb(folder: Path, overlay: str | None, inside: bool) -> str | None:
         if inside:
             return f"data:image/jpeg;base64,{base64.b64encode(kept.getvalue()).decode()}"
         write_whole(target, kept.getvalue())
-    return target.relative_to(folder).as_posix()
+    return _address(target.relative_to(folder).as_posix())
+
+
+def _address(place: str) -> str:
+    """Of a file below the page, whatever bytes its name has."""
+    return quote(os.fsencode(place))
 
 
 def _in_script(data: dict[str, Any]) -> Markup:
