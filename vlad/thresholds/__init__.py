@@ -80,8 +80,8 @@ class Calibration:
             return "its scores are not in order"
         if not isinstance(self.method, str) or not isinstance(self.note, str) or not isinstance(self.n, int):
             return "a value is of the wrong kind"
-        if len(self.scores) > self.n or not (self.rate is None or 0 < self.rate < 1):
-            return "its number of scores or its rate cannot be"
+        if self.rate is not None and not 0 < self.rate < 1:
+            return "its rate is not between 0 and 1"
         reach = (above(self.scores[-1]), self.threshold) if self.scores else None
         if self.unsure is not None and (self.unsure != reach or self.unsure[0] > self.unsure[1]):
             return "the scores left to a person are not those between its largest score and its threshold"
