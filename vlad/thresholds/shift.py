@@ -1,6 +1,9 @@
 """Whether a whole run of pictures is unlike the good ones: the camera moved, the light changed, another part came.
 
 One picture says nothing of that, and some defects in a run are no reason: a quarter of it may be defective.
+
+It sees scores alone. A change that leaves them as they are, as somewhat darker light often does, or raises a few of
+them only, is not noticed, and with few good pictures a moderate one is not either: no notice proves nothing.
 """
 
 import math
