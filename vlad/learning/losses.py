@@ -33,6 +33,21 @@ def dice(probability: Tensor, mask: Tensor, rows: bool = False) -> Tensor:
     return 1 - ((2 * (a * y).sum(1) + 1) / (a.sum(1) + y.sum(1) + 1)).mean()
 
 
+def balanced_focal(anomalous: Tensor, masks: Tensor) -> Tensor:
+    """The focal losses of anomalous and of normal pixels of [B, H, W], each a mean over all such pixels, added."""
+    total = anomalous.new_zeros(())
+    for probability, where in ((anomalous, masks), (1 - anomalous, 1 - masks)):
+        each = -(1 - probability).square() * (probability + 1e-8).log()
+        total = total + (each * where).sum() / (where.sum() + 1e-8)
+    return total
+
+
+def whole_dice(anomalous: Tensor, masks: Tensor) -> Tensor:
+    """The dice loss of all pictures [B, H, W] as if they were one."""
+    overlap = 2 * (anomalous * masks).sum() + 1e-5
+    return 1 - overlap / (anomalous.sum() + masks.sum() + 1e-5)
+
+
 def segmentation(probabilities: Tensor, mask: Tensor, rows: bool = False) -> Tensor:
     """Focal loss plus the dice losses of both states, of [B, 2, H, W] against [B, H, W]."""
     anomalous, normal = dice(probabilities[:, 1], mask, rows), dice(probabilities[:, 0], 1 - mask, rows)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 WARM = 100  # steps until "warm-cosine" has reached the full rate
@@ -42,6 +43,15 @@ class StableAdamW(Optimizer):
                 surprise = (gradient / spread).square_().mean().sqrt_().clamp_min_(1)
                 rate = group["lr"] / (1 - first**count)
                 parameter.addcdiv_(state["mean"] / surprise, spread, value=-rate)
+
+
+def groups_by_rate(module: nn.Module, rate: float, factor: Callable[[str], float]) -> list[dict[str, Any]]:
+    """What an optimiser is built from: `factor` says, by a parameter's name, how many times `rate` it learns at."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factor(name), []).append(parameter)
+    return [{"params": part, "lr": times * rate} for times, part in groups.items()]
 
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -16,6 +17,8 @@ from vlad.maps import TEMPERATURE, state_logits, to_size
 
 # In the authors' files beside what was learned: copies of CLIP's own embeddings, ids, and layers that nothing uses.
 NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
+
+SENTENCES = 512  # of several pictures, run through the text tower at once
 
 
 def value_start(encoder: Encoder) -> int:
@@ -85,6 +88,15 @@ def read_prompts(encoder: Encoder, ids: Tensor, words: Tensor, deep: Sequence[Te
         return torch.cat([tokens[:, :1], learned, tokens[:, 1 + learned.shape[1] :]], 1)
 
     return encoder.pool_text(encoder.walk_text(encoder.embed_text(ids, words), replaced), ids)
+
+
+def read_by_picture(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
+    """[B, T, D] unit embeddings of T sentences [T, context] after each picture's own vectors [B, T, n, C]."""
+    read = []
+    for part in words.split(max(1, SENTENCES // words.shape[1])):
+        rows = read_prompts(encoder, ids.repeat(len(part), 1), part.flatten(0, 1))
+        read.append(F.normalize(rows, dim=-1).unflatten(0, (len(part), -1)))
+    return torch.cat(read)
 
 
 class Kept:

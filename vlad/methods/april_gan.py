@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder, Features
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap_loss
-from vlad.maps import anomaly_probability, rescaled, to_size
+from vlad.maps import anomaly_probability, rescaled_together, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.prompts import PromptPack, prototypes
 from vlad.scorer import Scores
@@ -112,7 +112,7 @@ class AprilGan(LearnedScorer):
         if not self.references:
             return map(self.forward, batches)
         seen = [self.forward(pixels) for pixels in batches]  # the maps of the whole set
-        peaks = rescaled(torch.cat([one.peaks() for one in seen])).split([len(one.score) for one in seen])
+        peaks = rescaled_together([one.peaks() for one in seen])
         return [one._replace(score=(self._whole(one.image) + peak) / 2) for peak, one in zip(peaks, seen, strict=True)]
 
     def _whole(self, image: Tensor | None) -> Tensor:

@@ -34,7 +34,9 @@ from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
 from vlad.learning.flows import Draw, Gaussian, PictureFlows, StateFlows, drawn
-from vlad.learning.prompt_learner import check_joint_text
+from vlad.learning.losses import balanced_focal, whole_dice
+from vlad.learning.optimizers import groups_by_rate
+from vlad.learning.prompt_learner import check_joint_text, read_by_picture
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import by_name, raw_taps
 from vlad.maps import TEMPERATURE, checked_sigma, enlarge, gaussian, rescaled_together, top_mean
@@ -44,26 +46,10 @@ from vlad.scorer import Scores
 
 HEADS = 4  # of the sentences' attention to patches
 KL = 0.01  # weight of the divergences
-SENTENCES = 512  # run through the text tower at once
 SCORES = ("probability", "both", "set")
 UNUSED = (".decoder.", "_decoder.", ".p_mu.")  # in the authors' files; nothing learns them
 TWICE = {"PFL_context.encoder.": "context_encoder.", "PFL_normal.encoder.": "state_encoder."}
 TWICE["PFL_abnormal.encoder."] = "state_encoder."
-
-
-def balanced_focal(anomalous: Tensor, masks: Tensor) -> Tensor:
-    """The focal losses of anomalous and of normal pixels of [B, H, W], each a mean over all such pixels, added."""
-    total = anomalous.new_zeros(())
-    for probability, where in ((anomalous, masks), (1 - anomalous, 1 - masks)):
-        each = -(1 - probability).square() * (probability + 1e-8).log()
-        total = total + (each * where).sum() / (where.sum() + 1e-8)
-    return total
-
-
-def whole_dice(anomalous: Tensor, masks: Tensor) -> Tensor:
-    """The dice loss of all pictures [B, H, W] as if they were one."""
-    overlap = 2 * (anomalous * masks).sum() + 1e-5
-    return 1 - overlap / (anomalous.sum() + masks.sum() + 1e-5)
 
 
 def alike(texts: Tensor) -> Tensor:
@@ -78,6 +64,13 @@ def small(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def faster(name: str) -> int:
+    """How many times faster than the others a parameter of this name learns."""
+    if name.startswith("temperature_"):
+        return 100
+    return 10 if name.startswith(("prompt_", "PFL_")) else 1
 
 
 class CrossAttention(nn.Module):
@@ -255,13 +248,8 @@ class BayesPfl(LearnedScorer):
 
     def _read(self, words: Tensor, name: str) -> Tensor:
         """[b, M, D] unit of word vectors [b, M, n, D] that stand before a name."""
-        ids, read = self.encoder.tokenize([" ".join(["X"] * self.vectors + [name.lower()])]), []
-        for part in words.split(max(1, SENTENCES // words.shape[1])):
-            flat = part.flatten(0, 1)
-            each = ids.expand(len(flat), -1)
-            tokens = self.encoder.walk_text(self.encoder.embed_text(each, flat))
-            read.append(F.normalize(self.encoder.pool_text(tokens, each), dim=-1).unflatten(0, (len(part), -1)))
-        return torch.cat(read)
+        ids = self.encoder.tokenize([" ".join(["X"] * self.vectors + [name.lower()])])
+        return read_by_picture(self.encoder, ids.expand(words.shape[1], -1), words)
 
     def maps(self, texts: Tensor, taps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Per tap [B, pairs, *size]: the anomalous probability by each pair of sentences [B, 2 * pairs, D]."""
@@ -311,12 +299,7 @@ class BayesPfl(LearnedScorer):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What an optimiser is built from: prompts and flows learn ten times faster, both temperatures a hundred."""
-        groups: dict[int, list[nn.Parameter]] = {1: [], 10: [], 100: []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                fast = name.startswith(("prompt_", "PFL_"))
-                groups[100 if name.startswith("temperature_") else 10 if fast else 1].append(parameter)
-        return [{"params": part, "lr": factor * learning_rate} for factor, part in groups.items() if part]
+        return groups_by_rate(self, learning_rate, faster)
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -46,7 +46,7 @@ from vlad.maps import (
     anomaly_probability,
     checked_sigma,
     feature_surgery,
-    rescaled,
+    rescaled_together,
     smooth_map,
     surgery_probability,
     to_size,
@@ -201,10 +201,9 @@ class ClipAd(LearnedScorer):
     def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
         """The sum of the scores and of the maps' maxima, each rescaled over the set."""
         seen = [self.forward(pixels) for pixels in batches]  # the maps of the whole set
-        scores = rescaled(torch.cat([one.score for one in seen]))
-        scores = scores + rescaled(torch.cat([one.peaks() for one in seen]))
-        parts = scores.split([len(one.score) for one in seen])
-        return [one._replace(score=part) for part, one in zip(parts, seen, strict=True)]
+        scores = rescaled_together([one.score for one in seen])
+        peaks = rescaled_together([one.peaks() for one in seen])
+        return [one._replace(score=a + b) for a, b, one in zip(scores, peaks, seen, strict=True)]
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The ordinary patch tokens [B, N, C] of each quarter."""

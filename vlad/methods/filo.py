@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
-from vlad.learning.prompt_learner import check_joint_text, read_prompts
+from vlad.learning.optimizers import groups_by_rate
+from vlad.learning.prompt_learner import check_joint_text, read_by_picture
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.learning.tap_layers import TapLayers, by_name
 from vlad.maps import TEMPERATURE, blurred, enlarge
@@ -48,7 +49,6 @@ SIDE, THIRDS = 518, ((0, 172), (173, 344), (345, 517))  # of the square that a b
 KERNELS = {"fc_11": (1, 1), "fc_33": (3, 3), "fc_55": (5, 5), "fc_77": (7, 7), "fc_15": (1, 5), "fc_51": (5, 1)}
 SCALE = 100  # of the products with states of length 1 / root of 2
 OUTSIDE = 0.7  # of the map outside all boxes
-SENTENCES = 512  # run through the text tower at once
 TAPS = ("as_published", "separate")
 FROZEN = ("clip_model.", "text_encoder.")  # in the authors' files
 
@@ -277,12 +277,8 @@ class Filo(LearnedScorer):
     def read(self, words: Tensor, sentences: Sequence[str]) -> Tensor:
         """[B, T, D] unit embeddings of T sentences after the words [B, n_ctx, D] of each picture."""
         start = ["X"] * words.shape[1]
-        ids, read = self.encoder.tokenize([" ".join([*start, one]) for one in sentences]), []
-        for part in words.split(max(1, SENTENCES // len(ids))):
-            each = part[:, None].expand(-1, len(ids), -1, -1).flatten(0, 1)
-            rows = read_prompts(self.encoder, ids.repeat(len(part), 1), each)
-            read.append(F.normalize(rows, dim=-1).unflatten(0, (len(part), -1)))
-        return torch.cat(read)
+        ids = self.encoder.tokenize([" ".join([*start, one]) for one in sentences])
+        return read_by_picture(self.encoder, ids, words[:, None].expand(-1, len(ids), -1, -1))
 
     # Training
 
@@ -299,12 +295,7 @@ class Filo(LearnedScorer):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What an optimiser is built from: the layers of the taps learn ten times slower than all else."""
-        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups[name.startswith("decoder_")].append(parameter)
-        rates = {False: learning_rate, True: 0.1 * learning_rate}
-        return [{"params": part, "lr": rates[slow]} for slow, part in groups.items() if part]
+        return groups_by_rate(self, learning_rate, lambda name: 0.1 if name.startswith("decoder_") else 1)
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
