@@ -22,17 +22,17 @@ Page = Annotated[bool, typer.Option("--page", help="Write index.html: worst firs
 
 def shown(out: Path, csv: bool, page: bool, silent: bool) -> None:
     """Names the worst pictures of a scored folder, and writes its sheet and page where asked for, or there before."""
-    from vlad import records
     from vlad.folder import LINES
+    from vlad.folder.lines import recorded
     from vlad.folder.page import PAGE, write_page
     from vlad.folder.sheet import SHEET, write_sheet
 
     if not silent:
-        lines = (line for line in records.read(out / LINES) if line["error"] is None and line["verdict"] != "normal")
+        lines = (line for line in recorded(out / LINES) if line["error"] is None and line["verdict"] != "normal")
         for line in nlargest(WORST, lines, key=lambda line: line["score"]):
             where = ", ".join(dict.fromkeys(region["location"] for region in line["regions"][:3]))
             print(f"{line['score']:.4f}  {line['verdict']:12}  {one_line(line['source'])}  {where}".rstrip())
-        notes = [(line["source"], note) for line in records.read(out / LINES) for note in line.get("notes", ())]
+        notes = [(line["source"], note) for line in recorded(out / LINES) for note in line.get("notes", ())]
         for source, note in notes[:WORST]:
             print(f"warning: {one_line(source)}: {note}", file=sys.stderr)
     for write, there in ((write_sheet, csv or (out / SHEET).exists()), (write_page, page or (out / PAGE).exists())):

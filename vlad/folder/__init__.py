@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlad import records
 from vlad.files import write_whole
-from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, is_scored, judged, stamp
+from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, is_scored, judged, recorded, stamp
 from vlad.images.listing import Found, list_images
 from vlad.records import Line
 from vlad.thresholds import Calibration
@@ -133,7 +133,7 @@ def score_folder(
         if done:
             _put_in_order(folder / LINES, pictures)
         decided = _decide(folder) if auto else None
-        scores = [line["score"] for line in records.read(folder / LINES) if is_scored(line)]
+        scores = [line["score"] for line in recorded(folder / LINES) if is_scored(line)]
         unlike = notice(scores, detector.calibration)
         return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
 
@@ -218,9 +218,9 @@ def _decide(folder: Path) -> Calibration:
     `vlad.thresholds.from_unlabelled`.
     """
     path = folder / LINES
-    made = from_unlabelled([line["score"] for line in records.read(path) if line["error"] is None])
+    made = from_unlabelled([line["score"] for line in recorded(path) if line["error"] is None])
     write_whole(folder / RULE, json.dumps(made.to_dict(), indent=1).encode(), sync=True)
-    records.keep(path, (judged(line, made.threshold) for line in records.read(path)))
+    records.keep(path, (judged(line, made.threshold) for line in recorded(path)))
     return made
 
 
@@ -244,7 +244,7 @@ def _recorded(folder: Path, pictures: list[Found], overlays: bool) -> set[str]:
     done: set[str] = set()
 
     def scored() -> Iterator[Line]:
-        for line in records.read(path):
+        for line in recorded(path):
             if not is_scored(line) or (own := identity(line["source"])) in done:
                 continue
             changed = own in now and line.get("file") not in (None, now[own])
@@ -260,13 +260,13 @@ def _recorded(folder: Path, pictures: list[Found], overlays: bool) -> set[str]:
 
 def _counted(path: Path) -> dict[str, int]:
     """Verdict -> pictures, of all lines."""
-    return dict(Counter(line["verdict"] for line in records.read(path) if is_scored(line)))
+    return dict(Counter(line["verdict"] for line in recorded(path) if is_scored(line)))
 
 
 def _put_in_order(path: Path, pictures: list[Found]) -> None:
     """Lines in the order of the inputs; those of pictures that are no longer given stay, in front."""
     place = {identity(picture.source): index for index, picture in enumerate(pictures)}
-    lines = list(records.read(path))
+    lines = list(recorded(path))
     ordered = sorted(lines, key=lambda line: place.get(identity(line["source"]), -1))
     if ordered != lines:
         records.keep(path, ordered)

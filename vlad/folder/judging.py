@@ -12,7 +12,7 @@ import numpy as np
 from vlad import records
 from vlad.files import write_whole
 from vlad.folder import LINES, SETTINGS, settings_of
-from vlad.folder.lines import judged, line_of
+from vlad.folder.lines import judged, line_of, recorded
 from vlad.prediction import Prediction
 from vlad.records import Line
 from vlad.thresholds import p_value
@@ -60,7 +60,7 @@ def judge_folder(out: Path, threshold: float | None = None, detector: "Detector 
         counts: dict[str, int] = {}
 
         def lines() -> Any:
-            for line in records.read(path):
+            for line in recorded(path):
                 line = line if line["error"] is not None else again(line)
                 if line["error"] is None:
                     counts[line["verdict"]] = counts.get(line["verdict"], 0) + 1

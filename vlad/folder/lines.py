@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from vlad import records
 from vlad.images import ImageError
 from vlad.images.listing import Found
 from vlad.prediction import Prediction
@@ -143,6 +144,21 @@ class LineMaker:
             return prediction
         cut = None if isinstance(self.threshold, str) else self.threshold
         return replace(prediction, threshold=cut, unsure=None)
+
+
+def recorded(path: Path) -> Iterator[Line]:
+    """The lines of a `results.jsonl`; those of version 0.1, which had no verdict, get theirs."""
+    for line in records.read(path):
+        yield line if "verdict" in line else {**_first(line), **line}
+
+
+def _first(line: Line) -> Line:
+    """What a line of version 0.1 lacks."""
+    said: bool | None = line.get("is_anomalous")
+    word = {True: "anomalous", False: "normal", None: None}[said]
+    if line["error"] is None:
+        word = word or ("uncalibrated" if line.get("threshold") is None else "unsure")
+    return {"verdict": word, "p_value": None, "size": None}
 
 
 def stamp(path: Any) -> list[int] | None:

@@ -16,10 +16,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
-from vlad import records
 from vlad.files import write_whole
 from vlad.folder import LINES, SETTINGS
-from vlad.folder.lines import is_scored
+from vlad.folder.lines import is_scored, recorded
 from vlad.records import Line
 from vlad.thresholds import Calibration
 from vlad.thresholds.shift import notice
@@ -37,7 +36,7 @@ def write_page(folder: Path) -> Path:
     """
     if not (folder / LINES).exists():
         raise FileNotFoundError(f"there is no {folder / LINES}; score pictures into the folder first")
-    lines = list(records.read(folder / LINES))
+    lines = list(recorded(folder / LINES))
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     inside = len(lines) <= INSIDE
     calibration = settings.get("calibration") or {}

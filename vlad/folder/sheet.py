@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlad import records
 from vlad.files import write_whole
+from vlad.folder.lines import recorded
 from vlad.records import Line
 
 SHEET = "results.csv"
@@ -17,7 +17,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed 
 def write_sheet(folder: Path) -> Path:
     """Writes `results.csv` of the folder's lines; its path."""
     target = folder / SHEET
-    write_whole(target, _sheet(records.read(folder / "results.jsonl")).encode("utf-8", "replace"))
+    write_whole(target, _sheet(recorded(folder / "results.jsonl")).encode("utf-8", "replace"))
     return target
 
 
