@@ -1,10 +1,16 @@
 """VLAD's data files, its cache, and files written whole. No torch here: the command line imports this first."""
 
+import errno
 import os
+import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Any
+
+LEFTOVER = re.compile(r"\.(.+)\.(\d+)-[0-9a-f]{8}", re.DOTALL)  # name, process
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,6 +46,36 @@ def cache_dir() -> Path:
     return root
 
 
+def reserve(file: IO[bytes], size: int, what: str) -> None:
+    """Has the disk set aside `size` bytes for an opened file, where the system can.
+
+    Raises:
+        OSError: there is not so much room; without this a file that is mapped into memory would end the process.
+    """
+    free = shutil.disk_usage(cache_dir()).free
+    held = os.fstat(file.fileno()).st_blocks * 512 if hasattr(os.stat_result, "st_blocks") else 0
+    try:
+        if size > held + free:
+            raise OSError(errno.ENOSPC, "no room")
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return  # a file system that cannot reserve
+        raise OSError(
+            f"{what} needs {size / 2**30:.1f} GiB in {cache_dir()}, where {free / 2**30:.1f} GiB are free; make room "
+            "there, or set VLAD_CACHE to a folder on a larger disk"
+        ) from None
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a text that begins so is computed by some spreadsheets
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV table; a text that a spreadsheet would compute has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = False) -> None:
     """Writes beside and renames: a reader, or a second writer, never meets half a file. Makes the folder.
 
@@ -47,9 +83,11 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = Fa
     a power cut leaves half a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as file:
+            _held(file)
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             if sync:
@@ -58,3 +96,41 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = Fa
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _held(file: IO[bytes]) -> bool:
+    """Marks a file as being written until it is closed; False where another process does, or cannot be known to not."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; another writer; a network drive without locks
+        return False
+    return True
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Deletes what killed writers of this file left beside it: files whose process is gone and that none holds."""
+    for name in os.listdir(path.parent):
+        found = LEFTOVER.fullmatch(name)
+        if found is None or found[1] != path.name or _runs(int(found[2])):
+            continue
+        try:
+            with (path.parent / name).open("rb+") as file:
+                if _held(file):
+                    (path.parent / name).unlink()
+        except OSError:  # gone meanwhile, or not ours
+            continue
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, as far as can be known."""
+    if sys.platform == "win32":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

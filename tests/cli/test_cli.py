@@ -110,6 +110,22 @@ def test_prompts_show_fills_the_name_in():
     assert "damaged {}" in plain.stdout and "damaged metal bolt" in filled.stdout
 
 
+def test_prompts_show_and_eval_write_escape_codes_out(tmp_path, tiny_encoder):
+    pack = 'title = "\\u001b[31mred"\nnormal = ["a\\u001b]0;x {}"]\nanomalous = ["bad {}"]\ntemplates = ["{}\\u0007"]\n'
+    (tmp_path / "own.toml").write_text(pack)
+    shown = run("prompts", "show", tmp_path / "own.toml")
+    assert shown.exit_code == 0 and not set("\x1b\x07") & set(shown.stdout) and "\\x1b[31mred" in shown.stdout
+    table = ["image,label,category"]
+    for number in range(4):
+        Image.new("RGB", (40, 40), (9 * number, 40, 90)).save(tmp_path / f"{number}.png")
+        table.append(f"{number}.png,{number % 2},\x1b[31mred")
+    (tmp_path / "set.csv").write_text("\n".join(table) + "\n")
+    data = ("--data", f"csv:{tmp_path / 'set.csv'}", "--bootstrap", "0", "--resolution", "48")
+    measured = run("eval", *data, "--method", "patch_text", "--device", "cpu")
+    assert measured.exit_code == 0, measured.output
+    assert "\x1b" not in measured.output and "\\x1b[31mred" in measured.stdout
+
+
 def test_prompts_show_scores_every_phrase_on_a_picture(photos, small_folder):
     picture = photos / "good" / "1.png"
     done = run("prompts", "show", *NAME, "--picture", picture, "--encoder", f"local-dir:{small_folder}", "--json")

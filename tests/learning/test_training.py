@@ -1,5 +1,6 @@
 """The training loop: what it writes, that it learns, and that a killed run ends like an undisturbed one."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,6 +107,51 @@ def test_features_are_encoded_once_for_all_runs_on_the_same_pictures(data, tiny_
     train({**RECIPE, "epochs": 3}, data, tmp_path / "b.safetensors", encoder=tiny_encoder)
     with pytest.raises(TypeError):
         train({**RECIPE, "resolution": 48}, data, tmp_path / "c.safetensors", encoder=tiny_encoder)
+
+
+@pytest.mark.parametrize("cut", ["0.bin", "1.bin", "masks.bin", "words.bin", "done.bin", "shapes.json"])
+def test_what_a_cut_file_of_features_has_lost_is_encoded_again(data, tiny_encoder, tmp_path, monkeypatch, cut):
+    monkeypatch.setenv("VLAD_CACHE", str(tmp_path / "cache"))
+    train(RECIPE, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
+    (file,) = (tmp_path / "cache").glob(f"features/*/{cut}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    train(RECIPE, data, tmp_path / "b.safetensors", encoder=tiny_encoder)
+    check_equal(tensors(tmp_path / "a.safetensors"), tensors(tmp_path / "b.safetensors"))
+
+
+def test_a_full_disk_is_one_sentence_before_anything_is_encoded(data, tiny_encoder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"what the encoder makes of the pictures needs .* set VLAD_CACHE to a folder"):
+        train({**RECIPE, "resolution": 32}, data, tmp_path / "a.safetensors", encoder=tiny_encoder)
+
+
+@pytest.mark.parametrize("kind", ["text", "cut", "empty", "foreign", "alien"])
+def test_a_checkpoint_that_is_none_is_refused_in_one_sentence(data, tiny_encoder, tmp_path, kind):
+    def stop(what, done, total):
+        if what.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, data, out, encoder=tiny_encoder, progress=stop)
+    file = tmp_path / ".a.safetensors.checkpoint"
+    whole = torch.load(file, weights_only=True)
+    match kind:
+        case "text":
+            file.write_text("hello")
+        case "cut":
+            file.write_bytes(file.read_bytes()[:900])
+        case "empty":
+            file.write_bytes(b"")
+        case "foreign":
+            torch.save({"state_dict": {}}, file)
+        case "alien":
+            torch.save({**whole, "optimizer": {"state": {}}, "place": 3}, file)
+    with pytest.raises(ValueError, match=r"damaged or no checkpoint of ours \(\w+\); delete it"):
+        train(RECIPE, data, out, encoder=tiny_encoder)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data, tiny_encoder, tmp_path):

@@ -394,7 +394,30 @@ def zeroed(content):
     return bytes(len(content))
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, zeroed, lambda content: b"", lambda content: b"{}" * 500])
+def retyped(key, dtype):
+    """With that tensor of another type, of which the numbers fit."""
+
+    def changed(content):
+        from safetensors.torch import load, save
+
+        kept = load(content)
+        return save({**kept, key: kept[key].to(dtype)})
+
+    return changed
+
+
+OF_OTHER_TYPES = [
+    retyped("rows", torch.bfloat16),
+    retyped("rows", torch.float64),
+    retyped("sha256", torch.float32),
+    retyped("sha256", torch.int8),
+]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncated, flipped, zeroed, lambda content: b"", lambda content: b"{}" * 500, *OF_OTHER_TYPES],
+)
 def test_a_damaged_cache_file_is_computed_again_and_mended(cache, damage):
     rows = prompts.embed(CountingEncoder(), ["a", "b"])
     (file,) = (cache / "text").iterdir()

@@ -139,6 +139,16 @@ def test_saved_numbers_are_those_of_the_report(report, tmp_path):
     assert again.value("image_auroc", detector="fine") == report.value("image_auroc", detector="fine")
 
 
+def test_names_that_a_spreadsheet_would_compute_are_texts_in_its_tables(tmp_path, small_encoder):
+    write_category(tmp_path / "set" / "=1+1", seed=1)
+    made = evaluate({"@SUM(1)": brightness(small_encoder)}, folder(tmp_path / "set"), bootstrap=0)
+    place = made.save(tmp_path / "out")
+    for name in ("report.csv", "predictions.csv"):
+        with (place / name).open() as file:
+            cells = {value for line in csv.reader(file) for value in line}
+        assert {"'@SUM(1)", "'=1+1"} <= cells and not {"@SUM(1)", "=1+1"} & cells
+
+
 class Balanced(HTMLParser):
     """Counts elements and refuses one that is closed out of order."""
 

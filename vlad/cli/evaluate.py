@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli.progress import ProgressBar
-from vlad.cli.shared import guarded
+from vlad.cli.shared import guarded, many_lines
 
 if TYPE_CHECKING:
     from vlad.evaluate.suites import Suite
@@ -72,7 +72,11 @@ def eval_(
         how |= {"force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
         with ProgressBar("pictures", stages=True) as show:
             report = run_suite(plan, data or [], out=out, progress=show, **how)
-        print(json.dumps(_jsonable(report), allow_nan=False) if as_json else _table(report, table).rstrip("\n"))
+        print(
+            json.dumps(_jsonable(report), allow_nan=False)
+            if as_json
+            else many_lines(_table(report, table).rstrip("\n"))
+        )
         if out is not None:
             report.save(out)
             print(f"written: {out / 'report.html'}, report.json, report.csv", file=sys.stderr)

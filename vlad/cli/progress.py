@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from vlad.cli.shared import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -46,7 +48,7 @@ class ProgressBar:
             if self.bar and self.task is not None:
                 self.bar.reset(self.task)
         self.done, self.last = done, time.monotonic()
-        unit = "" if what else f" {self.unit}"
+        what, unit = one_line(what), "" if what else f" {self.unit}"
         rate = (done - self.first) / max(self.last - self.begun, 1e-9)
         if self.bar and self.task is not None:
             words = " ".join(filter(None, (what, f"{rate:.1f}{unit}/s")))

@@ -10,7 +10,7 @@ import typer
 
 import vlad
 from vlad.cli.explain import KeyEnv, ServerKeys, endpoint_options
-from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector
+from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector, one_line
 
 if TYPE_CHECKING:
     from vlad.explain.reasoners.protocol import Reasoner
@@ -188,7 +188,7 @@ def _print_check(checked: "PackCheck") -> None:
         closest = "-" if one.closest_normal is None else f"{one.closest_normal:.4f}"
         alarms = "-" if one.false_alarms is None else f"{one.false_alarms:.0%}"
         said = f"  <- {'; '.join(one.problems)}" if one.problems else ""
-        print(f"{one.state:9}  {closest:>9}  {alarms:>6}  {one.phrase}{said}")
+        print(f"{one.state:9}  {closest:>9}  {alarms:>6}  {one_line(one.phrase + said)}")
     print(f"\n{checked.problems} of {len(checked.phrases)} phrases have a problem")
 
 
@@ -208,9 +208,9 @@ def _print_comparison(compared: "list[Words]") -> None:
 
 
 def _print_prompts(title: str, templates: Any, states: dict[str, list[str]], cosines: Mapping[str, float]) -> None:
-    print(title)
-    print(f"\ntemplates ({len(templates)})", *templates, sep="\n  ")
+    print(one_line(title))
+    print(f"\ntemplates ({len(templates)})", *map(one_line, templates), sep="\n  ")
     for state, phrases in states.items():
         print(f"\n{state} ({len(phrases)})")
         for phrase in phrases:
-            print(f"  {cosines[phrase]:+.4f}  {phrase}" if phrase in cosines else f"  {phrase}")
+            print(f"  {cosines[phrase]:+.4f}  " if phrase in cosines else "  ", one_line(phrase), sep="")

@@ -98,6 +98,11 @@ def load_detector(
     return detector, {"detector": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
+def many_lines(text: str) -> str:
+    """The same of each of its lines."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def one_line(text: Any) -> str:
     """The text with line breaks and other control characters written as escapes."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))

@@ -5,13 +5,12 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlad.files import write_whole
+from vlad.files import cell, write_whole
 from vlad.folder.lines import recorded
 from vlad.records import Line
 
 SHEET = "results.csv"
 COLUMNS = ("source", "verdict", "score", "threshold", "p_value", "regions", "x0", "y0", "x1", "y1", "area", "error")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is computed by some spreadsheets
 
 
 def write_sheet(folder: Path) -> Path:
@@ -34,8 +33,4 @@ def _row(line: Line) -> list[object]:
     largest = max(regions, key=lambda region: region["area"], default=None)
     place = [*largest["box"], largest["area"]] if largest else [""] * 5
     facts = [line.get(key) for key in ("verdict", "score", "threshold", "p_value")]
-    return [_text(line["source"]), *facts, len(regions), *place, _text(line["error"] or "")]
-
-
-def _text(value: str) -> str:
-    return f"'{value}" if value.startswith(FORMULA) else value
+    return [cell(line["source"]), *facts, len(regions), *place, cell(line["error"] or "")]

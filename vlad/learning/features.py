@@ -8,6 +8,8 @@ moves it) and may be deleted at any time; a run that was killed goes on where it
 import hashlib
 import json
 import logging
+import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlad.files import cache_dir, write_whole
+from vlad.files import cache_dir, reserve, write_whole
 from vlad.learning.data import Annotated, Item
 from vlad.learning.scorer import LearnedScorer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the content of a folder changes its meaning
+FORMAT = 2  # raise it when the content of a folder changes its meaning
 NAME_BYTES = 256  # of a category's words, more than any encoder reads
 BATCH = 4  # pictures encoded at once; changes no result
 
@@ -51,10 +53,10 @@ class FeatureCache:
         self.arrays: list[Any] = []
 
     def fill(self, progress: Progress | None = None) -> None:
-        """Computes what is not there yet."""
+        """Computes what is not there yet, or not as it was written: a file was cut, a disk has lost some."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        done = self._opened("done", (len(self.items),), np.dtype(np.uint8))
-        missing = [int(n) for n in np.flatnonzero(done == 0)]
+        done = self._opened("done", (len(self.items),), np.dtype(np.uint32))  # a picture's checksum; 0: not there
+        missing = self._missing(done)
         if missing:
             logger.info("%d pictures are encoded once, into %s", len(missing), self.folder)
         for numbers, read in _ahead(missing, self.items):
@@ -69,11 +71,31 @@ class FeatureCache:
                 self.words[number] = one.name.encode()
             for array in (*self.arrays, self.masks, self.words):
                 array.flush()
-            done[list(numbers)] = 1
+            done[list(numbers)] = [self._checksum(number) for number in numbers]
             done.flush()
             if progress:
-                progress("encoding", int(done.sum()), len(self.items))
-        self._open(None)
+                progress("encoding", int(np.count_nonzero(done)), len(self.items))
+
+    def _missing(self, done: Any) -> list[int]:
+        """The items that are not there as they were written."""
+        if done.any():
+            try:
+                self._open(None)
+            except (OSError, TypeError, ValueError):  # no shapes, or none that can be
+                self.arrays = []
+                (self.folder / "shapes.json").unlink(missing_ok=True)
+                done[:] = 0
+        for number in np.flatnonzero(done):
+            if done[number] != self._checksum(int(number)):
+                done[number] = 0
+        return [int(n) for n in np.flatnonzero(done == 0)]
+
+    def _checksum(self, number: int) -> int:
+        """Of all that is kept of an item; never 0."""
+        value = 0
+        for array in (*self.arrays, self.masks, self.words):
+            value = zlib.crc32(np.ascontiguousarray(array[number]).tobytes(), value)
+        return value or 1
 
     def rows(self, numbers: Sequence[int]) -> tuple[Tensor, ...]:
         """float32 [B, ...] of what `image_side` gave for these items."""
@@ -102,7 +124,9 @@ class FeatureCache:
 
     def _opened(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         path = self.folder / f"{name}.bin"
-        return np.memmap(path, dtype, mode="r+" if path.exists() else "w+", shape=shape)
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            reserve(file, math.prod(shape) * dtype.itemsize, "what the encoder makes of the pictures")
+            return np.memmap(file, dtype, mode="r+", shape=shape)
 
 
 def _ahead(numbers: Sequence[int], items: Sequence[Item]) -> Iterator[tuple[tuple[int, ...], list[Annotated]]]:

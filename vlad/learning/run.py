@@ -1,10 +1,12 @@
 """The loop: steps, epochs, and the checkpoint that a killed run goes on from."""
 
 import hashlib
+import io
 import json
 import logging
 import math
-import os
+import pickle
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlad.files import write_whole
 from vlad.learning.data import TrainingSet, mosaic
 from vlad.learning.features import FeatureCache, Progress, mask_at
 from vlad.learning.optimizers import OPTIMIZERS, SCHEDULES
@@ -22,6 +25,20 @@ from vlad.learning.scorer import Batch, LearnedScorer
 
 logger = logging.getLogger(__name__)
 
+DAMAGED = (  # what torch raises at bytes that are no checkpoint, and what a foreign one raises where it is used
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    OSError,
+)
 STORE_EVERY = 30.0  # seconds between two checkpoints within an epoch
 
 
@@ -211,24 +228,33 @@ class Run:
             "losses": self.losses,
             "running": self.running,
         }
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.checkpoint.with_name(f"{self.checkpoint.name}.{os.getpid()}")
-        torch.save(state, beside)
-        os.replace(beside, self.checkpoint)
+        torch.save(state, content := io.BytesIO())
+        write_whole(self.checkpoint, content.getvalue())
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.scorer.encoder.device, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
+        try:
+            state = torch.load(self.checkpoint, map_location=self.scorer.encoder.device, weights_only=True)
+            other = state["fingerprint"] != self._fingerprint()
+        except DAMAGED as error:
+            raise self._unusable(error) from None
+        if other:
             raise ValueError(
                 f"{self.checkpoint} is of a run with other settings or data; go on with those, or delete it"
             )
-        self.scorer.load_learned(state["learned"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best, (self.epoch, self.step) = state["best"], state["place"]
-        self.losses, self.running = list(state["losses"]), list(state["running"])
+        try:
+            self.scorer.load_learned(state["learned"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best, (self.epoch, self.step) = state["best"], state["place"]
+            self.losses, self.running = list(state["losses"]), list(state["running"])
+        except DAMAGED as error:
+            raise self._unusable(error) from None
         logger.info("goes on in epoch %d, step %d", self.epoch + 1, self.step + 1)
+
+    def _unusable(self, error: Exception) -> ValueError:
+        what = f"{self.checkpoint} is damaged or no checkpoint of ours ({type(error).__name__})"
+        return ValueError(f"{what}; delete it to learn from the start")
 
 
 def _gpus(scorer: LearnedScorer) -> list[int]:

@@ -5,7 +5,6 @@ is read and written, not mapped: keeping its content in memory or not is the sys
 """
 
 import math
-import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import IO
@@ -13,8 +12,9 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from vlad.files import cache_dir
+from vlad.files import cache_dir, reserve
 
+SPILLED = "what does not fit in memory"
 BLOCK_BYTES = 16 * 2**20
 
 
@@ -24,13 +24,9 @@ def unnamed_file(size: int, what: str) -> IO[bytes]:
     Raises:
         OSError: the disk has less room than that.
     """
-    free = shutil.disk_usage(cache_dir()).free
-    if size > free:
-        raise OSError(
-            f"{what} needs {size / 2**30:.1f} GiB in {cache_dir()}, where {free / 2**30:.1f} GiB are free; make room "
-            "there, or set VLAD_CACHE to a folder on a larger disk"
-        )
-    return tempfile.TemporaryFile(dir=cache_dir())
+    file = tempfile.TemporaryFile(dir=cache_dir())  # noqa: SIM115  # its owner closes it
+    reserve(file, size, what)
+    return file
 
 
 def _read(file: IO[bytes], start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -72,8 +68,10 @@ class Records:
             self.blocks[block][place] = record
             self.inside += 1
         else:
-            self.outside = self.outside or unnamed_file(record.nbytes, "what does not fit in memory")
-            _write(self.outside, (self.count - self.inside) * record.nbytes, record.cpu())
+            start = (self.count - self.inside) * record.nbytes
+            self.outside = self.outside or unnamed_file(record.nbytes, SPILLED)
+            reserve(self.outside, start + record.nbytes, SPILLED)
+            _write(self.outside, start, record.cpu())
         self.count += 1
 
     def read(self, numbers: Sequence[int], part: int) -> Tensor:

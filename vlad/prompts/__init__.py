@@ -220,6 +220,7 @@ def _cache_file(encoder: Encoder, sentences: list[str]) -> Path | None:
 
 def _read_rows(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """The rows kept in `path`; None where there are none, or not whole ones."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -228,10 +229,11 @@ def _read_rows(path: Path, shape: tuple[int, int]) -> Tensor | None:
         rows, digest = kept["rows"], bytes(kept["sha256"].tolist())
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         log.info("cached text embeddings %s are damaged (%s); computing them again", path, error)
         return None
-    if tuple(rows.shape) != shape or hashlib.sha256(rows.numpy().tobytes()).digest() != digest:
+    wrong = tuple(rows.shape) != shape or rows.dtype != torch.float32
+    if wrong or hashlib.sha256(rows.numpy().tobytes()).digest() != digest:
         log.info("cached text embeddings %s are damaged (wrong content); computing them again", path)
         return None
     return rows

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlad.files import write_whole
+from vlad.files import cell, write_whole
 from vlad.report import details, tables, text
 from vlad.report.values import ALL as ALL
 from vlad.report.values import CLEAN as CLEAN
@@ -151,7 +151,7 @@ def _csv(rows: Iterable[Row]) -> str:
     writer.writerow([*columns, "low", "high"])
     for row in rows:
         values = (plain(getattr(row, name)) for name in columns)
-        writer.writerow(["" if value is None else value for value in (*values, *(row.interval or ("", "")))])
+        writer.writerow(["" if value is None else cell(value) for value in (*values, *(row.interval or ("", "")))])
     return file.getvalue()
 
 
@@ -161,5 +161,6 @@ def _predictions(report: Report) -> str:
     writer = csv.DictWriter(file, ("detector", "dataset", "category", *columns), lineterminator="\n")
     writer.writeheader()
     for (detector, dataset, category), lines in report.predictions.items():
-        writer.writerows({"detector": detector, "dataset": dataset, "category": category, **line} for line in lines)
+        own = {"detector": detector, "dataset": dataset, "category": category}
+        writer.writerows({key: cell(value) for key, value in {**own, **line}.items()} for line in lines)
     return file.getvalue()
