@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from vlad.images import ImageError
 from vlad.images.listing import Found
 from vlad.prediction import Prediction
 from vlad.records import Line
+from vlad.thresholds import LARGEST
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -29,6 +29,7 @@ MAPS, RAW, MASKS = "maps", "raw", "masks"  # folders of overlays, of maps as num
 FORMATS = ("npy", "tiff")
 LONGEST_NAME = 240  # bytes
 NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+REGION = {"box", "area"}  # of what a region says, without which it cannot be shown
 VERDICTS = ("anomalous", "normal", "unsure", "uncalibrated")
 
 
@@ -147,9 +148,14 @@ class LineMaker:
 
 
 def recorded(path: Path) -> Iterator[Line]:
-    """The lines of a `results.jsonl`; those of version 0.1, which had no verdict, get theirs."""
+    """The lines of a `results.jsonl`; those of version 0.1, which had no verdict, get theirs.
+
+    A line that says neither a score nor an error was meddled with and is left out, as a torn one is.
+    """
     for line in records.read(path):
-        yield line if "verdict" in line else {**_first(line), **line}
+        line = line if "verdict" in line else {**_first(line), **line}
+        if is_scored(line) or _is_failed(line):
+            yield line
 
 
 def _first(line: Line) -> Line:
@@ -173,8 +179,18 @@ def stamp(path: Any) -> list[int] | None:
 def is_scored(line: Line) -> bool:
     """Whether a line holds what a scored picture's line must; lines of files that were meddled with may not."""
     score = line.get("score")
-    right = isinstance(line.get("source"), str) and line.get("error") is None and isinstance(line.get("regions"), list)
-    return right and isinstance(score, int | float) and math.isfinite(score) and line.get("verdict") in VERDICTS
+    right = isinstance(line.get("source"), str) and line.get("error") is None and _has_regions(line)
+    return right and isinstance(score, int | float) and abs(score) <= LARGEST and line.get("verdict") in VERDICTS
+
+
+def _is_failed(line: Line) -> bool:
+    shown = "score" in line and "verdict" in line
+    return shown and isinstance(line.get("source"), str) and isinstance(line.get("error"), str)
+
+
+def _has_regions(line: Line) -> bool:
+    regions = line.get("regions")
+    return isinstance(regions, list) and all(isinstance(one, dict) and one.keys() >= REGION for one in regions)
 
 
 def line_of(source: str, outcome: Prediction | ImageError, name: str | None) -> Line:

@@ -74,7 +74,7 @@ def _picture(folder: Path, line: Line, inside: bool) -> dict[str, Any]:
         "verdict": line["verdict"] or "failed",
         "error": line["error"],
         "notes": line.get("notes", []),
-        "where": [region["location"] for region in (line["regions"] or [])[:3]],
+        "where": [region.get("location", "") for region in (line["regions"] or [])[:3]],
         "words": [defect.get("description") for defect in told.get("defects", [])],
         "overlay": _address(line["overlay"]) if line.get("overlay") else None,
         "thumb": _thumb(folder, line.get("overlay"), inside),
