@@ -172,7 +172,7 @@ def test_a_turned_normal_is_nearer_with_rotations(small_encoder, golden_weights)
         ({"measure": "distance"}, "expected one of residual, mahalanobis, euclidean, cosine"),
         ({"rotations": 0}, "rotations is 0; expected a whole number, 1 or more"),
         ({"drop": -1}, "drop is -1"),
-        ({"sigma": -1.0}, "pixels, 0 or more"),
+        ({"sigma": -1.0}, "pixels, 0 to 256"),
         ({"layers": (25,)}, "from 1 to 24"),
     ],
 )
