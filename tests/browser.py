@@ -1,6 +1,5 @@
 """A real Chromium without a window, driven by its own driver over plain HTTP (the W3C WebDriver protocol)."""
 
-import base64
 import json
 import re
 import shutil
@@ -35,10 +34,6 @@ class Browser:
 
     def click(self, selector):
         self.run("document.querySelector(arguments[0]).click()", selector)
-
-    def screenshot(self):
-        """PNG."""
-        return base64.b64decode(asked(f"{self.base}/screenshot"))
 
 
 @contextmanager
