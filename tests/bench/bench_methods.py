@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "anomalyclip": {},
     "crane": {},
     "sowa": {},
+    "vcpclip": {},
     "adaptclip": {},
     "adaclip": {},
     "winclip": {},

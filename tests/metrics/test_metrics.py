@@ -27,7 +27,7 @@ def golden(variant, name):
 
 
 def draw_mask(kind, size, dy, dx):
-    """The masks of the golden (tests/golden/README.md): a square, two regions, corner touch, ring, block and lone pixel, band, three."""
+    """The masks of the golden: a square, two regions, corner touch, ring, block and lone pixel, band, three."""
     boxes = {4: ["2626"], 5: ["1313", (8, 13, 8, 12)], 6: ["2424", "4646"], 7: ["3939"], 8: [(7, 12, 7, 12)]}
     boxes[10] = ["1212", (5, 6, 9, 12), (10, 13, 2, 5)]
     mask, unit = np.zeros((size, size), np.uint8), size // 16
