@@ -1,5 +1,7 @@
 """What `vlad train` promises of every learned method: losses fall, seeds repeat to the bit, a stopped run goes on."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,17 @@ def test_a_run_that_was_stopped_on_an_annotated_set_ends_as_an_undisturbed_one(m
     whole = train(recipe(method), data, tmp_path / "whole.safetensors", encoder=tiny_encoder)
     check_equal(resumed.scorer.learned(), whole.scorer.learned())
     assert next(done for what, done, _ in stages if what.startswith("epoch")) == 4, "three of six steps were kept"
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_labels_alone_lower_the_loss_over_pictures_where_a_method_has_one(method, tiny_encoder, tmp_path):
+    annotated(tmp_path / "set" / "nut")
+    shutil.rmtree(tmp_path / "set" / "nut" / "ground_truth")
+    data, out = f"folder:{tmp_path / 'set'}", tmp_path / "a.safetensors"
+    if not KINDS[method].learns_from_labels:
+        with pytest.raises(ValueError, match="with masks in one split; got 5 normal and 0 anomalous ones"):
+            train(recipe(method), data, out, encoder=tiny_encoder)
+        return
+    made = train(recipe(method, epochs=6, batch_size=11), data, out, encoder=tiny_encoder)
+    losses = adapter_file.read(out).facts["recipe"]["losses"]
+    assert losses[-1] < losses[0] and all(tensor.isfinite().all() for tensor in made.scorer.learned().values())

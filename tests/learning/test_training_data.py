@@ -38,14 +38,14 @@ def test_of_a_data_set_the_test_pictures_are_learned_from_and_the_normals_of_its
         assert one.mask.any() == bool(item.label) and one.mask.shape == one.picture.shape[:2] and one.name == "nut"
 
 
-def test_anomalous_pictures_without_a_mask_are_left_out_and_counted(tmp_path, caplog):
+def test_a_loss_over_pixels_alone_leaves_out_what_nobody_has_marked_and_counts_it(tmp_path, caplog):
     write_category(tmp_path / "set" / "nut")
     masks = sorted((tmp_path / "set" / "nut" / "ground_truth").rglob("*.png"))
-    before = len(gather(tmp_path / "set", 10, 0).items)
+    before = len(gather(tmp_path / "set", 10, 0, labels=False).items)
     extra = tmp_path / "set" / "nut" / "test" / "unmarked"
     extra.mkdir()
     Image.fromarray(bolt()).save(extra / "000.png")
-    assert masks and len(gather(tmp_path / "set", 10, 0).items) == before
+    assert masks and len(gather(tmp_path / "set", 10, 0, labels=False).items) == before
     assert "1 anomalous pictures are left out: nobody has marked where" in caplog.text
 
 
@@ -115,3 +115,53 @@ def test_a_mask_at_another_size_is_anomalous_where_more_than_half_is():
     mask[:, :3] = True
     assert mask_at(mask, 4)[:, 0].all() and not mask_at(mask, 4)[:, 2:].any()
     assert (mask_at(mask, 8) == mask).all()
+
+
+def moved(place, old, new):
+    (place / new).parent.mkdir(parents=True, exist_ok=True)
+    (place / old).rename(place / new)
+
+
+def test_without_any_mask_every_label_is_learned_from_and_no_pixel(tmp_path, caplog):
+    write_category(tmp_path / "set" / "nut", normals=4, anomalous=3, masks=False)
+    found = gather(tmp_path / "set", 10, 0)
+    assert [(item.label, item.marked) for item in found.items] == [(0, False)] * 4 + [(1, False)] * 3
+    assert not found.items[-1].read().mask.any() and "nothing about places" in caplog.text
+
+
+def test_beside_marked_pictures_unmarked_ones_teach_scores_alone_or_are_left_out(tmp_path, caplog):
+    write_category(tmp_path / "set" / "nut", normals=4, anomalous=3)
+    write_category(tmp_path / "set" / "bolt", normals=2, anomalous=2, masks=False)
+    found = gather(tmp_path / "set", 10, 0)
+    assert {(one.category, one.label): one.marked for one in found.items} == {
+        ("set/bolt", 0): True,
+        ("set/bolt", 1): False,
+        ("set/nut", 0): True,
+        ("set/nut", 1): True,
+    }
+    assert "2 anomalous pictures have no mask: they teach scores alone" in caplog.text
+    assert len(gather(tmp_path / "set", 10, 0, labels=False).items) == len(found.items) - 2
+
+
+def test_where_the_test_split_has_one_kind_another_is_learned_from_and_named(tmp_path, caplog):
+    nut = write_category(tmp_path / "set" / "nut", normals=4, anomalous=3)
+    moved(nut, "test/spot", "train/spot")
+    masks = [nut / "ground_truth" / "spot" / f"{number:03}_mask.png" for number in range(3)]
+    (nut / "train" / "spot" / "mask").mkdir()
+    for number, mask in enumerate(masks):
+        mask.rename(nut / "train" / "spot" / "mask" / f"{number:03}.png")
+    found = gather(tmp_path / "set", 10, 0)
+    assert [(item.label, item.marked) for item in found.items] == [(0, True)] * 6 + [(1, True)] * 3
+    assert len(found.normals) == 6 and "learned from 9 of train" in caplog.text
+    with pytest.raises(ValueError, match="in one split; got 4 normal and 0 anomalous ones"):
+        gather(tmp_path / "set", 10, 0, split="test")
+
+
+def test_a_split_that_is_named_is_taken(tmp_path):
+    nut = write_category(tmp_path / "set" / "nut", normals=4, anomalous=3)
+    (nut / "validation").mkdir()
+    for kind in ("good", "spot"):
+        moved(nut, f"test/{kind}/000.png", f"validation/{kind}/000.png")
+    found = gather(tmp_path / "set", 10, 0, split="validation")
+    assert [item.label for item in found.items] == [0, 1] and len(found.normals) == 6
+    assert len(gather(tmp_path / "set", 10, 0).items) == 5

@@ -19,6 +19,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME:ROOT|FOLDER", help='What to learn from; also "synthetic" or "synthetic:FOLDER".'),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="train|validation|test", help="[default: test, or the first with both kinds]"),
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Instead of the recipe's; `vlad list encoders`.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -34,7 +38,7 @@ def train(
 
         started = time.monotonic()
         with ProgressBar("steps") as show:
-            detector = learn(recipe, data, out, encoder=encoder, device=device, dtype=dtype, progress=show)
+            detector = learn(recipe, data, out, split=split, encoder=encoder, device=device, dtype=dtype, progress=show)
         if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one reports
             return 0
         from vlad.learning.adapter_file import read

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlad.datasets import load
 from vlad.datasets.layouts import is_normal
-from vlad.datasets.samples import Sample, read_mask
+from vlad.datasets.samples import SPLITS, Sample, read_mask
 from vlad.images import read
 from vlad.images.listing import left_out_line, list_images
 from vlad.synthetic import sample as draw
@@ -32,7 +32,7 @@ class Annotated:
 
     Attributes:
         picture: uint8 [H, W, 3].
-        mask: bool [H, W], True where it is anomalous.
+        mask: bool [H, W], True where it is anomalous; empty where that is not known.
         name: what it shows, in words.
     """
 
@@ -51,6 +51,7 @@ class Item:
         category: normals of the same category are its references.
         read: gives it.
         view: number of the view of it that is learned from; 0 is itself.
+        marked: False where nobody has marked what is anomalous; its mask says nothing then.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Item:
     category: str
     read: Callable[[], Annotated]
     view: int = 0
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,20 @@ class TrainingSet:
     sources: tuple[str, ...]
 
 
-def gather(data: Any, pictures: int, seed: int) -> TrainingSet:
+def gather(data: Any, pictures: int, seed: int, split: str | None = None, labels: bool = True) -> TrainingSet:
     """The training set of specs, or of Samples.
 
     Args:
-        data: NAME:ROOT, a folder, "synthetic" or "synthetic:FOLDER", several of them, or Samples. Of data sets it takes
-            the test split, as the papers do; of good pictures in FOLDER each `pictures` / n times with other defects.
+        data: NAME:ROOT, a folder, "synthetic" or "synthetic:FOLDER", several of them, or Samples; of good pictures in
+            FOLDER each `pictures` / n times with other defects.
         pictures: number of synthetic pictures, half of them normal.
+        split: of data sets; None is the test split, as in the papers, or where that has only pictures of one label the
+            first that has both.
+        labels: whether anomalous pictures without a mask are learned from. Where none has one, no picture counts as
+            marked: normal pixels alone would teach that nothing is anomalous.
 
     Raises:
-        ValueError: nothing annotated among it, or an unknown data set.
+        ValueError: normal or anomalous pictures are missing among it, or an unknown data set.
     """
     specs: Sequence[Any] = [data] if isinstance(data, str | os.PathLike) else list(data)
     parts = []
@@ -91,12 +97,16 @@ def gather(data: Any, pictures: int, seed: int) -> TrainingSet:
         elif text.startswith(f"{SYNTHETIC}:"):
             parts.append(_painted(Path(text.partition(":")[2]).expanduser(), pictures, seed))
         else:
-            parts.append(_annotated(load(text)))
+            parts.append(_annotated(load(text), split, labels))
     if samples := [spec for spec in specs if isinstance(spec, Sample)]:
-        parts.append(_annotated(samples))
+        parts.append(_annotated(samples, split, labels))
     items = tuple(item for part in parts for item in part.items)
     if not any(item.label for item in items) or all(item.label for item in items):
-        raise ValueError(f"training needs normal and anomalous pictures with masks; got {len(items)} of one kind")
+        masks = "" if labels else " with masks"
+        raise ValueError(f"training needs normal and anomalous pictures{masks} in one split; got {_counts(items)}")
+    if not any(item.label and item.marked for item in items):
+        logger.warning("no anomalous picture has a mask: scores of pictures are learned, and nothing about places")
+        items = tuple(replace(item, marked=False) for item in items)
     sources = tuple(dict.fromkeys(source for part in parts for source in part.sources))
     return TrainingSet(items, tuple(item for part in parts for item in part.normals), sources)
 
@@ -114,7 +124,7 @@ def gather_normals(data: Any, shots: int, views: int, seed: int) -> TrainingSet:
     """
     specs: Sequence[Any] = [data] if isinstance(data, str | os.PathLike) else list(data)
     parts = [_normal_part(spec) for spec in specs if not isinstance(spec, Sample)]
-    parts.append(_annotated([spec for spec in specs if isinstance(spec, Sample)]))
+    parts.append(_annotated([spec for spec in specs if isinstance(spec, Sample)], "test", False))
     groups: dict[str, list[Item]] = {}
     for item in (item for part in parts for item in part.normals):
         groups.setdefault(item.category, []).append(item)
@@ -132,7 +142,7 @@ def _normal_part(spec: Any) -> TrainingSet:
     if text.partition(":")[0] == SYNTHETIC:
         raise ValueError(f"{text!r} is for methods that learn from defects; give good pictures or a data set")
     if not folder.is_dir() or any(folder.rglob("train")) or any(folder.rglob("test")):
-        return _annotated(load(text))
+        return _annotated(load(text), "test", False)
     good = [
         Item(f"good {_stamp(one.path)}", 0, str(folder), functools.partial(_good, one.path))
         for one in list_images([folder])
@@ -140,29 +150,49 @@ def _normal_part(spec: Any) -> TrainingSet:
     return TrainingSet((), tuple(good), (folder.name,))
 
 
-def _annotated(samples: Iterable[Sample]) -> TrainingSet:
+def _annotated(samples: Iterable[Sample], split: str | None, labels: bool) -> TrainingSet:
     samples = list(samples)
-    tests = [one for one in samples if one.split == "test"]
-    usable = [one for one in tests if one.mask is not None or not one.label]
-    if len(usable) < len(tests):
-        logger.warning("%d anomalous pictures are left out: nobody has marked where", len(tests) - len(usable))
-    normals = [one for one in samples if one.split == "train" and not one.label]
-    sources = tuple(dict.fromkeys(one.dataset for one in [*usable, *normals]))
-    return TrainingSet(tuple(map(_item, usable)), tuple(map(_item, normals)), sources)
+    split = split or _split(samples)
+    taken = [one for one in samples if one.split == split]
+    unmarked = [one for one in taken if one.label and one.mask is None]
+    if unmarked and not labels:
+        logger.warning("%d anomalous pictures are left out: nobody has marked where", len(unmarked))
+        taken = [one for one in taken if one.mask is not None or not one.label]
+    elif unmarked:
+        logger.warning("%d anomalous pictures have no mask: they teach scores alone", len(unmarked))
+    normals = [one for one in samples if not one.label]
+    beside = [one for one in normals if one.split == "train" != split] or [one for one in normals if one.split == split]
+    sources = tuple(dict.fromkeys(one.dataset for one in [*taken, *beside]))
+    return TrainingSet(tuple(map(_item, taken)), tuple(map(_item, beside)), sources)
+
+
+def _split(samples: Sequence[Sample]) -> str:
+    """The first split that has normal and anomalous pictures; "test" where none has."""
+    found = {(one.split, one.label) for one in samples}
+    split = next((name for name in reversed(SPLITS) if {(name, 0), (name, 1)} <= found), "test")
+    if split != "test":
+        number = sum(one.split == split for one in samples)
+        logger.warning("no normal or no anomalous picture lies in the split test: learned from %d of %s", number, split)
+    return split
+
+
+def _counts(items: Sequence[Item]) -> str:
+    anomalous = sum(item.label for item in items)
+    return f"{len(items) - anomalous} normal and {anomalous} anomalous ones"
 
 
 def _item(sample: Sample) -> Item:
     files = [sample.image, *([] if sample.mask is None else [sample.mask])]
     key = "|".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     category = f"{sample.dataset}/{sample.category}"
-    return Item(f"{key}|{sample.name}", sample.label, category, functools.partial(_read, sample))
+    marked = sample.mask is not None or not sample.label
+    return Item(f"{key}|{sample.name}", sample.label, category, functools.partial(_read, sample), marked=marked)
 
 
 def _read(sample: Sample) -> Annotated:
     picture = read(sample.image)
     mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
-    assert mask is not None  # pictures without one were left out
-    return Annotated(picture, mask, sample.name)
+    return Annotated(picture, np.zeros(picture.shape[:2], bool) if mask is None else mask, sample.name)
 
 
 def _drawn(pictures: int, seed: int) -> TrainingSet:

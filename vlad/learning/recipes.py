@@ -29,6 +29,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
 
+from vlad.datasets.samples import SPLITS
 from vlad.forms import Number, Whole, file_of, filled, one_of, read, shipped
 
 OPTIMIZERS = ("adam", "adamw", "stable_adamw")
@@ -80,7 +81,9 @@ class Recipe:
     Attributes:
         method, encoder, resolution, options: as in `vlad.load`.
         data: names of data sets, NAME:ROOT, folders, "synthetic" (drawn pictures) or "synthetic:FOLDER" (defects
-            painted on the good pictures there); the test pictures of a data set are what is learned from.
+            painted on the good pictures there).
+        split: "train", "validation" or "test" of the data sets; left out, the test pictures are what is learned from,
+            or those of the first split that has normal and anomalous ones.
         pictures: number of synthetic pictures.
         shots: normal pictures of each category, drawn by the seed, for methods that learn from these alone; 0 is all.
         epochs, batch_size, seed: of the training.
@@ -94,6 +97,7 @@ class Recipe:
     encoder: str = "tiny"
     resolution: Whole | None = None
     data: Data = ()
+    split: Annotated[str, one_of(lambda: SPLITS)] | None = None
     pictures: Annotated[Whole, Field(ge=2)] = 2000
     shots: Annotated[Whole, Field(ge=0)] = 0
     epochs: Annotated[Whole, Field(ge=1)] = 15

@@ -153,6 +153,7 @@ class Run:
             names = self.features.names_of(numbers)
         else:
             features, masks, names = self._online(numbers, rng)
+        masks[[not self.data.items[number].marked for number in numbers]] = math.nan
         references = self._references(numbers, rng) if self.scorer.compares else None
         moved = [tuple(part.to(device) for part in parts) for parts in (features, references or ())]
         return Batch(moved[0], masks.to(device), labels, names, moved[1] or None)
@@ -162,8 +163,8 @@ class Run:
         side, seen = self.scorer.resolution, []
         for number in numbers:
             if self.plan.mosaic and rng.random() < self.plan.mosaic:
-                category = self.data.items[number].category
-                same = [n for n in self.learning if self.data.items[n].category == category]
+                kind = self.data.items[number].category, self.data.items[number].marked
+                same = [n for n in self.learning if (self.data.items[n].category, self.data.items[n].marked) == kind]
                 parts = [number, *rng.choice(same, 3)]
                 seen.append(mosaic([self.data.items[n].read() for n in parts], 2 * side))
             else:

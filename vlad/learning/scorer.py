@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         features: what `image_side` gave, [B, ...] each.
-        masks: float [B, S, S], 1 where anomalous; S is the scorer's resolution.
+        masks: float [B, S, S], 1 where anomalous; S is the scorer's resolution. NaN where nobody has marked it.
         labels: int64 [B], 1 anomalous.
         names: B category names in words.
         references: `image_side` of one normal picture of the same category each; only for methods that compare.
@@ -55,6 +55,7 @@ class LearnedScorer(Scorer):
         frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once. A
             method whose training has stages may set it for each.
         stages: trainings that follow each other, of one detector each, which has them by its option `stage`, from 1.
+        learns_from_labels: False where the loss, or that of a stage, is over pixels alone: it needs masks.
         compares: True where a training step needs a normal picture beside each picture.
         mask_share: the part of a pixel of the network's size above which training takes it for anomalous.
         views: how many `viewed` knows, for methods that learn from normal pictures alone; 0 for those that learn from
@@ -68,6 +69,7 @@ class LearnedScorer(Scorer):
     needs_adapter: ClassVar[bool] = True
     frozen_image_side: bool = True
     stages: ClassVar[int] = 1
+    learns_from_labels: ClassVar[bool] = True
     compares: ClassVar[bool] = False
     views: ClassVar[int] = 0
     mask_share: ClassVar[float] = 0.5

@@ -30,6 +30,7 @@ def train(
     data: Any = None,
     out: str | os.PathLike[str] = "adapter.safetensors",
     *,
+    split: str | None = None,
     encoder: str | Encoder | None = None,
     device: str | None = None,
     dtype: Any = None,
@@ -45,6 +46,7 @@ def train(
         data: as in the recipe's `data`, in its place; what lies elsewhere than an installed data set needs its place,
             "mvtec_ad:ROOT".
         out: the adapter's .safetensors file.
+        split: of data sets, in the place of the recipe's: "train", "validation" or "test".
         encoder: a name, or an Encoder, in the place of the recipe's.
         device, dtype: of an encoder given by name.
         progress: called with (what, done, in all) as it goes.
@@ -56,6 +58,7 @@ def train(
         FileNotFoundError: the recipe or the data are missing.
     """
     plan = recipes.load(recipe)
+    plan = plan if split is None else recipes.load({**plan.to_dict(), "split": split})
     kind = method_class(plan.method)
     if not issubclass(kind, LearnedScorer):
         raise ValueError(f"{plan.method} has nothing to learn; vlad.load takes it as it is")
@@ -70,7 +73,7 @@ def train(
     if kind.views:
         found = gather_normals(given, plan.shots, kind.views, plan.seed)
     else:
-        found = gather(given, plan.pictures, plan.seed)
+        found = gather(given, plan.pictures, plan.seed, plan.split, kind.learns_from_labels)
     plan = replace(plan, data=found.sources)
     tower = load_encoder(encoder or plan.encoder, device, dtype)
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]

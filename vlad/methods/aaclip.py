@@ -106,6 +106,7 @@ class AaClip(LearnedScorer):
     map_range: ClassVar[tuple[float, float]] = (-398.0, 402.0)
     region_level: ClassVar[float] = 2.0  # where both states are alike
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
+    learns_from_labels: ClassVar[bool] = False
     stages: ClassVar[int] = 2
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.encoders.radio import POSITIONS, PREFIX, SUMMARY, TABLE, Radio
+from vlad.learning.losses import marked
 from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.scorer import Scores
 
@@ -201,8 +202,10 @@ class AnomalyVfm(LearnedScorer):
         """That of the score, and that of the map."""
         score, logits, confidence = self.see(batch.features[0])
         masks = F.interpolate(batch.masks[:, None], logits.shape[1:], mode="area")[:, 0] > 0.5
-        of_score = focal(score, batch.labels.float()).mean()
-        return of_score, map_loss(logits, confidence, masks.float())
+        of_score, seen = focal(score, batch.labels.float()).mean(), marked(batch.masks)
+        if not seen.any():
+            return of_score, logits[seen].sum()  # 0
+        return of_score, map_loss(logits[seen], confidence[seen], masks[seen].float())
 
     @classmethod
     def official(cls, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -43,6 +43,7 @@ class AprilGan(LearnedScorer):
     map_range: ClassVar[tuple[float, float]] = (0.0, 12.0)
     region_level: ClassVar[float] = 2.0  # the taps call a place anomalous on average
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
+    learns_from_labels: ClassVar[bool] = False
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"  # though OpenAI's weights are for quickgelu: see the official code
 

@@ -148,6 +148,7 @@ class Filo(LearnedScorer):
 
     default_prompts: ClassVar[str] = "filo"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
+    learns_from_labels: ClassVar[bool] = False
     stages: ClassVar[int] = 2
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"

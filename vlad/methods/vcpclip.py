@@ -90,6 +90,7 @@ class VcpClip(LearnedScorer):
 
     words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
+    learns_from_labels: ClassVar[bool] = False
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"
     official_activation: ClassVar[str] = "gelu"
 
