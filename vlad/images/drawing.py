@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _STOPS = ((40, 60, 160), (110, 30, 180), (225, 20, 110), (255, 95, 30), (255, 220, 40))  # cold to hot, evenly spaced
+OUTLINE = (0, 235, 160)
 _LEVELS = np.linspace(0, 1, 256)
 _COLOURS = np.stack([np.interp(_LEVELS, np.linspace(0, 1, len(_STOPS)), band) for band in zip(*_STOPS, strict=True)], 1)
 _COVER = np.clip((_LEVELS - 0.2) / 0.55, 0, 1)  # cold values leave the photo as it is
@@ -47,11 +48,32 @@ def draw_overlay(
         for away, colour in ((2 * width, "black"), (width, "white")):
             pen.rectangle((x0 - away, y0 - away, x1 - 1 + away, y1 - 1 + away), outline=colour, width=width)
     if stretched:
-        _write(pen, "stretched per picture", drawn.size)
+        write_on(pen, "stretched per picture", drawn.size)
     return drawn
 
 
-def _write(pen: ImageDraw.ImageDraw, words: str, size: tuple[int, int]) -> None:
+def outlined(photo: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """The photo with a line round every region that is marked; a region of any size is seen.
+
+    Args:
+        photo: uint8 RGB [h, w, 3], perhaps smaller than `truth`.
+        truth: bool [H, W], or None.
+    """
+    if truth is None or not truth.any():
+        return photo
+    from scipy import ndimage
+
+    height, width = photo.shape[:2]
+    reach = max(1, truth.shape[0] // height + 1, truth.shape[1] // width + 1)
+    grown = ndimage.maximum_filter(truth.astype(np.uint8), size=reach)  # else a thin crack falls between the pixels
+    small = np.asarray(Image.fromarray(grown).resize((width, height), Image.Resampling.NEAREST)) > 0
+    line = ndimage.binary_dilation(small, np.ones((3, 3))) & ~small
+    drawn = photo.copy()
+    drawn[line] = OUTLINE
+    return drawn
+
+
+def write_on(pen: ImageDraw.ImageDraw, words: str, size: tuple[int, int]) -> None:
     """Small white words on a dark strip at the lower left, over several lines where the picture is narrow."""
     font = ImageFont.load_default(size=min(max(9, min(size) // 28), 40))
     for breaks in range(words.count(" ") + 1):

@@ -11,10 +11,9 @@ import numpy as np
 from PIL import Image
 
 from vlad.datasets.samples import Sample
-from vlad.images.drawing import draw_overlay
+from vlad.images.drawing import draw_overlay, outlined
 
 SIDE = 184  # px of the longer side
-OUTLINE = (0, 235, 160)
 
 
 class Shown(NamedTuple):
@@ -40,7 +39,7 @@ def thumbnails(shown: Sequence[Shown], colours: tuple[float, float]) -> list[dic
         size = photo.shape[:2]
         entry: dict[str, Any] = {"kind": one.kind, "score": round(one.score, 6), "defect": one.sample.defect}
         entry["name"] = "/".join(one.sample.image.parts[-3:])
-        entry["photo"] = _jpeg(_outlined(photo, one.truth))
+        entry["photo"] = _jpeg(outlined(photo, one.truth))
         if one.amap is not None:
             amap = np.asarray(Image.fromarray(one.amap).resize((size[1], size[0]), Image.Resampling.BILINEAR))
             overlay = draw_overlay(photo, amap, low=colours[0], high=colours[1], alpha=0.8)
@@ -53,22 +52,6 @@ def _small(picture: np.ndarray) -> np.ndarray:
     image = Image.fromarray(picture)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(image)
-
-
-def _outlined(photo: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """The photo with a line round every region; a region of any size is seen."""
-    if truth is None or not truth.any():
-        return photo
-    from scipy import ndimage
-
-    height, width = photo.shape[:2]
-    reach = max(1, truth.shape[0] // height + 1, truth.shape[1] // width + 1)
-    grown = ndimage.maximum_filter(truth.astype(np.uint8), size=reach)  # else a thin crack falls between the pixels
-    small = np.asarray(Image.fromarray(grown).resize((width, height), Image.Resampling.NEAREST)) > 0
-    line = ndimage.binary_dilation(small, np.ones((3, 3))) & ~small
-    drawn = photo.copy()
-    drawn[line] = OUTLINE
-    return drawn
 
 
 def _jpeg(picture: np.ndarray) -> str:

@@ -56,7 +56,7 @@ def table(report: Findings, metrics: Sequence[str]) -> str:
         places = shown_places(report)
         found = {(row.dataset, row.category, row.metric): row for row in rows}
         body = [_line(place, [found.get((*place, metric)) for metric in metrics]) for place in places]
-        lines += [headline(label, settings), "", *_aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
+        lines += [headline(label, settings), "", *aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
     lines += _decided(report)
     lines += _robustness(report)
     lines += _missing(report, metrics)
@@ -118,7 +118,8 @@ def _line(place: tuple[str, str], rows: Sequence[Row | None]) -> list[str]:
     return [place_name(*place), *(percent(row) for row in rows), str(known.n if known else 0)]
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return [
         "  ".join(
@@ -143,7 +144,7 @@ def _robustness(report: Findings) -> list[str]:
         for label, kind, found, mean, drop in drops(report, metric):
             values = (report.value(metric, detector=label), *found.values(), mean, drop)
             cells.append([label, kind, *("n/a" if math.isnan(value) else f"{100 * value:.1f}" for value in values)])
-        lines += [f"{HEADINGS[metric]} on changed pictures, by severity", "", *_aligned(cells), ""]
+        lines += [f"{HEADINGS[metric]} on changed pictures, by severity", "", *aligned(cells), ""]
     return lines
 
 
@@ -171,7 +172,7 @@ def _decided(report: Findings) -> list[str]:
         cells = [["", "threshold", *OWN.values(), "anomalous found", "normal alarmed"]]
         for place, (threshold, rows, found, alarms) in places.items():
             cells.append([place, threshold, *(with_interval(rows.get(metric)) for metric in OWN), found, alarms])
-        lines += [f"{label}, at its own threshold; 95 % intervals", "", *_aligned(cells), ""]
+        lines += [f"{label}, at its own threshold; 95 % intervals", "", *aligned(cells), ""]
     return lines
 
 
