@@ -211,6 +211,18 @@ def test_the_resolution_is_an_option(load, pictures, normals, detector):
         made(load, detector.method, normals, resolution=side + 1).predict(pictures[0])
 
 
+def test_nothing_depends_on_what_an_ignored_place_shows(load, detector, normals, pictures):
+    other, places = pictures[0].copy(), [(0, 0, 112, 28), (0.5, 0.5, 0.75, 1)]
+    other[:28], other[56:, 56:84] = 255 - other[:28], 0
+    framed = made(load, detector.method, normals, ignore=places)
+    one, same = framed.predict(pictures[0]), framed.predict(other)
+    assert one.score == same.score
+    check_same_map(one, same, atol=0)
+    assert one.phrases == same.phrases
+    if one.map is not None:
+        assert one.full_map()[:28].max() == one.map.min() == framed.scorer.map_range[0]
+
+
 def test_a_broken_picture_raises_or_takes_its_place(detector, pictures, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("not a picture")

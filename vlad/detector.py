@@ -16,6 +16,8 @@ from vlad import detector_file
 from vlad.encoders.dtypes import Placed
 from vlad.encoders.encoder import Encoder
 from vlad.fitting import learn
+from vlad.framing import Framing
+from vlad.framing.places import places
 from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
 from vlad.predicting import Judge, Reading, predictions
 from vlad.prediction import Prediction
@@ -79,6 +81,28 @@ class Detector(Placed):
     def resolution(self) -> int:
         """Side of the square that pictures are resized to, in pixels."""
         return self.scorer.resolution
+
+    @property
+    def framing(self) -> Framing:
+        """What is done with every picture before it is seen."""
+        return self.scorer.framing
+
+    @property
+    def ignore(self) -> Any:
+        """Places that do not count: boxes and polygons as lists of numbers, a mask [h, w], or None.
+
+        May be set, to what `vlad.load` takes. What was learnt of these places before then stays in memory and
+        thresholds, which only makes them too forgiving there; `fit` makes them anew.
+        """
+        kept = self.framing.places
+        return kept.marked() if kept.mask else [list(shape) for shape in kept.shapes] or None
+
+    @ignore.setter
+    def ignore(self, value: Any) -> None:
+        kept = replace(places(None, value), roi=self.framing.places.roi)
+        scorer = self.scorer.copied()
+        scorer.framing = replace(scorer.framing, places=kept)
+        self._judge = replace(self._judge, scorer=scorer)
 
     @property
     def references(self) -> list[str]:
@@ -325,6 +349,7 @@ class Detector(Placed):
             "dtype": str(self.encoder.dtype).removeprefix("torch."),
             "options": self.options,
             "reading": self.reader.to_dict(),
+            "framing": self.framing.to_dict(),
             "name": self.name,
             "prompts": pack.to_dict() if pack else None,
             "prompts_name": pack.name if pack else None,
@@ -341,6 +366,7 @@ class Detector(Placed):
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
+        scorer.framing = Framing.from_dict(header["framing"])
         scorer.restore(header, tensors)
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
         detector = cls(scorer, Reader.from_dict(header["reading"]))

@@ -18,7 +18,8 @@ from vlad.thresholds import checked_threshold
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when older versions would misread the file
+FORMAT = 2  # raise it when older versions would misread the file
+PLAIN = 1  # of detectors that see pictures as they are: older versions read them rightly
 KEYS: dict[str, tuple[type, ...]] = {
     "vlad": (str,),
     "method": (str,),
@@ -27,6 +28,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "dtype": (str,),
     "options": (dict,),
     "reading": (dict,),
+    "framing": (dict,),
     "name": (str, type(None)),
     "prompts": (dict, type(None)),
     "prompts_name": (str, type(None)),
@@ -50,7 +52,7 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     if path.suffix != ".safetensors":
         raise ValueError(f"a detector is saved as .safetensors; got {path.name!r}")
     kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    facts = {"format": FORMAT, **header, "sha256": _checksum(kept)}
+    facts = {"format": FORMAT if header["framing"] else PLAIN, **header, "sha256": _checksum(kept)}
     facts["header_sha256"] = _header_checksum(facts)
     content = save(kept, metadata={"vlad": json.dumps(facts, allow_nan=False)})
     write_whole(path, content, sync=True)
@@ -75,7 +77,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     if isinstance(header, dict):
-        header = {"trained_on": [], "reading": {}, **header}  # older files do not say
+        header = {"trained_on": [], "reading": {}, "framing": {}, **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
     if problem := _problem(header, tensors):

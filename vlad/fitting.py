@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from vlad.framing.looking import Views, framed_views, remember, scores_of, views_of
+from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
-from vlad.predicting import pixels_of
+from vlad.predicting import fit_to_frame
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
 
@@ -79,24 +80,24 @@ def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]
     return replace(made, note=f"{made.note}; {words}")
 
 
-def _fill(scorer: Scorer, batches: Iterable[Tensor]) -> None:
+def _fill(scorer: Scorer, batches: Iterable[Views]) -> None:
     for memory in scorer.memories().values():
         memory.clear()
-    scorer.remember(iter(batches))
+    remember(scorer, batches)
 
 
-def _leave_one_out(scorer: Scorer, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+def _leave_one_out(scorer: Scorer, batches: Iterable[Views]) -> tuple[list[float], list[float]]:
     """Scores of the pictures in memory, and largest values of their maps, none of them compared with itself."""
     scores: list[float] = []
     peaks: list[float] = []
-    for pixels in batches:
+    for views in batches:
         with ExitStack() as stack:
             for memory in scorer.memories().values():
-                stack.enter_context(memory.excluding(torch.arange(len(scores), len(scores) + len(pixels))))
-            found = scorer(pixels)
-        scores += found.score.tolist()
+                stack.enter_context(memory.excluding(torch.arange(len(scores), len(scores) + len(views))))
+            found = scores_of(scorer, views)
+        scores += [one.score.item() for one in found]
         scorer.report("comparing with each other", len(scores), 0)
-        peaks += [] if found.map is None else found.peaks().tolist()
+        peaks += [one.peaks().item() for one in found if one.map is not None]
     return scores, peaks
 
 
@@ -107,8 +108,9 @@ def _between_halves(scorer: Scorer, picture: np.ndarray) -> tuple[list[float], l
     """
     scores: list[float] = []
     peaks: list[float] = []
+    framed = scorer.framing.places.framed(picture)
     for axis in (0, 1):
-        both = pixels_of(scorer, np.array_split(picture, 2, axis))  # [2, 3, S, S]
+        both = framed_views(scorer, _halves(framed, axis))
         _fill(scorer, [both])
         of_axis = _leave_one_out(scorer, [both])
         scores, peaks = scores + of_axis[0], peaks + of_axis[1]
@@ -122,12 +124,12 @@ def _against(scorer: Scorer, anomalous: Any, normal_scores: list[float], reader:
             "a threshold from anomalous pictures needs 2 normal ones or more, each scored against the others"
         )
     odd = Normals(anomalous, scorer, reader, "anomalous")
-    scores = [score for pixels in odd for score in scorer(pixels).score.tolist()]
+    scores = [one.score.item() for views in odd for one in scores_of(scorer, views)]
     return from_labelled([*normal_scores, *scores], [0] * len(normal_scores) + [1] * len(scores))
 
 
 class Normals:
-    """Iterating gives batches [B, 3, S, S]; a picture that was given twice appears once.
+    """Iterating gives the views of batches; a picture that was given twice appears once.
 
     Attributes:
         ids: one text per distinct picture, known once an iteration is through: the file's name, its path as given where
@@ -146,21 +148,21 @@ class Normals:
         self.scorer = scorer
         self.ids: list[str] = []
         self.repeated: list[str] = []
-        self._kept: list[Tensor] | None = None
+        self._kept: list[Views] | None = None
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Views]:
         if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Tensor] = []
-        for pixels in self._batches():
-            yield pixels
-            if sum(batch.numel() * 4 for batch in kept) < KEPT_BYTES:
-                kept.append(pixels)
+        kept: list[Views] = []
+        for views in self._batches():
+            yield views
+            if sum(batch.bytes for batch in kept) < KEPT_BYTES:
+                kept.append(views)
         if sum(len(batch) for batch in kept) == len(self.ids):
             self._kept = kept
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterator[Views]:
         seen: dict[str, str] = {}
         self.repeated, unreadable = [], []
         batch = []
@@ -180,7 +182,7 @@ class Normals:
             self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
             batch.append(picture)
             if len(batch) == BATCH:
-                yield self._pixels(batch)
+                yield self._views(batch)
                 self.scorer.report("reading", len(seen), len(self.images))
                 batch = []
         if unreadable:
@@ -188,15 +190,23 @@ class Normals:
         self.ids = list(seen.values())
         self.remarks.say()
         if batch:
-            yield self._pixels(batch)
+            yield self._views(batch)
 
     def read(self, image: Any) -> np.ndarray:
         """uint8 [H, W, 3] of one of `images`; what is no path was read when it was pulled."""
-        return image if isinstance(image, np.ndarray) else self.reader.read(image, self.remarks)
+        picture = image if isinstance(image, np.ndarray) else self.reader.read(image, self.remarks)
+        return fit_to_frame(picture, image, self.scorer.framing)
 
-    def _pixels(self, pictures: list[Any]) -> Tensor:
+    def _views(self, pictures: list[Any]) -> Views:
         with torch.no_grad():
-            return pixels_of(self.scorer, pictures)
+            return views_of(self.scorer, pictures)
+
+
+def _halves(framed: Framed, axis: int) -> list[Framed]:
+    """The two halves of a picture along an axis, as pictures of their own."""
+    parts = np.array_split(framed.picture, 2, axis)
+    ignored = [None, None] if framed.ignored is None else np.array_split(framed.ignored, 2, axis)
+    return [Framed.whole(*one) for one in zip(parts, ignored, strict=True)]
 
 
 def _unreadable(errors: Sequence[ImageError], of: int) -> ImageError:

@@ -13,6 +13,8 @@ from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.framing import Framing
+from vlad.framing.places import places
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers
@@ -30,6 +32,8 @@ def load(
     bits: int | None = None,
     channels: str | None = None,
     pages: str | None = None,
+    roi: Any = None,
+    ignore: Any = None,
     **options: Any,
 ) -> Detector:
     """A detector: of a method by its name, or one that `save` wrote.
@@ -46,6 +50,10 @@ def load(
         device, dtype: of an encoder given by name; see `Encoder.load`.
         bits, channels, pages: how pictures are read, see `vlad.images.Reader`; kept by `save`. None is what the file
             records, else full range, "RGB" and "first".
+        roi: a box (x0, y0, x1, y1) that is cut out of every picture before anything looks, in its pixels or, with no
+            number above 1, in shares of width and height.
+        ignore: places that do not count in any score, map or memory: boxes like that, polygons [(x, y), (x, y), ...],
+            or a mask (a file, or [H, W]; white or True is ignored) for pictures of its shape, whatever their size.
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
 
     Raises:
@@ -55,13 +63,18 @@ def load(
         vlad.WeightsError: the encoder's weights are not here and cannot be fetched.
     """
     given = str(os.fspath(method_or_file))
+    framing = Framing(places(roi, ignore))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
-        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options)
+        framed = {"roi": framing.places.roi}
+        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, framed)
+        if ignore is not None:
+            detector.ignore = ignore
     else:
         detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
         if prompts is not None:
             detector.take_pack(prompts)
+        detector.scorer.framing = framing
     asked: dict[str, Any] = {"bits": bits, "channels": channels, "pages": pages}
     detector.reader = replace(detector.reader, **{key: value for key, value in asked.items() if value is not None})
     detector.scorer.to(detector.encoder.device)
@@ -107,14 +120,20 @@ def _check_options(method: str, kind: type[Scorer], options: Mapping[str, Any]) 
 
 
 def _load_file(
-    path: Path, encoder: str | Encoder | None, device: str | None, dtype: Any, options: Mapping[str, Any]
+    path: Path,
+    encoder: str | Encoder | None,
+    device: str | None,
+    dtype: Any,
+    options: Mapping[str, Any],
+    framed: Mapping[str, Any],
 ) -> Detector:
     header, tensors = detector_file.read(path)
     try:
         kind = method_class(header["method"])
     except ValueError as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    if own := [option for option in options if option not in kind.towers]:
+    asked = [key for key, value in framed.items() if value is not None]
+    if own := [*(option for option in options if option not in kind.towers), *asked]:
         raise TypeError(f"{path.name} records its own options; leave out {', '.join(own)}, or build the method anew")
     check_towers(kind, header["options"], options, path.name)
     if encoder is None and not may_be_named(header["encoder"]):

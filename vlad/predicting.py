@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlad.framing import Framing
+from vlad.framing.looking import Views, finished, scores_of, views_of
+from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
 from vlad.prediction import Prediction
@@ -84,6 +87,7 @@ class Judge:
             scale=self.colours(),
             region_level=self.region_level(),
             picture=reading.picture if path is None else None,
+            places=self.scorer.framing.places,
             reader=reader,
             notes=reading.notes,
         )
@@ -118,7 +122,7 @@ def predictions(
         if judge.scorer.score_set is not None:
             yield from _of_a_set(judge, images, reader, remarks, batch_size, on_error)
             return
-        for batch in read_ahead(images, batch_size, prefetch, reader, remarks):
+        for batch in read_ahead(images, batch_size, prefetch, reader, remarks, judge.scorer.framing):
             good = [one.picture for one in batch if one.picture is not None]
             _remark_sizes(judge.scorer, batch, remarks)
             rows = iter(next(score_together([judge.scorer], good)) if good else [])
@@ -142,16 +146,24 @@ def _of_a_set(
     assert score_set is not None
     seen: list[tuple[Reading, tuple[int, int] | ImageError]] = []
 
+    framed: list[Framed] = []
+
     def batches() -> Iterator[Tensor]:
-        for batch in read_ahead(images, batch_size, False, reader, remarks):
+        for batch in read_ahead(images, batch_size, False, reader, remarks, judge.scorer.framing):
             _remark_sizes(judge.scorer, batch, remarks)
             for one in batch:
                 kept = one if path_of(one.given) is None else one._replace(picture=None)
                 seen.append((kept, _error(one, on_error) if one.picture is None else _size(one.picture)))
             good = [one.picture for one in batch if one.picture is not None]
-            yield from (pixels_of(judge.scorer, part) for part in passes(good))
+            for views in (views_of(judge.scorer, part) for part in passes(good)):
+                framed.extend(views.framed)
+                yield views.pixels
 
-    rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, scores))
+    def whole(scores: Scores) -> list[Scores]:
+        parts, framed[:] = framed[: len(scores.score)], framed[len(scores.score) :]
+        return finished(judge.scorer, scores, parts)
+
+    rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, whole(scores)))
     rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
     for one, size in seen:
         yield one, size if isinstance(size, ImageError) else judge.prediction(one, size, next(rows), reader)
@@ -166,7 +178,7 @@ def _error(reading: Reading, on_error: str) -> ImageError:
 
 def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) -> Generator[list[Row], None, None]:
     """What each scorer says of the same uint8 pictures [H, W, 3]; what several need of an encoder is computed once."""
-    pixels: dict[tuple[int, int], list[Tensor]] = {}
+    views: dict[tuple[Any, ...], list[Views]] = {}
     with ExitStack() as stack:
         if len(scorers) > 1:
             for encoder in {id(scorer.encoder): scorer.encoder for scorer in scorers}.values():
@@ -174,10 +186,10 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
         for scorer in scorers:
             with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
                 own = type(scorer).pixels is not Scorer.pixels
-                key = (id(scorer), 0) if own else (id(scorer.encoder), scorer.resolution)
-                if key not in pixels:
-                    pixels[key] = [pixels_of(scorer, part) for part in passes(pictures)]
-                rows = [row for part in pixels[key] for row in _rows(scorer, scorer(part))]
+                key = (id(scorer),) if own else (id(scorer.encoder), scorer.resolution, scorer.framing)
+                if key not in views:
+                    views[key] = [views_of(scorer, part) for part in passes(pictures)]
+                rows = [row for part in views[key] for row in _rows(scorer, scores_of(scorer, part))]
             yield rows
 
 
@@ -186,13 +198,8 @@ def passes(pictures: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
     return [pictures[start : start + PASS] for start in range(0, len(pictures), PASS)]
 
 
-def pixels_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Tensor:
-    """[B, 3, S, S] of uint8 pictures [H, W, 3], as the scorer wants them."""
-    return scorer.pixels(pictures)
-
-
 def read_ahead(
-    images: Iterable[Any], batch_size: int, prefetch: bool, reader: Reader, remarks: Remarks
+    images: Iterable[Any], batch_size: int, prefetch: bool, reader: Reader, remarks: Remarks, framing: Framing
 ) -> Iterator[list[Reading]]:
     """Pictures in batches, each read when it is pulled from `images`; the next batch is read meanwhile.
 
@@ -201,7 +208,7 @@ def read_ahead(
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    pending = (_read_or_error(image, reader, remarks) for image in reader.pictures(images))
+    pending = (_read_or_error(image, reader, remarks, framing) for image in reader.pictures(images))
     if not prefetch:
         while batch := _batch(pending, batch_size):
             yield batch
@@ -222,9 +229,9 @@ def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
     return batch
 
 
-def _read_or_error(image: Any, reader: Reader, remarks: Remarks) -> Reading:
+def _read_or_error(image: Any, reader: Reader, remarks: Remarks, framing: Framing) -> Reading:
     try:
-        picture = reader.read(image, remarks)
+        picture = fit_to_frame(reader.read(image, remarks), image, framing)
     except ImageError as error:
         return Reading(image, None, error)
     flat = is_flat(picture)
@@ -233,14 +240,27 @@ def _read_or_error(image: Any, reader: Reader, remarks: Remarks) -> Reading:
     return Reading(image, picture, notes=(FLAT,) if flat else ())
 
 
-def _rows(scorer: Scorer, scores: Scores) -> list[Row]:
-    cosines: list[dict[str, float]] = [{}] * len(scores.score)
-    if scores.image is not None and scorer.phrase_embeddings is not None:
-        rows = F.normalize(scores.image.float(), dim=-1) @ scorer.phrase_embeddings.T  # [B, phrases]
-        cosines = [dict(zip(scorer.phrases, row, strict=True)) for row in rows.tolist()]
-    count = len(scores.score)
-    maps = [None] * count if scores.map is None else [one.copy() for one in scores.map.float().cpu().numpy()]
-    return [Row(*one) for one in zip(scores.score.tolist(), maps, cosines, strict=True)]
+def fit_to_frame(picture: np.ndarray, given: Any, framing: Framing) -> np.ndarray:
+    """The picture [H, W, 3] as it is; ImageError, which names what was given, where it cannot be framed so."""
+    try:
+        framing.places.check(_size(picture))
+    except ValueError as error:
+        path = path_of(given)
+        raise ImageError(f"{path or 'a picture'}: {error}", path) from error
+    return picture
+
+
+def _rows(scorer: Scorer, found: Iterable[Scores]) -> list[Row]:
+    """Of each picture's scores, taken off the device."""
+    rows = []
+    for scores in found:
+        cosines = {}
+        if scores.image is not None and scorer.phrase_embeddings is not None:
+            image = F.normalize(scores.image.float(), dim=-1) @ scorer.phrase_embeddings.T  # [1, phrases]
+            cosines = dict(zip(scorer.phrases, image[0].tolist(), strict=True))
+        amap = None if scores.map is None else scores.map[0].float().cpu().numpy().copy()
+        rows.append(Row(scores.score.item(), amap, cosines))
+    return rows
 
 
 Item = TypeVar("Item")

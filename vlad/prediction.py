@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from vlad.framing.places import Places
 from vlad.images import Reader
 from vlad.images.drawing import draw_overlay
 from vlad.images.places import place_of
@@ -54,6 +55,7 @@ class Prediction:
     picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
     notes: tuple[str, ...] = ()  # what its reader should know of the picture, in sentences
     reader: Reader = field(default_factory=Reader)  # how its picture was read, and is read again
+    places: Places = field(default_factory=Places)  # what of it counts; elsewhere the map has its lowest value
     _found: tuple[Region, ...] | None = field(default=None, init=False)  # see `_own_regions`
 
     def __post_init__(self) -> None:
@@ -106,8 +108,16 @@ class Prediction:
         """
         if self.map is None:
             raise ValueError("this prediction has no map: its method scores whole pictures; take one that gives maps")
-        height, width = self.size
-        return np.array(Image.fromarray(self.map).resize((width, height), Image.Resampling.BILINEAR))
+        return self._map_of(self.size)
+
+    def _map_of(self, shape: tuple[int, int]) -> np.ndarray:
+        """The map at another size, float32 [h, w] of `shape`, sharp at the edge of what does not count."""
+        assert self.map is not None
+        found = np.array(Image.fromarray(self.map).resize(shape[::-1], Image.Resampling.BILINEAR))
+        hidden = self.places.hidden(self.size, shape)
+        if hidden is not None:
+            found[hidden] = self.map.min()
+        return found
 
     def regions(self, threshold: float | None = None, min_area: int = 0) -> list[Region]:
         """Connected parts (8 neighbours) of the full map at or above a value, highest peak first; [] without a map.
@@ -150,9 +160,7 @@ class Prediction:
         times = math.sqrt(height * width / REGION_PIXELS)
         if times <= 1:
             return self.full_map() if full is None else full
-        size = max(1, round(width / times)), max(1, round(height / times))
-        assert self.map is not None
-        return np.array(Image.fromarray(self.map).resize(size, Image.Resampling.BILINEAR))
+        return self._map_of((max(1, round(height / times)), max(1, round(width / times))))
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """bool [H, W]: where the full map is at or above a value, by default the one of `regions`.
@@ -186,7 +194,8 @@ class Prediction:
             raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
         low, high = (float(full.min()), float(full.max())) if stretch else self.scale
         boxes = [region.box for region in self._own_regions(full)[:DRAWN_BOXES]]
-        return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch)
+        hidden = self.places.hidden(self.size, self.size)
+        return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch, hidden=hidden)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the overlay as PNG, beside and renamed; parent folders are made."""

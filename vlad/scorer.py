@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.framing import Framing
 from vlad.memory import Memory
 from vlad.prompts import PromptPack, phrase_prototypes, prototypes
 
@@ -76,6 +77,7 @@ class Scorer(nn.Module):
     towers: ClassVar[tuple[str, ...]] = ()
 
     encoder: Encoder
+    framing: Framing = Framing()  # what is done with pictures before; replaced as a whole
     progress: Callable[[str, int, int], None] | None = None
     trained_on: tuple[str, ...] = ()
     prototypes: Tensor  # [2, D]; None until described
@@ -127,6 +129,10 @@ class Scorer(nn.Module):
     def colours(self) -> tuple[float, float]:
         """`map_range`, or the part of it that tells normal from anomalous as the method stands now."""
         return self.map_range
+
+    def score_of(self, values: Tensor) -> Tensor | None:
+        """[B] where the score is nothing but a rule of the map's values, here [B, n] those that count; else None."""
+        return None
 
     def pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """[B, 3, S, S] of uint8 pictures [H, W, 3], for `forward`; some papers frame pictures in a way of their own."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli.progress import ProgressBar
-from vlad.cli.shared import guarded, many_lines
+from vlad.cli.shared import Ignore, Roi, framed, guarded, many_lines
 
 if TYPE_CHECKING:
     from vlad.evaluate.suites import Suite
@@ -42,6 +42,8 @@ def eval_(
     table: Annotated[str, typer.Option(metavar="text|markdown|latex", help="How the table is printed.")] = "text",
     force: Annotated[bool, typer.Option("--force", help="Evaluate on training data too; the report says so.")] = False,
     resolution: Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")] = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     bootstrap: Annotated[
         int | None, typer.Option(min=0, help="Draws for the intervals; 0 for none. [default: 1000]")
     ] = None,
@@ -59,7 +61,8 @@ def eval_(
 
         if table not in TABLES:
             raise ValueError(f"--table is {table!r}; known: {', '.join(TABLES)}")
-        plan = _suite(suite, method, data, encoder=encoder, prompts=prompts, adapter=adapter, resolution=resolution)
+        flags = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
+        plan = _suite(suite, method, data, **flags, **framed(roi, ignore))
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
         how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap}

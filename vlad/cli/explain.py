@@ -15,10 +15,13 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
+    Ignore,
     Method,
     Name,
     Prompts,
     Resolution,
+    Roi,
+    framed,
     guarded,
     load_detector,
     loaded,
@@ -63,6 +66,8 @@ def explain(
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
     resolution: Resolution = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     bits: Bits = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -85,7 +90,8 @@ def explain(
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
         who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | {"bits": bits}
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
+        given |= {"bits": bits}
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals)

@@ -17,12 +17,15 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
+    Ignore,
     Method,
     Name,
     Pages,
     Prompts,
     Rate,
     Resolution,
+    Roi,
+    framed,
     guarded,
     load_detector,
     loaded,
@@ -47,6 +50,8 @@ def fit(
         bool, typer.Option("--review", help="Leave scores a little above all good pictures to a person: unsure.")
     ] = False,
     resolution: Resolution = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     bits: Bits = None,
     channels: Channels = None,
     pages: Pages = None,
@@ -68,7 +73,7 @@ def fit(
         good = [found.path for found in list_images(inputs, left_out)]  # before the encoder: a mistake is quick to see
         if anomalous is not None:
             list_images([anomalous], left_out)
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
         given |= {"bits": bits, "channels": channels, "pages": pages}
         model, _ = load_detector(method, name, None, given)
         with ProgressBar("pictures", quiet=as_json) as advance:

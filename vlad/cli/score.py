@@ -21,12 +21,15 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
+    Ignore,
     Method,
     Name,
     Pages,
     Prompts,
     Rate,
     Resolution,
+    Roi,
+    framed,
     guarded,
     load_detector,
     loaded,
@@ -74,6 +77,8 @@ def score(
     server: ServerKeys = None,
     rules: Rules = None,
     resolution: Resolution = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
     bits: Bits = None,
     pages: Pages = None,
     batch_size: BatchSize = 8,
@@ -114,7 +119,8 @@ def score(
         told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
         page_by_page = pages or "first"
         pictures = folder.list_pictures(inputs, out, pages=page_by_page)  # before the encoder is loaded: quick to see
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | {"bits": bits, "pages": pages}
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
+        given |= {"bits": bits, "pages": pages}
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)

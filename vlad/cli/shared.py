@@ -34,6 +34,12 @@ Bits = Annotated[
 ]
 Channels = Annotated[str | None, typer.Option(help='"RGB" or "BGR", of the arrays that the detector will be given.')]
 Pages = Annotated[str | None, typer.Option(help='"first", or "all": each page or frame of a file is a picture.')]
+Roi = Annotated[
+    str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Cut this box out of every picture; pixels, or shares to 1.")
+]
+Ignore = Annotated[
+    Path | None, typer.Option(metavar="MASK", help="Picture of the same shape; what is white in it does not count.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Rate = Annotated[
     float | None,
@@ -74,6 +80,11 @@ def loaded(
     """The keywords of `vlad.load` that the common flags state; those left out are left out."""
     given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
     return {key: value for key, value in {**given, "device": device, "dtype": dtype}.items() if value is not None}
+
+
+def framed(roi: str | None, ignore: Path | None) -> dict[str, Any]:
+    """The keywords of `vlad.load` that say what counts of every picture."""
+    return {"roi": roi and roi.split(","), "ignore": ignore}
 
 
 def load_detector(

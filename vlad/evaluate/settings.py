@@ -83,6 +83,7 @@ def _detector(detector: Detector | Guest, plan: Plan, leaks: list[str]) -> dict[
         **({"words": detector.name} if keeps_words(detector, plan) and prompts else {}),
         "resolution": detector.resolution,
         "options": dict(detector.options),
+        **({"framing": framing} if (framing := detector.framing.to_dict()) else {}),
     }
 
 

@@ -179,6 +179,7 @@ def settings_of(detector: Detector, threshold: float | str | None = None) -> dic
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "options": dict(detector.options),
         "reading": detector.reader.to_dict(),
+        **({"framing": framing} if (framing := detector.framing.to_dict()) else {}),
         "threshold": detector.threshold if threshold is None else threshold,
         "map_threshold": detector.map_threshold,
         "references": detector.references,

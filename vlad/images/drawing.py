@@ -22,6 +22,7 @@ def draw_overlay(
     alpha: float = 0.7,
     boxes: Sequence[tuple[int, int, int, int]] = (),
     stretched: bool = False,
+    hidden: np.ndarray | None = None,
 ) -> Image.Image:
     """The photo with the map over it in colour, RGB of the photo's size.
 
@@ -33,6 +34,7 @@ def draw_overlay(
         boxes: (x0, y0, x1, y1), right and bottom exclusive, outlined thinly.
         stretched: low and high are this picture's own extremes; written on the picture, because it is then
             comparable with no other.
+        hidden: bool [H, W], what did not count: hatched.
     """
     if amap.shape != picture.shape[:2]:
         raise ValueError(f"map has shape {amap.shape}, picture {picture.shape}; expected the same height and width")
@@ -42,6 +44,8 @@ def draw_overlay(
     colours.putpalette(np.round(_COLOURS).astype(np.uint8).tobytes())
     mask = levels.point([round(255 * alpha * cover) for cover in _COVER])
     drawn = Image.composite(colours.convert("RGB"), Image.fromarray(picture), mask)
+    if hidden is not None:
+        drawn = Image.composite(_hatched(drawn), drawn, Image.fromarray(hidden))
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(min(drawn.size) / 400))
     for x0, y0, x1, y1 in boxes:  # dark round white shows on every photo; both lie outside what they mark
@@ -50,6 +54,15 @@ def draw_overlay(
     if stretched:
         write_on(pen, "stretched per picture", drawn.size)
     return drawn
+
+
+def _hatched(picture: Image.Image) -> Image.Image:
+    """The picture, paler and with slanting lines over it."""
+    apart = max(6, min(picture.size) // 40)
+    rows, columns = np.ogrid[: picture.height, : picture.width]
+    lines = Image.fromarray((rows + columns) % apart < max(1, apart // 6))
+    pale = Image.blend(picture, Image.new("RGB", picture.size, (128, 128, 128)), 0.45)
+    return Image.composite(Image.new("RGB", picture.size, (225, 225, 225)), pale, lines)
 
 
 def outlined(photo: np.ndarray, truth: np.ndarray | None) -> np.ndarray:

@@ -139,6 +139,9 @@ class PatchMemory(Scorer):
         rows = layer_tokens(self.encoder, pixels, tuple(self.settings["layers"]), self.settings["neighbours"])
         return F.normalize(rows, dim=-1)
 
+    def score_of(self, values: Tensor) -> Tensor | None:
+        return {"top": top_mean(values), "max": values.amax(1)}.get(self.settings["score"])
+
     def _image_score(self, distance: Tensor, tokens: Tensor) -> Tensor:
         if self.settings["score"] == "top":
             return top_mean(distance)

@@ -31,9 +31,9 @@ from vlad.scorer import Scorer, Scores
 SCORES = ("sqrt", "max", "mean", "global")
 
 
-def image_score(grid: Tensor, how: str) -> Tensor:
-    """[B] from a grid of probabilities [B, rows, columns]: its maximum, its mean, or the geometric mean of the two."""
-    highest, mean = grid.amax((1, 2)), grid.mean((1, 2))
+def image_score(values: Tensor, how: str) -> Tensor:
+    """[B] from probabilities [B, ...]: the maximum, the mean, or the geometric mean of the two."""
+    highest, mean = values.flatten(1).amax(1), values.flatten(1).mean(1)
     return {"max": highest, "mean": mean, "sqrt": (highest * mean).sqrt()}[how]
 
 
@@ -67,8 +67,12 @@ class PatchText(Scorer):
             image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
             grid = self._probability(patches).unflatten(1, self.encoder.grid(pixels))
             grid, whole = self.memory.fused(pixels, grid, self._probability(image))
+        own = self.score_of(grid)
+        return Scores(whole if own is None else own, grid, image)
+
+    def score_of(self, values: Tensor) -> Tensor | None:
         how = self.how or ("max" if len(self.memory) else "sqrt")
-        return Scores(whole if how == "global" else image_score(grid, how), grid, image)
+        return None if how == "global" else image_score(values, how)
 
     def _probability(self, embeddings: Tensor) -> Tensor:
         return anomaly_probability(embeddings, self.prototypes, negative=self.negative)
