@@ -76,11 +76,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  # no dict, though it looks like one
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
+    written = header
     if isinstance(header, dict):
         header = {"trained_on": [], "reading": {}, "framing": {}, **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
-    if problem := _problem(header, tensors):
+    if problem := _problem(header, tensors, written):
         raise ValueError(f"{path} is no detector that can be used: {problem}")
     return header, tensors
 
@@ -89,8 +90,8 @@ def _refuse(number: str) -> None:
     raise ValueError(f"{number} is no number")
 
 
-def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with the content; empty when nothing is."""
+def _problem(header: Any, tensors: Mapping[str, Tensor], written: Any) -> str:
+    """What is wrong with the content, of which `written` is the header without defaults; empty when nothing is."""
     if not isinstance(header, dict):
         return "its header is not a table"
     if isinstance(made := header.get("format", 0), int) and made > FORMAT:
@@ -110,7 +111,7 @@ def _problem(header: Any, tensors: Mapping[str, Tensor]) -> str:
         return "its tensors are not those that were written"
     if "header_sha256" not in header:
         logger.info("a detector's file of an older VLAD: its header has no checksum; save it anew to give it one")
-    elif header["header_sha256"] != _header_checksum(header):
+    elif header["header_sha256"] != _header_checksum(written):
         return "its header is not the one that was written"
     return ""
 

@@ -63,6 +63,8 @@ def load(
         vlad.WeightsError: the encoder's weights are not here and cannot be fetched.
     """
     given = str(os.fspath(method_or_file))
+    if given in METHODS and _are_words(ignore) and "ignore" in _known_options(method_class(given)):
+        options["ignore"], ignore = ignore, None
     framing = Framing(places(roi, ignore))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
@@ -111,12 +113,23 @@ def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
 
 
 def _check_options(method: str, kind: type[Scorer], options: Mapping[str, Any]) -> None:
-    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = _known_options(kind)
     for option in options:
         if option not in known:
             close = get_close_matches(option, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{method} has no option {option!r}; it has {', '.join(known)}{hint}")
+
+
+def _known_options(kind: type[Scorer]) -> list[str]:
+    return [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _are_words(ignore: Any) -> bool:
+    """Whether a concept is to be overlooked (`laft`) and not a place: words that are no file, or lists of words."""
+    if isinstance(ignore, str):
+        return not Path(ignore).is_file()
+    return isinstance(ignore, list | tuple) and bool(ignore) and all(map(_are_words, ignore))
 
 
 def _load_file(

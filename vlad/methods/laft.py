@@ -139,7 +139,7 @@ class Laft(Scorer):
     Args:
         guide: what alone is looked at: a word of CONCEPTS, a list of phrases that differ in it, or lists of phrases
             where what differs between the lists counts.
-        ignore: what is overlooked, given alike.
+        ignore: what is overlooked, given alike (boxes, polygons and masks are places, as for every method).
         dimensions: of the space of each; None takes as many as hold 90 % of the differences; see the module.
         neighbours: normals that a picture is compared with.
     """
