@@ -313,6 +313,20 @@ def test_fitting_again_replaces_what_was_learnt(load, fitted, many, pictures):
     assert fresh.predict(pictures[0]).score == pytest.approx(fitted.predict(pictures[0]).score, abs=1e-6)
 
 
+def test_normals_added_later_are_as_good_as_given_at_once(load, fitted, many, pictures, tmp_path):
+    with pytest.warns(UserWarning, match="no threshold from 4 normals"):
+        load(fitted.method, fitted.name).fit(many[:4]).save(tmp_path / "few.safetensors")
+    later = vlad.load(tmp_path / "few.safetensors", encoder=fitted.encoder)
+    assert later.add(many[4:]) is later and later.references == fitted.references
+    for made, expected in ((later.calibration, fitted.calibration), (later.map_calibration, fitted.map_calibration)):
+        assert (made and made.scores) == pytest.approx(expected and expected.scores, abs=1e-6)
+        assert (made and made.note) == (expected and expected.note)
+    assert later.threshold == pytest.approx(fitted.threshold, abs=1e-6)
+    for one, other in zip(later.predict(pictures), fitted.predict(pictures), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        check_same_map(one, other, atol=1e-6)
+
+
 def test_the_order_of_the_normals_changes_nothing(load, fitted, many, pictures):
     other = load(fitted.method, fitted.name).fit(many[::-1])
     assert other.threshold == pytest.approx(fitted.threshold, abs=1e-6)
@@ -512,6 +526,8 @@ def made_of(*scores, unsure=None):
         ({"calibration": made_of(0.2, 10**400)}, "calibration cannot be read"),
         ({"calibration": made_of(0.2, unsure=[-1e9, 1e9])}, "left to a person are not those between"),
         ({"references": [1, 2]}, "something else than texts"),
+        ({"normals": {"missing": "", "rate": 2, "review": False}}, "what it says of its fit"),
+        ({"normals": {"missing": ""}}, "no detector that can be used"),
         ({"references": ["a"]}, "pictures 0 to 5 of 1"),
         ({"calibration": {"scores": []}}, "calibration cannot be read"),
         ({"prompts": {"normal": ["x"]}}, "no detector that can be used"),
@@ -536,6 +552,8 @@ def test_tensors_that_are_wrong_are_refused(fitted_file, encoders, tmp_path):
         (lambda t: t.pop(key), "both rows and owners"),
         (lambda t: t.update({key: t[key][:, :5].contiguous()}), "rows are 5 wide"),
         (lambda t: t.update({key: t[key].long()}), "float16 or float32"),
+        (lambda t: t.pop("pictures.3"), "5 pictures of its 6 normals"),
+        (lambda t: t.update({"pictures.3": t["pictures.3"].float()}), "'pictures.3' is no picture"),
     ]:
         with pytest.raises(ValueError, match=words):
             vlad.load(altered(fitted_file[1], bad, change), encoder=encoder)

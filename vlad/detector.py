@@ -19,6 +19,7 @@ from vlad.fitting import learn
 from vlad.framing import Framing
 from vlad.framing.places import places
 from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
+from vlad.memory.normals import PREFIX, NormalPictures
 from vlad.predicting import Judge, Reading, predictions
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name
@@ -100,9 +101,12 @@ class Detector(Placed):
     @ignore.setter
     def ignore(self, value: Any) -> None:
         kept = replace(places(None, value), roi=self.framing.places.roi)
+        normals = self._judge.normals
+        if normals is not None and self.framing == Framing():  # small pictures, in which places would lie elsewhere
+            normals = normals.without("it ignores other places than when it was fitted")
         scorer = self.scorer.copied()
         scorer.framing = replace(scorer.framing, places=kept)
-        self._judge = replace(self._judge, scorer=scorer)
+        self._judge = replace(self._judge, scorer=scorer, normals=normals)
 
     @property
     def references(self) -> list[str]:
@@ -186,7 +190,7 @@ class Detector(Placed):
         scorer.describe(pack, name)
         if scorer.words == "required" and now.calibration and (pack, name) != (self.pack, self.name):
             logger.warning("other words give other scores: the thresholds from %r are dropped, fit again", self.name)
-            now = Judge(scorer)
+            now = Judge(scorer, normals=now.normals)
         self._judge = replace(now, scorer=scorer)
         return self
 
@@ -226,14 +230,46 @@ class Detector(Placed):
             RuntimeError: a text method has no name yet.
             TypeError: the method does not learn from normal pictures.
         """
+        scorer = self._learner()
+        made = learn(scorer, normals, max_false_positive_rate, anomalous, review, reader=self.reader)
+        return self._exchanged(made)
+
+    def add(self, normals: Any) -> Self:
+        """Learns from further normal pictures, as one `fit` with the earlier ones and these would. Returns self.
+
+        Thresholds come from all of them, with the rate and the review that `fit` was given; words may be others.
+
+        Args:
+            normals: as for `fit`, which it is as long as nothing was learnt. What is there already counts once.
+
+        Raises:
+            RuntimeError: the earlier pictures are not at hand (`save(pictures=False)`, more than 64 MiB of them, a file
+                of an older VLAD), or anomalous pictures took part in the threshold.
+            ValueError, vlad.ImageError, TypeError: as `fit`; the detector is then unchanged.
+        """
+        before = self._judge.normals
+        if before is None:
+            return self.fit(normals)
+        if before.missing:
+            raise RuntimeError(
+                f"nothing can be added to this detector, as {before.missing}: fit it anew with all of them"
+            )
+        made = learn(self._learner(), normals, before.rate, None, before.review, reader=self.reader, before=before)
+        return self if made.scorer.references == self.references and self.calibration else self._exchanged(made)
+
+    def _learner(self) -> Scorer:
+        """A copy of the scorer that can learn; the detector goes on with its own until then."""
         scorer = self.scorer.copied()
         if not scorer.memories():
             raise TypeError(f"{self.method} {_without_fit(scorer)}")
         _require_words(scorer)
-        made = learn(scorer, normals, max_false_positive_rate, anomalous, review, reader=self.reader)
-        self._judge = judge = Judge.calibrated(scorer, *made)
+        return scorer
+
+    def _exchanged(self, judge: Judge) -> Self:
+        self._judge = judge
         if judge.threshold is None and judge.calibration is not None:
-            warnings.warn(f"no threshold from {len(self.references)} normals: {judge.calibration.note}", stacklevel=2)
+            count = len(judge.scorer.references)
+            warnings.warn(f"no threshold from {count} normals: {judge.calibration.note}", stacklevel=3)
         return self
 
     # Pictures
@@ -335,12 +371,19 @@ class Detector(Placed):
 
     # Files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, pictures: bool = True) -> None:
         """One .safetensors file: prototypes and what was learnt as tensors, all settings as JSON in its header.
 
         The encoder is named in it with its digest, not contained. Written beside and renamed, so it is whole or absent.
+
+        Args:
+            path: ends in .safetensors.
+            pictures: with the good pictures, as small as the method sees them; without them `add` is refused later.
         """
         judge, pack = self._judge, self.pack
+        normals = judge.normals
+        if normals is not None and not pictures:
+            normals = normals.without("its file was saved without good pictures")
         header = {
             "vlad": __version__,
             "method": self.method,
@@ -360,17 +403,21 @@ class Detector(Placed):
             "trained_on": list(self.trained_on),
             "calibration": judge.calibration and judge.calibration.to_dict(),
             "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
+            "normals": normals.facts() if normals else {},
         }
-        detector_file.write(Path(path).expanduser(), header, self.scorer.state_dict())
+        tensors = {**judge.scorer.state_dict(), **(normals.tensors() if normals else {})}
+        detector_file.write(Path(path).expanduser(), header, tensors)
 
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
         scorer.framing = Framing.from_dict(header["framing"])
-        scorer.restore(header, tensors)
+        pictures = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
+        scorer.restore(header, {key: tensor for key, tensor in tensors.items() if key not in pictures})
+        normals = NormalPictures.restored(header["normals"], pictures, len(header["references"]))
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
         detector = cls(scorer, Reader.from_dict(header["reading"]))
-        detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"])
+        detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"], normals)
         return detector
 
 

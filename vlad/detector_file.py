@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from vlad.files import write_whole
+from vlad.memory.normals import PREFIX
 from vlad.thresholds import checked_threshold
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when older versions would misread the file
-PLAIN = 1  # of detectors that see pictures as they are: older versions read them rightly
+PLAIN = 1  # of detectors that see pictures as they are and keep none: older versions read them rightly
 KEYS: dict[str, tuple[type, ...]] = {
     "vlad": (str,),
     "method": (str,),
@@ -38,6 +39,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "references": (list,),
     "calibration": (dict, type(None)),
     "map_calibration": (dict, type(None)),
+    "normals": (dict,),
 }
 
 
@@ -52,7 +54,8 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     if path.suffix != ".safetensors":
         raise ValueError(f"a detector is saved as .safetensors; got {path.name!r}")
     kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    facts = {"format": FORMAT if header["framing"] else PLAIN, **header, "sha256": _checksum(kept)}
+    new = header["framing"] or any(key.startswith(PREFIX) for key in kept)
+    facts = {"format": FORMAT if new else PLAIN, **header, "sha256": _checksum(kept)}
     facts["header_sha256"] = _header_checksum(facts)
     content = save(kept, metadata={"vlad": json.dumps(facts, allow_nan=False)})
     write_whole(path, content, sync=True)
@@ -78,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     written = header
     if isinstance(header, dict):
-        header = {"trained_on": [], "reading": {}, "framing": {}, **header}  # older files do not say
+        header = {"trained_on": [], "reading": {}, "framing": {}, "normals": {}, **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
     if problem := _problem(header, tensors, written):

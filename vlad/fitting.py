@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
-from vlad.predicting import fit_to_frame
+from vlad.memory.normals import NormalPictures
+from vlad.predicting import Judge, fit_to_frame
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
 
@@ -38,14 +39,17 @@ def learn(
     review: bool = False,
     *,
     reader: Reader,
-) -> tuple[Calibration, Calibration | None]:
-    """Fills the memories with `images` alone; returns the calibrations of the score and of the map's maximum.
+    before: NormalPictures | None = None,
+) -> Judge:
+    """The scorer, its memories filled with `images` alone or with those that were there `before` and with these, and
+    its thresholds.
 
     Whatever goes wrong, the scorer is then of no use: give it a copy.
     """
     if anomalous is not None and rate is not None:
         raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
-    normals = Normals(images, scorer, reader)
+    earlier = dict(zip(scorer.references, before.pictures, strict=True)) if before else {}
+    normals = Normals(images, scorer, reader, earlier=earlier)
     with ExitStack() as stack:
         if len(normals.images) <= SHARED:
             stack.enter_context(scorer.encoder.sharing())
@@ -58,12 +62,14 @@ def learn(
     for memory in scorer.memories().values():
         memory.ids = list(normals.ids)
         memory.condense()
+    missing = ""
     if anomalous is not None:
         made = _against(scorer, anomalous, scores, reader), made[1]
+        missing = "its threshold comes from anomalous pictures too, which are not kept"
     if normals.repeated:
         logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
     logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
-    return made
+    return Judge.calibrated(scorer, *made, NormalPictures.kept(normals.seen, rate, review, missing))
 
 
 def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]) -> Calibration:
@@ -134,19 +140,35 @@ class Normals:
     Attributes:
         ids: one text per distinct picture, known once an iteration is through: the file's name, its path as given where
             two files share a name, or the position of a picture without a file.
+        seen: the distinct pictures as the scorer sees them.
         repeated: the ids left out because their picture is there already.
     """
 
-    def __init__(self, images: Any, scorer: Scorer, reader: Reader, kind: str = "normal"):
-        """Raises ValueError where there is not one picture, FileNotFoundError for a folder without any."""
+    def __init__(
+        self,
+        images: Any,
+        scorer: Scorer,
+        reader: Reader,
+        kind: str = "normal",
+        *,
+        earlier: Mapping[str, np.ndarray] | None = None,
+    ):
+        """`earlier`: pictures by id, as the scorer sees them, before the others.
+
+        Raises:
+            ValueError, FileNotFoundError: there is not one picture beside them.
+        """
         self.reader = reader
         self.remarks = Remarks()
-        self.images = as_list(images, reader, self.remarks)
-        if not self.images:
+        given = as_list(images, reader, self.remarks)
+        if not given:
             raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
-        self.names = _names(self.images)
+        earlier = earlier or {}
+        self.images = [*earlier.values(), *given]
+        self.names = [*earlier, *_names(given, list(earlier))]
         self.scorer = scorer
         self.ids: list[str] = []
+        self.seen: list[np.ndarray] = []
         self.repeated: list[str] = []
         self._kept: list[Views] | None = None
 
@@ -164,7 +186,7 @@ class Normals:
 
     def _batches(self) -> Iterator[Views]:
         seen: dict[str, str] = {}
-        self.repeated, unreadable = [], []
+        self.repeated, self.seen, unreadable = [], [], []
         batch = []
         for image, name in zip(self.images, self.names, strict=True):
             try:
@@ -172,7 +194,8 @@ class Normals:
             except ImageError as error:
                 unreadable.append(error)
                 continue
-            digest = hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
+            small = self.scorer.as_seen(picture)
+            digest = hashlib.sha256(f"{small.shape}".encode() + small.tobytes()).hexdigest()
             if digest in seen:
                 self.repeated.append(name)
                 continue
@@ -180,7 +203,8 @@ class Normals:
             if is_flat(picture):
                 self.remarks.flat(path_of(image) or "a normal picture")
             self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
-            batch.append(picture)
+            self.seen.append(small)
+            batch.append(small)
             if len(batch) == BATCH:
                 yield self._views(batch)
                 self.scorer.report("reading", len(seen), len(self.images))
@@ -236,12 +260,12 @@ def as_list(images: Any, reader: Reader, remarks: Remarks) -> list[Any]:
     return [one if path_of(one) is not None else reader.read(one, remarks) for one in pictures]
 
 
-def _names(images: list[Any]) -> list[str]:
-    """An id per picture, all different."""
+def _names(images: list[Any], taken: Sequence[str] = ()) -> list[str]:
+    """An id per picture, all different, and others than those taken."""
     paths = [path_of(image) for image in images]
-    files = Counter(Path(path).name for path in paths if path is not None)
-    names = []
-    for position, path in enumerate(paths):
+    files = Counter([*taken, *(Path(path).name for path in paths if path is not None)])
+    names = list(taken)
+    for position, path in enumerate(paths, len(taken)):
         name = str(position) if path is None else Path(path).name if files[Path(path).name] == 1 else path
         names.append(name if name not in names else f"{name} ({position})")
-    return names
+    return names[len(taken) :]

@@ -22,6 +22,7 @@ from vlad.framing.looking import Views, finished, scores_of, views_of
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
+from vlad.memory.normals import NormalPictures
 from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
@@ -59,14 +60,17 @@ class Judge:
     map_calibration: Calibration | None = None  # the same of the largest value of the map
     threshold: float | None = None
     map_threshold: float | None = None
+    normals: NormalPictures | None = None  # what others can be added to; None until fitted
 
     @classmethod
-    def calibrated(cls, scorer: Scorer, score: Calibration | None, amap: Calibration | None) -> "Judge":
+    def calibrated(
+        cls, scorer: Scorer, score: Calibration | None, amap: Calibration | None, normals: NormalPictures
+    ) -> "Judge":
         """With the thresholds of these calibrations; a score within a set says nothing of another set."""
         if scorer.score_set is not None:
             score = None
-        thresholds = [None if one is None else one.threshold for one in (score, amap)]
-        return cls(scorer, score, amap, *thresholds)
+        cuts = [None if one is None else one.threshold for one in (score, amap)]
+        return cls(scorer, score, amap, cuts[0], cuts[1], normals)
 
     def prediction(self, reading: Reading, size: tuple[int, int], row: Row, reader: Reader) -> Prediction:
         """What is said of a picture of this size."""

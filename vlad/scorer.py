@@ -138,6 +138,10 @@ class Scorer(nn.Module):
         """[B, 3, S, S] of uint8 pictures [H, W, 3], for `forward`; some papers frame pictures in a way of their own."""
         return self.encoder.pixels(pictures, self.resolution)
 
+    def as_seen(self, picture: np.ndarray) -> np.ndarray:
+        """uint8, all that is needed of a picture [H, W, 3] to see it again; kept of normals, which others may join."""
+        return self.encoder.as_seen(picture, self.resolution) if self.framing == Framing() else picture
+
     # What it gets
 
     @property

@@ -37,6 +37,9 @@ def fit(
         list[str], typer.Argument(metavar="FOLDER|IMAGE|GLOB", help="Good pictures; folders are searched whole.")
     ],
     out: Annotated[Path, typer.Option(help="The detector to write, a .safetensors file.")],
+    add_to: Annotated[
+        Path | None, typer.Option(help="A detector that has learnt before: these pictures join those it knows.")
+    ] = None,
     name: Name = None,
     method: Method = None,
     encoder: Encoder = None,
@@ -49,6 +52,10 @@ def fit(
     review: Annotated[
         bool, typer.Option("--review", help="Leave scores a little above all good pictures to a person: unsure.")
     ] = False,
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures/--no-pictures", help="Keep the good pictures, small, for a later --add-to."),
+    ] = True,
     resolution: Resolution = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -62,6 +69,8 @@ def fit(
     """Learn from a few good pictures; the detector gets a memory and, from 5 pictures on, a threshold.
 
     Example: vlad fit good/ --name "metal bolt" --out bolt.safetensors
+
+    Further pictures later: vlad fit more/ --add-to bolt.safetensors --out better.safetensors
     """
 
     def work() -> int:
@@ -69,17 +78,22 @@ def fit(
 
         if out.suffix != ".safetensors":
             raise ValueError(f"--out is {out}; a detector is a file that ends in .safetensors")
+        if add_to is not None and (max_false_positive_rate is not None or anomalous is not None or review):
+            raise ValueError(f"--add-to goes on as {add_to} was fitted: leave out --review, --anomalous and the rate")
         left_out: Counter[str] = Counter()
         good = [found.path for found in list_images(inputs, left_out)]  # before the encoder: a mistake is quick to see
         if anomalous is not None:
             list_images([anomalous], left_out)
         given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
         given |= {"bits": bits, "channels": channels, "pages": pages}
-        model, _ = load_detector(method, name, None, given)
+        model, _ = load_detector(method, name, add_to, given)
         with ProgressBar("pictures", quiet=as_json) as advance:
             model.report_progress(advance)
-            model.fit(good, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
-        model.save(out)
+            if add_to is None:
+                model.fit(good, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
+            else:
+                model.add(good)
+        model.save(out, pictures=pictures)
         made = model.calibration
         facts = {
             "detector": str(out),
@@ -99,6 +113,8 @@ def fit(
             print(f"learnt from {len(model.references)} pictures, {cut}: {out}")
             if made:
                 print(made.note)
+            if pictures:
+                print("the file holds the good pictures, small, for a later --add-to; --no-pictures leaves them out")
         return 0
 
     guarded(work)

@@ -104,7 +104,7 @@ def load_detector(
         own = given.get("adapter")
         return detector, {"adapter": hashlib.sha256(own.read_bytes()).hexdigest()} if own and own.is_file() else {}
     if method is not None:
-        raise ValueError(f"--detector {file} records its own method; leave out --method")
+        raise ValueError(f"{file} records its own method; leave out --method")
     detector = vlad.load(file.absolute(), name, **given)
     return detector, {"detector": hashlib.sha256(file.read_bytes()).hexdigest()}
 

@@ -82,6 +82,10 @@ class EfficientNet(Encoder):
         ]
         return (torch.cat(squares) - self.mean) / self.std
 
+    def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
+        """The picture itself, whose resized pixels are no whole numbers."""
+        return picture
+
     def levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The five feature maps [B, C_l, S / 2^l, S / 2^l], l from 1; float32, widths as in WIDTHS."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

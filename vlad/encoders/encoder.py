@@ -159,9 +159,13 @@ class Encoder(Placed):
             raise ValueError(
                 f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
             )
-        squares = [np.asarray(Image.fromarray(p).resize((side, side), self.resampling)) for p in pictures]
+        squares = [self.as_seen(picture, side) for picture in pictures]
         batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
         return (self.levelled(batch) - self.mean) / self.std
+
+    def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
+        """uint8, all that `pixels` takes of a picture [H, W, 3]: of what comes out, it makes the same to the bit."""
+        return np.array(Image.fromarray(picture).resize((resolution, resolution), self.resampling))
 
     def levelled(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first."""

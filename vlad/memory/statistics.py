@@ -30,7 +30,7 @@ class Statistics(Memory):
 
     A row holds the number of tokens and the sums of |x|^4, of x, of |x|^2 x and of x_i x_j for i <= j: pictures are
     added and left out by adding rows, exactly. `condense` makes one row of all; more pictures can be added then, but
-    none of those in it left out. A row takes 4 C^2 bytes, so the file does not grow with the number of pictures.
+    none of those in it left out. A row takes 4 C^2 bytes, however many pictures are in it.
     """
 
     stores = (torch.float64,)

@@ -11,8 +11,8 @@ time; any encoder, made for `dino:facebook/dinov2-with-registers-giant`.
 4. The map is the grid at the encoder's input size, bilinear (align_corners=False), under a 3 x 3 gaussian of sigma 4,
    almost a box. The score is the mean of the map's largest hundredth.
 
-The memory holds sums alone, in float64: the file is small and does not grow with the normals, and a normal can be added
-or left out as if all had been learnt anew.
+The memory holds sums alone, in float64: it is small, does not grow with the normals, and any of them can be left out as
+if it had never been given.
 
 `measure` and `drop` are in the official code too, and off: `"mahalanobis"` and `"euclidean"` measure how far a token is
 from the mean within the directions, `"cosine"` is 1 minus the cosine of token and rebuilt token; `drop` leaves out the

@@ -1,0 +1,75 @@
+"""The normal pictures themselves, as far as a method sees them: with them, others can join later as if all had come at
+once. Only so are the thresholds the same, too, for which every normal is scored against all others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_BYTES = 64 * 2**20  # of pictures kept; 445 at 224 px
+PREFIX = "pictures."  # of their tensors in a file
+
+
+@dataclass(frozen=True)
+class NormalPictures:
+    """What a detector has of its normals beside its memory.
+
+    Attributes:
+        pictures: uint8 [H, W, 3] each, in the order of the references; empty where they are missing.
+        missing: why, as a clause.
+        rate, review: as `Detector.fit` was told.
+    """
+
+    pictures: tuple[np.ndarray, ...] = ()
+    missing: str = ""
+    rate: float | None = None
+    review: bool = False
+
+    @classmethod
+    def kept(
+        cls, pictures: Sequence[np.ndarray], rate: float | None, review: bool, missing: str = ""
+    ) -> "NormalPictures":
+        """Of these pictures, unless something else is said to be missing or they are too many to be kept."""
+        if not missing and sum(picture.nbytes for picture in pictures) > MOST_BYTES:
+            missing = f"its {len(pictures)} good pictures are more than {MOST_BYTES >> 20} MiB and were not kept"
+        return cls(() if missing else tuple(pictures), missing, rate, review)
+
+    def without(self, why: str) -> "NormalPictures":
+        """The same with no pictures."""
+        return replace(self, pictures=(), missing=self.missing or why)
+
+    def facts(self) -> dict[str, Any]:
+        """For a file's header; the pictures are `tensors`."""
+        return {"missing": self.missing, "rate": self.rate, "review": self.review}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file."""
+        return {f"{PREFIX}{number}": torch.from_numpy(picture) for number, picture in enumerate(self.pictures)}
+
+    @classmethod
+    def restored(
+        cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], references: int
+    ) -> "NormalPictures | None":
+        """Of what `facts` and `tensors` gave; None before any `fit`.
+
+        Raises:
+            ValueError: there are others than one picture for each reference, or something else than pictures.
+        """
+        if not references:
+            return None
+        if not facts:
+            return cls(missing="its file is of an older VLAD, which kept no good pictures")
+        missing, rate, review = facts["missing"], facts["rate"], facts["review"]
+        if not isinstance(missing, str) or not isinstance(review, bool) or not (rate is None or 0 < rate < 1):
+            raise ValueError("what it says of its fit is of the wrong kind")
+        names = [] if missing else [f"{PREFIX}{number}" for number in range(references)]
+        if sorted(tensors) != sorted(names):
+            raise ValueError(f"it holds {len(tensors)} pictures of its {references} normals")
+        for key, picture in tensors.items():
+            if picture.dtype != torch.uint8 or picture.shape[2:] != (3,) or not picture.numel():
+                raise ValueError(f"its {key!r} is no picture")
+        return cls(tuple(tensors[name].numpy() for name in names), missing, rate, review)
