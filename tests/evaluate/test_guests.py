@@ -1,5 +1,6 @@
 """Detectors that are not VLAD's, and finished scores: measured beside ours by the same rules."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,3 +163,44 @@ def test_finished_scores_are_neither_fitted_nor_of_changed_pictures(tree, table)
         evaluate({"theirs": table}, folder(tree), shots=1, bootstrap=0)
     with pytest.raises(ValueError, match="leave corruptions out"):
         evaluate({"theirs": table}, folder(tree), corrupt=["blur"], bootstrap=0)
+
+
+def test_maps_are_written_where_asked_for_and_read_back_with_the_predictions_as_finished_scores(tree, tmp_path):
+    out = tmp_path / "out"
+    words = ["eval", "--data", f"folder:{tree}", "--method", "patch_text", "--bootstrap", "0", "--metric-size", "32"]
+    done = CliRunner().invoke(app, [*words, "--save-maps", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    first = vlad.Report.load(out)
+    again = evaluate(out / "predictions.csv", folder(tree), bootstrap=0, metric_size=32)
+    for metric in ("image_auroc", "pixel_auroc", "pixel_aupro"):
+        assert again.value(metric) == pytest.approx(first.value(metric), abs=1e-6)
+    assert len(list((out / "maps").rglob("*.npy"))) == sum(one.split == "test" for one in folder(tree))
+    done = CliRunner().invoke(app, [*words, "--save-maps"])
+    assert done.exit_code == 2 and "give it with --out" in done.stderr
+
+
+def test_a_parquet_table_gives_the_numbers_of_the_csv_and_is_refused_like_one(tree, table, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    from pyarrow import csv, parquet
+
+    file = tmp_path / "theirs.parquet"
+    read = csv.read_csv(table)
+    parquet.write_table(read, file)
+    found, expected = (evaluate(one, folder(tree), bootstrap=0) for one in (file, table))
+    assert found.value("image_auroc") == expected.value("image_auroc") and found.detectors == ["theirs"]
+    parquet.write_table(read.drop_columns(["score"]), file)
+    with pytest.raises(ValueError, match="the column score is missing; found source, label"):
+        evaluate(file, folder(tree))
+    parquet.write_table(pyarrow.table({"source": ["a", None], "score": [0.5, None]}), file)
+    with pytest.raises(ValueError, match="row 2: score is None; expected a number"):
+        evaluate(file, folder(tree))
+    file.write_bytes(b"PAR1 no table")
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        evaluate(file, folder(tree))
+
+
+def test_without_pyarrow_parquet_is_refused_with_the_extra_to_install(tree, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "theirs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r"pip install 'vlad-ad\[parquet\]', or give CSV"):
+        evaluate(tmp_path / "theirs.parquet", folder(tree))

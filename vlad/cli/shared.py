@@ -25,6 +25,10 @@ Method = Annotated[str | None, typer.Option(help="`vlad list methods`. [default:
 Encoder = Annotated[str | None, typer.Option(help="Vision-language encoder; `vlad list encoders`. [default: tiny]")]
 Prompts = Annotated[str | None, typer.Option(help="Prompt pack, a name or a TOML file. [default: winclip]")]
 Adapter = Annotated[Path | None, typer.Option(help="File of learned weights, or a shipped name. [default: tiny's]")]
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="train|validation|test", help="Learned from. [default: test, or one of both kinds]"),
+]
 Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]

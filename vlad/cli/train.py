@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlad.cli.progress import ProgressBar
-from vlad.cli.shared import AsJson, Device, Dtype, guarded
+from vlad.cli.shared import AsJson, Device, Dtype, Split, guarded
 
 
 def train(
@@ -19,10 +19,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME:ROOT|FOLDER", help='What to learn from; also "synthetic" or "synthetic:FOLDER".'),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="train|validation|test", help="[default: test, or the first with both kinds]"),
-    ] = None,
+    split: Split = None,
     encoder: Annotated[str | None, typer.Option(help="Instead of the recipe's; `vlad list encoders`.")] = None,
     device: Device = None,
     dtype: Dtype = None,

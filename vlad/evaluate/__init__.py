@@ -27,7 +27,7 @@ from vlad.evaluate.decided import decided
 from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, keeps_words, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
-from vlad.evaluate.parts import Part, Parts
+from vlad.evaluate.parts import Part, Parts, write_map
 from vlad.evaluate.settings import peak_memory, settings_of_run
 from vlad.evaluate.walk import Clock, Condition, Entrant, MetricSize, walk
 from vlad.metrics import resampling
@@ -62,6 +62,7 @@ def evaluate(
     empty_mask: str = "normal",
     batch_size: int = 8,
     memory: float = MEMORY,
+    save_maps: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -85,6 +86,8 @@ def evaluate(
         empty_mask: anomalous pictures in which nothing is marked count as "normal" pixels, or "skip" them.
         batch_size: pictures computed at once; changes no result.
         memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
+        save_maps: folder to write each clean test picture's map to, as .npy at the method's own size; predictions.csv
+            names it, below the folder round this one.
         out: folder to write to as results come; a killed run goes on there.
         progress: called with (category, pictures done, pictures in all).
 
@@ -105,6 +108,7 @@ def evaluate(
         batch_size=batch_size,
         memory=memory,
         named=names is not None,
+        maps=None if save_maps is None else Path(save_maps),
     )
     check_plan(plan, named, groups)
     leaks = leaks_of(named, groups, force)
@@ -130,6 +134,7 @@ def _category(
     clean: list[Measures] = []
     thresholds: list[float] = []
     verdicts: list[list[Verdict]] = []
+    kept: list[list[str]] = [[] for _ in entrants]  # of each the maps' files
     rows: dict[str, list[Row]] = {label: [] for label in named}
     for condition in plan.conditions:
         collectors = [_collector(plan, len(entrants)) for _ in entrants]
@@ -138,6 +143,9 @@ def _category(
             with clock("metrics"):
                 for collector, found in zip(collectors, results, strict=True):
                     collector.add(seen, *found)
+            if plan.maps is not None and condition == Condition():
+                for files, entrant, (_, amap) in zip(kept, entrants, results, strict=True):
+                    files.append(write_map(plan.maps, entrant, place, seen.sample, len(files), amap))
             done += 1
             if progress:
                 progress("/".join(dict.fromkeys(place)), done, total)
@@ -148,6 +156,9 @@ def _category(
                 clean = measures
                 thresholds = [_threshold(r.detector, c) for r, c in zip(entrants, collectors, strict=True)]
                 verdicts = [_decide(*one, plan.bootstrap) for one in zip(entrants, collectors, clean, strict=True)]
+                for lines, files in zip(verdicts, kept, strict=True):
+                    for line, file in zip(lines, files, strict=False):  # no files where none are asked for
+                        line["map"] = file
             if len(plan.conditions) > 1:
                 for measure, collector, threshold in zip(measures, collectors, thresholds, strict=True):
                     measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)

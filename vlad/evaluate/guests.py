@@ -20,6 +20,7 @@ from PIL import Image
 from vlad.datasets.samples import Sample
 
 Result = tuple[float, np.ndarray | None]  # score, map float32 [h, w]
+TABLES = (".csv", ".parquet")
 MAPS = (".npy", ".tiff", ".tif", ".png")
 
 
@@ -97,13 +98,14 @@ class Finished(Guest):
     """Scores and maps that are there already.
 
     Args:
-        table: CSV with the columns source and score; a column map may name a file, relative to the table.
+        table: CSV or parquet with the columns source and score; a column map may name a file, relative to the table.
         maps: folder with a map for each picture, called like its source with another suffix: .npy, .tiff or .png.
 
     A picture's row is the one whose source is its path, or the end of it.
 
     Raises:
         FileNotFoundError: no such table.
+        ImportError: it is parquet, and pyarrow is not installed.
         ValueError: a column is missing, a score is no number, or a source stands there twice.
     """
 
@@ -151,28 +153,53 @@ class Finished(Guest):
         return _read_map(found)
 
 
-def _rows(table: Path) -> dict[str, Mapping[str, str]]:
+def is_table(one: Any) -> bool:
+    """Whether it names a file of finished scores."""
+    return isinstance(one, str | os.PathLike) and os.fspath(one).endswith(TABLES)
+
+
+def _rows(table: Path) -> dict[str, Mapping[str, Any]]:
     """Source as it is written, with forward slashes -> its row."""
     if not table.is_file():
         raise FileNotFoundError(f"there is no table of scores {table}")
-    rows: dict[str, Mapping[str, str]] = {}
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := {"source", "score"} - set(reader.fieldnames or ()):
-            found = ", ".join(reader.fieldnames or ()) or "an empty file"
-            raise ValueError(f"{table}: the column {min(missing)} is missing; found {found}")
-        for row in reader:
-            where, source = f"{table}, line {reader.line_num}", Path(row["source"]).as_posix()
-            if source in rows:
-                raise ValueError(f"{where}: {source} stands there twice; keep one row for each picture")
-            try:
-                float(row["score"])
-            except (TypeError, ValueError):
-                raise ValueError(f"{where}: score is {row['score']!r}; expected a number") from None
-            rows[source] = row
+    columns, lines = _parquet(table) if table.suffix == ".parquet" else _csv(table)
+    if missing := {"source", "score"} - set(columns):
+        found = ", ".join(columns) or "an empty file"
+        raise ValueError(f"{table}: the column {min(missing)} is missing; found {found}")
+    rows: dict[str, Mapping[str, Any]] = {}
+    for number, row in enumerate(lines, 1):
+        where, source = f"{table}, row {number}", Path(row["source"] or "").as_posix()
+        if source in rows:
+            raise ValueError(f"{where}: {source} stands there twice; keep one row for each picture")
+        try:
+            float(row["score"])
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: score is {row['score']!r}; expected a number") from None
+        rows[source] = row
     if not rows:
         raise ValueError(f"{table}: it has no row")
     return rows
+
+
+def _csv(table: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """(columns, rows)."""
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        return reader.fieldnames or (), list(reader)
+
+
+def _parquet(table: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """(columns, rows)."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ImportError(f"{table}: parquet needs pyarrow; pip install 'vlad-ad[parquet]', or give CSV") from None
+    try:
+        columns = parquet.read_schema(table).names
+        wanted = [name for name in ("source", "score", "map") if name in columns]
+        return columns, parquet.read_table(table, columns=wanted).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{table} cannot be read as parquet ({error})") from None
 
 
 def _read_map(file: Path) -> np.ndarray:

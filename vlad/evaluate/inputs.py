@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
-from vlad.evaluate.guests import Finished, Guest
+from vlad.evaluate.guests import Finished, Guest, is_table
 from vlad.evaluate.walk import Condition, MetricSize
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Plan:
     batch_size: int
     memory: float
     named: bool = False  # words for prompts were given
+    maps: Path | None = None  # where maps are written
 
 
 def keeps_words(detector: Detector | Guest, plan: Plan) -> bool:
@@ -56,7 +58,7 @@ def labelled(detectors: Any) -> dict[str, Detector | Guest]:
     """Label -> detector of what `evaluate` takes; labels of a list are methods, made distinct."""
     from vlad.detector import Detector
 
-    if isinstance(detectors, Detector | Guest) or callable(getattr(detectors, "predict", None)) or _is_table(detectors):
+    if isinstance(detectors, Detector | Guest) or callable(getattr(detectors, "predict", None)) or is_table(detectors):
         detectors = [detectors]
     if not isinstance(detectors, Mapping | Sequence) or isinstance(detectors, str) or not detectors:
         raise TypeError(
@@ -72,13 +74,9 @@ def _seen(one: Any) -> Detector | Guest:
     """A detector as it is, a table of finished scores, or another's object as a guest."""
     from vlad.detector import Detector
 
-    if _is_table(one):
+    if is_table(one):
         return Finished(one)
     return one if isinstance(one, Detector | Guest) else Guest(one)
-
-
-def _is_table(one: Any) -> bool:
-    return isinstance(one, str | os.PathLike) and os.fspath(one).endswith(".csv")
 
 
 def _labels(detectors: Sequence[Detector | Guest]) -> list[str]:
@@ -166,8 +164,7 @@ def leaks_of(named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group
     """Label -> the tested data sets that the detector was trained on."""
     found = {}
     for label, detector in named.items():
-        sources = {_key(word) for source in detector.trained_on for word in re.split(r"[+,;]", source)}
-        if leaks := sorted({dataset for dataset, _ in groups if _key(dataset) in sources}):
+        if leaks := same_sets(detector.trained_on, {dataset for dataset, _ in groups}):
             found[label] = leaks
     if found and not force:
         label, leaks = next(iter(found.items()))
@@ -176,6 +173,12 @@ def leaks_of(named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group
             "data set out, or force it (force=True, --force), which the report will say"
         )
     return found
+
+
+def same_sets(trained_on: Iterable[str], tested: Iterable[str]) -> list[str]:
+    """Those of the tested data sets that were trained on, however their names are written."""
+    sources = {_key(word) for source in trained_on for word in re.split(r"[+,;]", source)}
+    return sorted({dataset for dataset in tested if _key(dataset) in sources})
 
 
 def _key(dataset: str) -> str:

@@ -9,6 +9,7 @@ A part appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import re
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from vlad.datasets.samples import Sample
 from vlad.evaluate.inputs import Place
+from vlad.evaluate.walk import Entrant
 from vlad.files import write_whole
 from vlad.records import keep_settings
 from vlad.report import Report, Row
@@ -60,9 +63,7 @@ class Parts:
 
     def _file(self, label: str, place: Place) -> Path:
         assert self.folder is not None
-        name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] for text in (label, *place))
-        digest = hashlib.sha256("\0".join((label, *place)).encode()).hexdigest()[:8]
-        return self.folder / PARTS / f"{name}-{digest}.json"
+        return self.folder / PARTS / f"{_name(label, place)}.json"
 
     def report(self, settings: Mapping[str, Any], order: Mapping[tuple[str, Place], int]) -> Report:
         """All parts together, in the order of detectors and categories."""
@@ -82,6 +83,26 @@ class Parts:
             predictions={key: part["predictions"] for key, part in keyed.items() if "predictions" in part},
             references={key: part["references"] for key, part in keyed.items() if part["references"]},
         )
+
+
+def _name(label: str, place: Place) -> str:
+    """Of the files of a detector on a category."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] for text in (label, *place))
+    return f"{name}-{hashlib.sha256(chr(0).join((label, *place)).encode()).hexdigest()[:8]}"
+
+
+def write_map(
+    folder: Path, entrant: Entrant, place: Place, sample: Sample, number: int, amap: np.ndarray | None
+) -> str:
+    """Writes a map below `folder`; returns its place from there, with the folder's name, or "" where there is none."""
+    if amap is None:
+        return ""
+    name = _name(entrant.label, place) + ("" if entrant.seed is None else f"-seed{entrant.seed}")
+    file = folder / name / re.sub(r"[^A-Za-z0-9_.]+", "_", sample.defect) / f"{number:05}_{sample.image.stem}.npy"
+    content = io.BytesIO()
+    np.save(content, np.asarray(amap, np.float32))
+    write_whole(file, content.getvalue())
+    return file.relative_to(folder.parent).as_posix()
 
 
 def _draws(parts: Mapping[tuple[str, str, str], Part]) -> Iterator[tuple[tuple[str, str, str, str], np.ndarray]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlad.datasets import INSTALLABLE, datasets
 from vlad.datasets import load as samples_of
 from vlad.evaluate import evaluate
-from vlad.evaluate.guests import Finished
+from vlad.evaluate.guests import Finished, is_table
 from vlad.evaluate.suites import Suite
 from vlad.forms import closest
 from vlad.report import Report
@@ -87,14 +87,20 @@ class SharedEncoders:
 
     def load(self, method: str, encoder: str | None = None, dtype: str | None = None, **settings: Any) -> Detector:
         """As `vlad.load`."""
-        from vlad.encoders import load as load_encoder
         from vlad.loading import load
 
-        name, number = key = self._key(method, encoder, dtype or self.dtype, settings.get("adapter"))
+        key = self._key(method, encoder, dtype or self.dtype, settings.get("adapter"))
+        return load(method, encoder=self.tower(*key), **settings)
+
+    def tower(self, name: str, dtype: str | None = None) -> Encoder:
+        """The encoder of that name in that number format, or in the one of all."""
+        from vlad.encoders import load as load_encoder
+
+        key = name, dtype or self.dtype
         if key not in self.encoders:
-            tower = load_encoder(name, self.device, number)
+            tower = load_encoder(name, self.device, key[1])
             self.encoders |= {key: tower, (name, str(tower.dtype).removeprefix("torch.")): tower}
-        return load(method, encoder=self.encoders[key], **settings)
+        return self.encoders[key]
 
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
         """The names of encoder and number format; a saved detector records both."""
@@ -120,6 +126,7 @@ def _labelled(detectors: Sequence[Mapping[str, Any]], shared: SharedEncoders) ->
         settings = {key: value for key, value in one.items() if key not in ("label", "options")}
         label = one.get("label", one["method"])
         name = label if label not in built else f"{label} {len(built) + 1}"
-        own = str(one["method"]).endswith(".csv")
-        built[name] = Finished(one["method"]) if own else shared.load(**settings, **one.get("options", {}))
+        built[name] = (
+            Finished(one["method"]) if is_table(one["method"]) else shared.load(**settings, **one.get("options", {}))
+        )
     return built

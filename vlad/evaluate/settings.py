@@ -38,6 +38,7 @@ def settings_of_run(
         "empty_mask": plan.empty_mask,
         "bootstrap": plan.bootstrap,
         "corrupt": corrupt,
+        **({"maps": plan.maps.name} if plan.maps else {}),
         "severities": severities,
         "detectors": {label: _detector(one, plan, leaks.get(label, [])) for label, one in named.items()},
         "data": data,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vlad.files import cell, write_whole
-from vlad.report import details, tables, text
+from vlad.report import details, ranks, tables, text
+from vlad.report.ranks import Ranks
 from vlad.report.values import ALL as ALL
 from vlad.report.values import CLEAN as CLEAN
 from vlad.report.values import MEAN as MEAN
@@ -43,6 +44,14 @@ class Report(Findings):
     def to_latex(self, metrics: Sequence[str] = text.TABLE, categories: bool = False) -> str:
         """As `to_markdown`, for LaTeX with the package booktabs."""
         return tables.latex(self, metrics, categories)
+
+    def ranks(self, metric: str = "image_auroc") -> Ranks | None:
+        """Mean ranks over data sets with their critical difference; None below three detectors or data sets."""
+        return ranks.ranks(self, metric)
+
+    def by_dataset(self, metrics: Sequence[str] = tables.CROSSED, kind: str = "text") -> str:
+        """For each metric a line for each detector and a column for each data set; "text", "markdown" or "latex"."""
+        return tables.by_dataset(self, metrics, kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but curves and pictures as plain values for JSON, full precision, NaN as None."""
@@ -157,7 +166,8 @@ def _csv(rows: Iterable[Row]) -> str:
 
 def _predictions(report: Report) -> str:
     file = io.StringIO()
-    columns = ("source", "defect", "label", "score", "threshold", "verdict", "seed")
+    columns = ["source", "defect", "label", "score", "threshold", "verdict", "seed"]
+    columns += ["map"] if any("map" in line for lines in report.predictions.values() for line in lines) else []
     writer = csv.DictWriter(file, ("detector", "dataset", "category", *columns), lineterminator="\n")
     writer.writeheader()
     for (detector, dataset, category), lines in report.predictions.items():

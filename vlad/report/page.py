@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from vlad.report import charts
 from vlad.report.compared import comparisons, published_tables, robustness
+from vlad.report.ranks import METRICS, ranks, said
 from vlad.report.text import HEADINGS, OWN, decisions, heading, place_name, setting_words, shown_places, split_notes
 from vlad.report.values import Findings, Row
 
@@ -38,6 +39,7 @@ def page(report: Findings) -> str:
         "bars": list(_bars(report)),
         "decisions": decisions(report),
         "own": OWN,
+        "ranks": [(one, said(one)) for metric in METRICS if (one := ranks(report, metric))],
         "robustness": robustness(report),
         "comparisons": comparisons(report),
         "published": published_tables(report),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vlad.report import ranks as ranking
 from vlad.report.values import ALL, Findings, Row
 
 HEADINGS = {
@@ -57,6 +58,7 @@ def table(report: Findings, metrics: Sequence[str]) -> str:
         found = {(row.dataset, row.category, row.metric): row for row in rows}
         body = [_line(place, [found.get((*place, metric)) for metric in metrics]) for place in places]
         lines += [headline(label, settings), "", *aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
+    lines += _ranked(report)
     lines += _decided(report)
     lines += _robustness(report)
     lines += _missing(report, metrics)
@@ -163,6 +165,17 @@ def _missing(report: Findings, metrics: Sequence[str]) -> list[str]:
     lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
     lines += split_notes(report)
     return [*lines, ""] if lines else []
+
+
+def _ranked(report: Findings) -> list[str]:
+    """Mean ranks by the metrics that have them; nothing where detectors or data sets are few."""
+    lines: list[str] = []
+    for metric in ranking.METRICS:
+        if found := ranking.ranks(report, metric):
+            cells = [[f"{number}.", label, f"{rank:.2f}"] for number, (label, rank) in enumerate(found.means, 1)]
+            lines += [f"{heading(metric)}, {ranking.said(found)}", "", *aligned(cells)]
+            lines += [f"not told apart: {', '.join(group)}" for group in found.alike] + [""]
+    return lines
 
 
 def _decided(report: Findings) -> list[str]:
