@@ -408,6 +408,19 @@ class Detector(Placed):
         tensors = {**judge.scorer.state_dict(), **(normals.tensors() if normals else {})}
         detector_file.write(Path(path).expanduser(), header, tensors)
 
+    def push_to_hub(self, repo: str, *, private: bool = True) -> str:
+        """Shares the detector as "owner/name" on the Hugging Face hub, without its pictures; the repository's address.
+
+        `vlad.load("hf-hub:owner/name")` brings it back. A card says method, encoder, threshold and what it promises.
+
+        Raises:
+            ValueError: `repo` is no "owner/name".
+            vlad.WeightsError: the hub refuses, or does not answer.
+        """
+        from vlad.hub import share
+
+        return share.push(self, repo, private)
+
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""

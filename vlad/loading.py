@@ -13,11 +13,14 @@ from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.encoders.weights import from_hub
 from vlad.framing import Framing
 from vlad.framing.places import places
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers
+
+HUB, HUB_FILE = "hf-hub:", "detector.safetensors"  # what `push_to_hub` writes
 
 
 def load(
@@ -39,7 +42,8 @@ def load(
     """A detector: of a method by its name, or one that `save` wrote.
 
     Args:
-        method_or_file: a name of `vlad.methods()`, or a .safetensors file.
+        method_or_file: a name of `vlad.methods()`, a .safetensors file, or "hf-hub:<owner>/<name>" that `push_to_hub`
+            filled.
         name: what the pictures show ("metal bolt"); without it a text method loads and waits for `describe`.
         encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
             for a method and the recorded encoder for a file, where that is no file, folder or hub repository.
@@ -66,6 +70,8 @@ def load(
     if given in METHODS and _are_words(ignore) and "ignore" in _known_options(method_class(given)):
         options["ignore"], ignore = ignore, None
     framing = Framing(places(roi, ignore))
+    if given.startswith(HUB):
+        given = str(shared(given))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
         framed = {"roi": framing.places.roi}
@@ -83,6 +89,16 @@ def load(
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)
     return detector
+
+
+def shared(name: str) -> Path:
+    """The detector's file of "hf-hub:<owner>/<name>", from the hub's cache or fetched.
+
+    Raises:
+        ValueError: no such form of a repository's name.
+        vlad.WeightsError: it is not here and cannot be fetched.
+    """
+    return from_hub(name.removeprefix(HUB), HUB_FILE, "the file's own path")
 
 
 def _made(

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from vlad.cli import datasets, eval_explain, evaluate, explain, fit, lists, prompts, score, scored, train
+from vlad.cli import (
+    datasets,
+    doctor,
+    eval_explain,
+    evaluate,
+    explain,
+    fetch,
+    fit,
+    lists,
+    prompts,
+    score,
+    scored,
+    train,
+)
 from vlad.cli.shared import PLAIN
 from vlad.version import __version__
 
@@ -25,6 +38,8 @@ app.command("eval-explain")(eval_explain.eval_explain)
 app.command("explain")(explain.explain)
 app.command("list")(lists.list_)
 app.add_typer(datasets.datasets_app, name="datasets", help="Labelled pictures.")
+app.command("fetch")(fetch.fetch)
+app.command("doctor")(doctor.doctor)
 app.add_typer(prompts.prompts_app, name="prompts", help="The words that a method looks for.")
 
 

@@ -95,6 +95,7 @@ def load_detector(
     method: str | None, name: str | None, file: Path | None, given: dict[str, Any]
 ) -> tuple["Detector", dict]:
     """The detector, and what beside its own settings it depends on."""
+    from vlad.loading import HUB, shared
     from vlad.methods import method_class
 
     given = {key: value for key, value in given.items() if value is not None}
@@ -107,6 +108,8 @@ def load_detector(
         detector = vlad.load(method, name, **given)
         own = given.get("adapter")
         return detector, {"adapter": hashlib.sha256(own.read_bytes()).hexdigest()} if own and own.is_file() else {}
+    if str(file).startswith(HUB):
+        file = shared(str(file))
     if method is not None:
         raise ValueError(f"{file} records its own method; leave out --method")
     detector = vlad.load(file.absolute(), name, **given)

@@ -366,9 +366,7 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
     """The weight file from the local cache, else from its hub, else WeightsError without minutes of retries."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    names = [*(f"{n[:-4]}.safetensors" for n in names if n.endswith((".bin", ".pth"))), *names]
+    repo, names = hub_files(pretrained)
     for candidate in names if repo else []:
         if isinstance(cached := try_to_load_from_cache(repo, candidate), str):
             return Path(cached)
@@ -384,6 +382,13 @@ def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
             f"download {' or '.join(dict.fromkeys(names)) if repo else Path(source).name} from {source} "
             f"on a machine with a network and pass {instead}"
         ) from error
+
+
+def hub_files(pretrained: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """("owner/name", names that the weights may have there, the best first) of an entry of open_clip's table."""
+    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return repo, (*(f"{n[:-4]}.safetensors" for n in names if n.endswith((".bin", ".pth"))), *names)
 
 
 def from_hub(repo: str, file: str, instead: str) -> Path:
