@@ -127,14 +127,21 @@ def predictions(
             yield from _of_a_set(judge, images, reader, remarks, batch_size, on_error)
             return
         for batch in read_ahead(images, batch_size, prefetch, reader, remarks, judge.scorer.framing):
-            good = [one.picture for one in batch if one.picture is not None]
             _remark_sizes(judge.scorer, batch, remarks)
-            rows = iter(next(score_together([judge.scorer], good)) if good else [])
-            for one in batch:
-                if one.picture is not None:
-                    yield one, judge.prediction(one, _size(one.picture), next(rows), reader)
-                else:
-                    yield one, _error(one, on_error)
+            yield from judged(judge, batch, reader, on_error)
+
+
+def judged(
+    judge: Judge, batch: Sequence[Reading], reader: Reader, on_error: str = "yield"
+) -> Iterator[tuple[Reading, Prediction | ImageError]]:
+    """Each reading of one batch with its prediction, or with why there is none; not of a set that is scored as one."""
+    good = [one.picture for one in batch if one.picture is not None]
+    rows = iter(next(score_together([judge.scorer], good)) if good else [])
+    for one in batch:
+        if one.picture is not None:
+            yield one, judge.prediction(one, _size(one.picture), next(rows), reader)
+        else:
+            yield one, _error(one, on_error)
 
 
 def _remark_sizes(scorer: Scorer, batch: Iterable[Reading], remarks: Remarks) -> None:
@@ -212,7 +219,7 @@ def read_ahead(
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    pending = (_read_or_error(image, reader, remarks, framing) for image in reader.pictures(images))
+    pending = (reading_of(image, reader, remarks, framing) for image in reader.pictures(images))
     if not prefetch:
         while batch := _batch(pending, batch_size):
             yield batch
@@ -233,7 +240,8 @@ def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
     return batch
 
 
-def _read_or_error(image: Any, reader: Reader, remarks: Remarks, framing: Framing) -> Reading:
+def reading_of(image: Any, reader: Reader, remarks: Remarks, framing: Framing) -> Reading:
+    """One picture read, or why it cannot be."""
     try:
         picture = fit_to_frame(reader.read(image, remarks), image, framing)
     except ImageError as error:

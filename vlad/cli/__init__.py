@@ -22,6 +22,7 @@ from vlad.cli import (
     prompts,
     score,
     scored,
+    serve,
     train,
 )
 from vlad.cli.shared import PLAIN
@@ -36,6 +37,7 @@ app.command("train")(train.train)
 app.add_typer(evaluate.eval_app, name="eval", help="Measure detectors on labelled pictures.")
 app.command("eval-explain")(eval_explain.eval_explain)
 app.command("explain")(explain.explain)
+app.command("serve")(serve.serve)
 app.command("list")(lists.list_)
 app.add_typer(datasets.datasets_app, name="datasets", help="Labelled pictures.")
 app.command("fetch")(fetch.fetch)

@@ -1,0 +1,28 @@
+"""`vlad serve` as a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+
+@contextmanager
+def serving(folder, *flags, **environment):
+    """(address, process); it is told to end, and killed where it does not."""
+    command = [sys.executable, "-m", "vlad.cli", "serve", "--port", "0", "--detectors", str(folder), *flags]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
+    try:
+        line = process.stdout.readline()
+        if (found := re.match(r"http://\S+", line)) is None:
+            raise AssertionError(f"it did not start: {line}{process.communicate()[1]}")
+        yield found[0], process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

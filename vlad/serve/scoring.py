@@ -1,0 +1,106 @@
+"""Routes that look at pictures: score and explain."""
+
+import asyncio
+import io
+from collections.abc import Sequence
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, File, Form, HTTPException, Query, Request, UploadFile
+
+import vlad
+from vlad.images import ImageError
+from vlad.serve.bodies import Explained, JobFacts, Maps, ScoreBody, Scored, Threshold
+from vlad.serve.jobs import Job
+from vlad.serve.pictures import keep, label, line
+from vlad.serve.server import PROBLEMS, Here, Server, finished, mendable, outcomes
+from vlad.serve.shelf import Held
+
+router = APIRouter(prefix="/v1", tags=["pictures"], responses=PROBLEMS)
+
+Wait = Annotated[float, Query(ge=0, le=600, description="Seconds to wait for the end; then the answer is the job.")]
+Given = Sequence[tuple[str, IO[bytes]]]  # names and opened files
+
+
+@router.post("/score", response_model=Scored)
+async def score(
+    request: Request,
+    server: Here,
+    detector: Annotated[str, Form()],
+    files: Annotated[list[UploadFile], File(description="Pictures; their file names come back as `source`.")],
+    maps: Annotated[Maps, Form()] = "none",
+    threshold: Annotated[Threshold | None, Form()] = None,
+) -> dict[str, Any]:
+    """Scores pictures. One that cannot be read becomes a line with `error`, and the rest goes on."""
+    given = [(label(file.filename), file.file) for file in files]
+    return await _scored(request, server, detector, given, maps, threshold)
+
+
+@router.post("/score/json", response_model=Scored)
+async def score_json(request: Request, server: Here, body: ScoreBody) -> dict[str, Any]:
+    """The same with the pictures in JSON, as base64."""
+    given = [(label(one.name), io.BytesIO(one.data)) for one in body.pictures]
+    return await _scored(request, server, body.detector, given, body.maps, body.threshold)
+
+
+@router.post("/explain", response_model=Explained, responses={202: {"model": JobFacts}})
+async def explain(
+    request: Request,
+    server: Here,
+    detector: Annotated[str, Form()],
+    file: Annotated[UploadFile, File()],
+    question: Annotated[str | None, Form(max_length=1000)] = None,
+    wait: Wait = 30,
+) -> Any:
+    """Says in words what is wrong with one picture."""
+    with mendable():
+        held = server.shelf.get(detector)
+        futures = server.passes.submit(held, [(label(file.filename), file.file)])
+    _, found = (await outcomes(request, futures))[0]
+    if isinstance(found, ImageError):
+        raise HTTPException(422, str(found))
+
+    def work(job: Job) -> dict[str, Any]:
+        said = vlad.explain(
+            found.picture, found, detector=held.detector, reasoner=server.settings.reasoner, question=question
+        )
+        whose = {"detector": held.name, "version": held.version}
+        return {**whose, "explanation": said.to_dict(), "markdown": said.to_markdown()}
+
+    with mendable():
+        job = server.jobs.start("explain", held.name, work)
+    return await finished(job, wait)
+
+
+async def _scored(
+    request: Request, server: Server, detector: str, given: Given, maps: str, threshold: float | None
+) -> dict[str, Any]:
+    if len(given) > server.settings.max_pictures:
+        raise HTTPException(413, f"{len(given)} pictures came; send {server.settings.max_pictures} at most at once")
+    with mendable():
+        held = server.shelf.get(detector)
+        futures = server.passes.submit(held, given)
+    found = await outcomes(request, futures)
+    lines = []
+    for (name, file), outcome in zip(given, found, strict=True):
+        if maps == "none" and server.settings.keep is None:
+            lines.append(line(name, outcome, held, maps, threshold))
+        else:
+            lines.append(await asyncio.to_thread(_drawn, server, held, name, file, outcome, maps, threshold))
+    _count(server, held, lines)
+    return {"detector": held.name, "version": held.version, "results": lines}
+
+
+def _drawn(server: Server, held: Held, name: str, file: IO[bytes], outcome: Any, maps: str, threshold: Any) -> dict:
+    """The line with what takes a while: drawing, and keeping the picture."""
+    made = line(name, outcome, held, maps, threshold)
+    if server.settings.keep is not None:
+        file.seek(0)
+        keep(server.settings.keep, held, file.read(), made)
+    return made
+
+
+def _count(server: Server, held: Held, lines: list[dict[str, Any]]) -> None:
+    for one in lines:
+        server.metrics.pictures.labels(one["verdict"] or "unreadable").inc()
+        if one["score"] is not None:
+            server.metrics.scores.labels(held.name).observe(one["score"])
