@@ -104,6 +104,7 @@ def test_fitting_answers_with_a_new_version_whose_scores_are_those_of_the_librar
     assert app.post("/v1/detectors/fresh/fit", files=upload(*good[:5])).json()["version"] == 2, "its words are kept"
 
 
+@pytest.mark.filterwarnings("ignore:no threshold from 4 normals")
 def test_further_good_pictures_are_learnt_as_if_given_at_once(client, tiny_encoder):
     app, good = client(), [drawn(seed) for seed in range(20, 26)]
     first = app.post("/v1/detectors/fresh/fit", data={"words": "grain"}, files=upload(*good[:4]))
