@@ -49,6 +49,7 @@ def scores(gaussians, layers):
 def test_mean_shrinkage_and_precision_are_the_goldens(golden, pooled):
     for layer, features in enumerate(pooled["train"]):
         np.testing.assert_allclose(features, golden[f"l{layer}_pooled_train"], atol=1e-12)
+        np.testing.assert_allclose(pooled["query"][layer], golden[f"l{layer}_pooled_query"], atol=1e-12)
         moments = Moments.of(features)
         found = gaussian(moments)
         np.testing.assert_allclose(found.mean, golden[f"l{layer}_mean"], rtol=1e-9)
@@ -68,7 +69,12 @@ def test_distances_are_the_goldens_with_all_components_and_with_the_last(golden,
     last = [negative_gaussian(features, 0.99) for features in pooled["train"]]
     np.testing.assert_allclose(scores(last, pooled["query"]), golden["score_npca"], rtol=1e-9)
     for layer, own in enumerate(last):
-        assert own.directions.shape[1] == 11 - golden[f"l{layer}_npca_first"]
+        first = int(golden[f"l{layer}_npca_first"])
+        assert own.directions.shape[1] == 11 - first
+        features = pooled["train"][layer].numpy()
+        components = np.linalg.svd(features - features.mean(0), full_matrices=False)[2][first:11]
+        inside = Moments.of(torch.from_numpy((features - features.mean(0)) @ components.T))
+        assert float(shrinkage(inside)) == pytest.approx(float(golden[f"l{layer}_npca_shrinkage"]), rel=1e-9)
 
 
 def test_a_normal_under_the_others_is_as_far_as_in_the_golden(golden, pooled):

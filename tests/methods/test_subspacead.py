@@ -13,7 +13,7 @@ from vlad.memory.statistics import Moments
 from vlad.methods.subspacead import measured, paper_layers, subspace
 
 SIZES = {"image_size": 112, "patch_size": 14, "hidden_size": 64, "num_hidden_layers": 20, "num_attention_heads": 2}
-LAYERS = tuple(range(3, 10))
+LAYERS = tuple(range(3, 10))  # hidden states -18 to -12 of 21
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,10 @@ def test_tokens_spectrum_and_every_measure_are_those_of_the_authors_code(
     np.testing.assert_allclose(tokens, golden[f"{side}_tokens"], atol=1e-5)
     moments = detector.scorer.memory.moments(detector.scorer.memory.rows)
     np.testing.assert_allclose(moments.mean, golden[f"{side}_mu"], atol=1e-5)
+    head = detector.scorer.tokens(encoder.pixels(normals, side))[:, :2]
+    np.testing.assert_allclose(head, golden[f"{side}_normal_tokens_head"], atol=1e-5)
+    spectrum = torch.linalg.eigvalsh(moments.covariance * (moments.samples / (moments.samples - 1))).flip(0)
+    np.testing.assert_allclose(spectrum, golden[f"{side}_spectrum"], rtol=1e-5, atol=1e-7)
     for share in (99, 90):
         space = subspace(moments, share / 100)
         assert space.basis.shape[1] == golden[f"{side}_ev{share}_k"]
@@ -113,6 +117,22 @@ def test_tokens_spectrum_and_every_measure_are_those_of_the_authors_code(
         np.testing.assert_allclose(measured(tokens, space, measure).view(expected.shape), expected, 1e-5, 1e-6)
     expected = golden[f"{side}_reconstruction_drop2"]
     np.testing.assert_allclose(measured(tokens, space, drop=2).view(expected.shape), expected, rtol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [112, 154])
+def test_what_the_registers_look_at_least_counts_as_normal(encoder, golden, golden_weights, normals, side):
+    pixels = encoder.pixels([golden_weights.image(0, 200)], side)
+    expected = golden[f"{side}_saliency"]
+    np.testing.assert_allclose(encoder.registers_see(pixels, 7).view(expected.shape), expected, rtol=1e-4)
+    plain, masked = (
+        fitted(encoder, normals, resolution=side, saliency=share).predict(golden_weights.image(0, 200)).map
+        for share in (0, 0.5)
+    )
+    patches = [one.reshape(side // 14, 14, side // 14, 14)[:, 6, :, 6] for one in (plain, masked)]
+    hidden = expected < np.median(expected)
+    assert (patches[1] <= patches[0] + 1e-6).all(), "nothing is odder than without a mask"
+    assert (patches[1][hidden] < 0.9 * patches[0][hidden]).all() and patches[1].max() > 0.5 * patches[0].max()
 
 
 def test_layers_are_the_authors_where_they_chose_some():
@@ -173,9 +193,17 @@ def test_a_turned_normal_is_nearer_with_rotations(small_encoder, golden_weights)
         ({"rotations": 0}, "rotations is 0; expected a whole number, 1 or more"),
         ({"drop": -1}, "drop is -1"),
         ({"sigma": -1.0}, "pixels, 0 to 256"),
+        ({"saliency": 1.0}, "0 or more and below 1"),
         ({"layers": (25,)}, "from 1 to 24"),
     ],
 )
 def test_wrong_settings_are_refused(options, words, small_encoder):
     with pytest.raises(ValueError, match=words):
         vlad.load("subspacead", encoder=small_encoder, **options)
+
+
+@pytest.mark.parametrize("name", ["tiny", "dino:small/random:0"])
+@pytest.mark.filterwarnings("ignore:.*untrained weights")
+def test_saliency_asks_for_registers(name):
+    with pytest.raises(TypeError, match="saliency asks a DINO with registers, .* is none: 'dino:base-registers' is"):
+        vlad.load("subspacead", encoder=name, saliency=0.15)

@@ -7,6 +7,7 @@ from conftest import GOLDEN
 
 import vlad
 from vlad.learning.scorer import Batch
+from vlad.maps import to_size
 from vlad.methods.visualad import Realignment, SpatialAttention, VisualAD
 
 LAYERS = (6, 12, 18, 24)
@@ -78,15 +79,40 @@ def test_map_and_score_are_those_of_the_authors_code(small_encoder, golden, gold
     np.testing.assert_allclose(prediction.score, 1 / (1 + np.exp(-score)), atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [112, 154])
+@pytest.mark.parametrize("norm", ["own", "clip"])
 @torch.no_grad()
-def test_tokens_and_layers_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
-    detector = vlad.load("visualad", encoder=small_encoder, adapter=file)
-    tokens, layers = detector.scorer.see(
-        small_encoder.pixels([golden_weights.image(0, 200)], 112), detector.scorer.ln_post
-    )
-    for row, key in enumerate(("anomaly", "normal")):
-        np.testing.assert_allclose(tokens[0, row], golden[f"112_own_{key}_layers"][3], atol=2e-6)
-    np.testing.assert_allclose(layers.sum(0)[0], golden["112_own_map"], atol=1e-6)
+def test_each_stage_is_that_of_the_authors_code(small_encoder, golden, golden_weights, file, side, norm):
+    scorer = vlad.load("visualad", encoder=small_encoder, adapter=file, resolution=side).scorer
+    pixels, key = small_encoder.pixels([golden_weights.image(0, 200)], side), f"{side}_{norm}"
+    last = small_encoder.norm if norm == "clip" else scorer.ln_post
+    calls = []  # module, (tokens [1, 2, C], patches [1, N, C]), tokens after it
+    for layer in LAYERS:
+        scorer.layer_attentions[f"layer_{layer}"].register_forward_hook(lambda *call: calls.append(call))
+    _, layers = scorer.see(pixels, last)
+    patches = np.stack([given[1][0] for _, given, _ in calls])  # [4, N, C]
+    np.testing.assert_allclose(patches[:, : golden[f"{key}_patches"].shape[1]], golden[f"{key}_patches"], atol=5e-6)
+    for row, name in enumerate(("anomaly", "normal")):
+        np.testing.assert_allclose(calls[0][1][0][0, row], golden[f"{key}_{name}"], atol=2e-6)
+        found = torch.cat([after for _, _, after in calls])[:, row]
+        np.testing.assert_allclose(found, golden[f"{key}_{name}_layers"], atol=2e-6)
+    tokens = torch.stack([scorer.anomaly_token, scorer.normal_token])
+    *_, (_, _, after) = small_encoder.walk(small_encoder.embed(pixels, "bilinear", tokens))
+    np.testing.assert_allclose(last(after[0, 2]), golden[f"{key}_cls"], atol=2e-6)
+    upsampled = to_size(torch.from_numpy(golden[f"{key}_grids"]), (side, side))
+    np.testing.assert_allclose(layers[:, 0], upsampled, atol=1e-6)
+    np.testing.assert_allclose(layers.sum(0)[0], golden[f"{key}_map"], atol=1e-6)
+
+
+@torch.no_grad()
+def test_each_part_of_the_loss_is_that_of_the_authors_code(small_encoder, golden, golden_weights, file):
+    scorer = vlad.load("visualad", encoder=small_encoder, adapter=file).scorer
+    batch = training(small_encoder, golden, golden_weights)
+    tokens, layers = scorer.see(batch.features[0], small_encoder.norm)
+    of_picture, of_layers, of_tokens = scorer.losses(tokens, layers, batch)
+    assert of_picture.item() == pytest.approx(float(golden["train_image_loss"]), rel=1e-6)
+    assert of_tokens.item() == pytest.approx(float(golden["train_relation_loss"]), rel=1e-5)
+    np.testing.assert_allclose(of_layers, golden["train_focal_dice"], rtol=1e-5)
 
 
 def test_loss_and_gradients_are_those_of_the_authors_code(small_encoder, golden, golden_weights, file):
@@ -109,6 +135,10 @@ def test_two_steps_of_training_are_those_of_the_authors_code(small_encoder, gold
     detector.scorer.ln_post.load_state_dict(small_encoder.visual.ln_post.state_dict())
     batch = training(small_encoder, golden, golden_weights)
     optimizer = torch.optim.AdamW(detector.scorer.parameter_groups(1e-3), betas=(0.9, 0.999), weight_decay=0.01)
+    for step in (1, 2):
+        # a cosine over two epochs, down to a tenth of the tokens' rate, at which the others are all the time
+        expected = [1e-4 + 4.5e-4 * (1 + np.cos(np.pi * step / 2))] * 2 + [1e-4] * 2
+        np.testing.assert_allclose(golden[f"step{step}_lr"], expected, rtol=1e-6)
     for step, rate in ((1, 1e-3), (2, float(golden["step1_lr"][0]))):
         optimizer.zero_grad()
         loss = detector.scorer.loss(batch)

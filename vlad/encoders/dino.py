@@ -126,6 +126,26 @@ class DinoEncoder(Encoder):
         last = self.norm(self._states(pixels)[self.depth].float())
         return last[:, 0], last[:, self.skipped :]
 
+    def registers_see(self, pixels: Tensor, layer: int) -> Tensor:
+        """[B, N]: how much attention the register tokens pay to each patch in a block (from 1), meaned over its heads
+        and them; all of a picture sum up to less than 1.
+
+        Raises:
+            TypeError: the model has no registers.
+            ValueError: it has no such block.
+        """
+        if self.skipped == 1:
+            raise TypeError(f"{self.name} has no register tokens; take {PREFIX}base-registers or another with them")
+        self.check_layers((layer,))
+        block = self.model.encoder.layer[layer - 1]
+        attention = getattr(block.attention, "attention", block.attention)  # older versions of transformers
+        linears = (getattr(attention, f"{part[0]}_proj", None) or getattr(attention, part) for part in ("query", "key"))
+        tokens, heads = block.norm1(self._states(pixels)[layer - 1].float()), self.model.config.num_attention_heads
+        queries, keys = (linear(tokens).unflatten(-1, (heads, -1)).transpose(1, 2) for linear in linears)
+        products = queries[:, :, 1 : self.skipped] @ keys.mT * queries.shape[-1] ** -0.5  # [B, heads, registers, T]
+        return products.softmax(-1)[..., self.skipped :].mean((1, 2))
+
+    @once
     def _states(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """[B, special + N, C] before the first block and after each, without the final norm."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -16,12 +16,12 @@ if it had never been given.
 
 `measure` and `drop` are in the official code too, and off: `"mahalanobis"` and `"euclidean"` measure how far a token is
 from the mean within the directions, `"cosine"` is 1 minus the cosine of token and rebuilt token; `drop` leaves out the
-first directions when rebuilding.
+first directions when rebuilding; `saliency` lets the patches that a DINO's registers look at least count as normal.
 
 Known differences: residuals have no upper bound, so that score and map are r / (r + v), v the variance of normal
 tokens, which changes no ranking; rotations are even parts of a turn, bilinear with a mirrored border, where the authors
 draw 30 angles and fill the corners with black, which their subspace then takes for normal; they draw the angles of mean
-and covariance apart. Their saliency mask, their tiles and their kernel PCA, all off in the paper, are not here.
+and covariance apart. `saliency` is for scoring alone. Their tiles and kernel PCA, off in the paper, are not here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlad.encoders.dino import DinoEncoder
 from vlad.encoders.encoder import Encoder
 from vlad.encoders.views import rotated_tokens
 from vlad.maps import checked_sigma, gaussian, to_size, top_mean
@@ -39,6 +40,7 @@ from vlad.memory.statistics import Moments, Statistics
 from vlad.scorer import Scorer, Scores
 
 MEASURES = ("residual", "mahalanobis", "euclidean", "cosine")
+LOOKING = 7  # the layer, from 1, in which `saliency` asks what the registers look at
 LAYERS: Mapping[int, tuple[int, ...]] = {12: (8, 9), 24: tuple(range(14, 19)), 40: tuple(range(23, 30))}  # the authors'
 
 
@@ -100,6 +102,8 @@ class SubspaceAD(Scorer):
         rotations: turns of each normal that are learnt from, itself the first.
         measure, drop: how far a token is from the subspace.
         sigma: of a wider smoothing of the map, in pixels of the encoder's input; None is the authors' 3 x 3.
+        saliency: share of a picture's patches that count as normal because a DINO's registers look at them least, 0 or
+            more and below 1; the authors' mask, off in the paper, takes 0.15.
     """
 
     words = "none"
@@ -117,6 +121,7 @@ class SubspaceAD(Scorer):
         measure: str = "residual",
         drop: int = 0,
         sigma: float | None = None,
+        saliency: float = 0.0,
     ):
         super().__init__(encoder, resolution=resolution)
         self.layers = checked_layers(paper_layers(encoder.depth) if layers is None else layers, encoder.depth)
@@ -127,16 +132,24 @@ class SubspaceAD(Scorer):
         for key, value, low in (("rotations", rotations, 1), ("drop", drop, 0)):
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{key} is {value!r}; expected a whole number, {low} or more")
+        if not 0 <= saliency < 1:
+            raise ValueError(f"saliency is {saliency!r}; expected a share of the patches, 0 or more and below 1")
+        if saliency and not (isinstance(encoder, DinoEncoder) and encoder.skipped > 1 and encoder.depth >= LOOKING):
+            raise TypeError(f"saliency asks a DINO with registers, {encoder.name!r} is none: 'dino:base-registers' is")
         sigma = None if sigma is None else checked_sigma(sigma)
         self.share, self.rotations, self.measure, self.drop, self.sigma = share, rotations, measure, drop, sigma
         self.options.update(layers=list(self.layers), share=share, rotations=rotations)
-        self.options.update(measure=measure, drop=drop, sigma=sigma)
+        self.saliency = float(saliency)
+        self.options.update(measure=measure, drop=drop, sigma=sigma, saliency=self.saliency)
         self.memory = Statistics(encoder.width)
 
     def forward(self, pixels: Tensor) -> Scores:
-        tokens, spaces = self.tokens(pixels), self.memory.made(self.space_of, len(pixels))
+        with self.encoder.sharing():
+            tokens, seen = self.tokens(pixels), self.seen(pixels)
+        spaces = self.memory.made(self.space_of, len(pixels))
         parts = [measured(one, space, self.measure, self.drop) for one, space in zip(tokens, spaces, strict=True)]
-        maps = to_size(torch.stack(parts).unflatten(1, self.encoder.grid(pixels)), (pixels.shape[-2], pixels.shape[-1]))
+        grid = (torch.stack(parts) * seen).unflatten(1, self.encoder.grid(pixels))
+        maps = to_size(grid, (pixels.shape[-2], pixels.shape[-1]))
         maps = near_box(maps) if self.sigma is None else gaussian(maps, self.sigma)
         unit = torch.stack([self._unit(space) for space in spaces])
         score = top_mean(maps)
@@ -145,6 +158,13 @@ class SubspaceAD(Scorer):
     def tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C], the mean over the layers."""
         return torch.stack(self.encoder.block_patches(pixels, self.layers)).float().mean(0)
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """[B, N] or one number: 1, and 0 where `saliency` lets a patch count as normal."""
+        if not (self.saliency and isinstance(self.encoder, DinoEncoder)):
+            return pixels.new_ones(())
+        attention = self.encoder.registers_see(pixels, LOOKING)
+        return (attention >= attention.quantile(self.saliency, dim=1, keepdim=True)).to(attention.dtype)
 
     def space_of(self, rows: Tensor) -> Subspace:
         """What `subspace` gives of sums [M, ...]."""

@@ -208,13 +208,18 @@ class VisualAD(LearnedScorer):
         return tokens, torch.stack([to_size(grid, size) for grid in maps])
 
     def loss(self, batch: Batch) -> Tensor:
-        tokens, layers = self.see(batch.features[0], self.ln_post)
-        total = F.binary_cross_entropy_with_logits(top_mean(layers.sum(0), up=True), batch.labels.float())
-        for anomalous in layers.sigmoid():
-            total = total + focal(torch.stack([1 - anomalous, anomalous], 1), batch.masks)
-            total = total + dice(anomalous, batch.masks)
+        of_picture, of_layers, of_tokens = self.losses(*self.see(batch.features[0], self.ln_post), batch)
+        return of_picture + of_layers.sum() + of_tokens
+
+    def losses(self, tokens: Tensor, layers: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what `see` gives: the picture's score's; focal and dice [L, 2] of each layer's map; the two tokens'."""
+        of_picture = F.binary_cross_entropy_with_logits(top_mean(layers.sum(0), up=True), batch.labels.float())
+        of_layers = [
+            torch.stack([focal(torch.stack([1 - anomalous, anomalous], 1), batch.masks), dice(anomalous, batch.masks)])
+            for anomalous in layers.sigmoid()
+        ]
         alike = F.cosine_similarity(tokens[:, 0], tokens[:, 1], dim=-1)
-        return total + (alike + MARGIN).clamp_min(0).mean()
+        return of_picture, torch.stack(of_layers), (alike + MARGIN).clamp_min(0).mean()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What an optimiser is built from: the two tokens learn ten times faster than all else, and each
