@@ -1,9 +1,9 @@
 """Which method makes most of 1, 2, 4 or 8 good pictures, alone or with another: python examples/few_normals.py
 
-Image AUROC of `patch_text`, `patch_memory` and `subspacead` with `tiny`, and of some of them joined: the largest value
-of a weighted geometric mean of their maps, which needs no common scale. Without `--data` on drawn parts of one kind
-(tiny_kinds.py), by which settings are chosen; with `--data folder:PICTURES` on photos, which are only reported. Fitting
-here sets no thresholds.
+Image AUROC of `patch_text`, `patch_memory` and `subspacead` with `tiny`, of a subspace of the rows that `patch_memory`
+keeps, and of some of them joined: the largest value of a weighted geometric mean of their maps, which needs no common
+scale. Without `--data` on drawn parts of one kind (tiny_kinds.py), by which settings are chosen; with
+`--data folder:PICTURES` on photos, which are only reported. Fitting here sets no thresholds.
 """
 
 import argparse
@@ -21,23 +21,56 @@ from vlad import datasets
 from vlad.evaluate.inputs import grouped
 from vlad.images import read
 from vlad.maps import to_size
+from vlad.memory import layer_tokens, middle_layers
+from vlad.memory.layers import SIZES
+from vlad.memory.statistics import Statistics
+from vlad.methods.subspacead import SubspaceAD
 from vlad.metrics import auroc
+from vlad.scorer import Scorer
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "words": ("patch_text", {}),  # never fitted
     "patch_text": ("patch_text", {}),
     "patch_memory": ("patch_memory", {}),
     "subspacead": ("subspacead", {}),
-    "subspacead, share .95, no rotations": ("subspacead", {"share": 0.95, "rotations": 1}),
+    "subspacead .95, no rotations": ("subspacead", {"share": 0.95, "rotations": 1}),
+    "rows .95": ("rows", {"share": 0.95, "rotations": 1}),
 }
-FLAT = "subspacead, share .95, no rotations"
+FLAT = "subspacead .95, no rotations"
 JOINED: dict[str, dict[str, int]] = {
     "patch_memory x 2, subspacead": {"patch_memory": 2, "subspacead": 1},
     "patch_memory x 2, subspacead .95": {"patch_memory": 2, FLAT: 1},
+    "patch_memory x 2, rows .95": {"patch_memory": 2, "rows .95": 1},
+    "patch_memory, rows .95": {"patch_memory": 1, "rows .95": 1},
     "patch_text x 5, subspacead x 2": {"patch_text": 5, "subspacead": 2},
     "patch_text x 5, subspacead .95 x 2": {"patch_text": 5, FLAT: 2},
+    "patch_text x 5, rows .95 x 1": {"patch_text": 5, "rows .95": 1},
+    "patch_text x 5, rows .95 x 2": {"patch_text": 5, "rows .95": 2},
+    "patch_text x 5, rows .95 x 4": {"patch_text": 5, "rows .95": 4},
     "words, subspacead .95 x 4": {"words": 1, FLAT: 4},
+    "words, rows .95 x 1": {"words": 1, "rows .95": 1},
+    "words, rows .95 x 2": {"words": 1, "rows .95": 2},
+    "words, rows .95 x 4": {"words": 1, "rows .95": 4},
 }
+
+
+class Rows(SubspaceAD):
+    """A subspace of what `patch_memory` keeps: two middle layers, patches alone and over 3 x 3, each of length 1."""
+
+    def __init__(self, encoder: vlad.Encoder, **options: Any) -> None:
+        super().__init__(encoder, layers=middle_layers(encoder.depth), **options)
+        self.memory = Statistics(len(self.layers) * len(SIZES) * encoder.width)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """[B, N, C]."""
+        return layer_tokens(self.encoder, pixels, self.layers, SIZES)
+
+
+def made(encoder: vlad.Encoder, method: str, words: str, options: dict[str, Any]) -> Scorer:
+    """The scorer of a row of METHODS."""
+    if method == "rows":
+        return Rows(encoder, **options)
+    return vlad.load(method, words if method == "patch_text" else None, encoder=encoder, **options).scorer
 
 
 @torch.no_grad()
@@ -47,10 +80,9 @@ def measure(
     """Image AUROC in percent of every row that learnt from the normals [n, 3, S, S]."""
     scorers, scores, maps = {}, {}, {}
     for label, (method, options) in METHODS.items():
-        detector = vlad.load(method, words if method == "patch_text" else None, encoder=encoder, **options)
-        scorers[label] = detector.scorer
+        scorers[label] = made(encoder, method, words, options)
         if label != "words":
-            detector.scorer.remember([normals])
+            scorers[label].remember([normals])
     for label, scorer in scorers.items():
         found = [scorer(pixels) for pixels in tests]
         scores[label] = torch.cat([one.score for one in found])

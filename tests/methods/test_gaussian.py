@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from scipy.stats import chi2
 
 import vlad
 from vlad.memory.statistics import Moments, Statistics
@@ -159,3 +160,47 @@ def test_two_clusters_of_patches_are_a_covariance_that_can_be_inverted():
 def test_wrong_settings_are_refused(options, words, small_encoder):
     with pytest.raises(ValueError, match=words):
         vlad.load("gaussian", encoder=small_encoder, **options)
+
+
+@pytest.fixture(scope="module")
+def b4(metauas_file, tmp_path_factory):
+    """EfficientNet-B4 from a file of the tower alone, by the names of efficientnet-pytorch, with classes beside it."""
+    content = torch.load(metauas_file, weights_only=True)
+    alone = {name.removeprefix("encoder."): value for name, value in content.items() if name.startswith("encoder.")}
+    torch.save({**alone, "_fc.weight": torch.zeros(10, 1792)}, file := tmp_path_factory.mktemp("b4") / "b4.pth")
+    return vlad.Encoder.load(f"efficientnet:{file}", device="cpu")
+
+
+@torch.no_grad()
+def test_an_efficientnet_has_nine_levels_at_380_px(b4, golden_weights):
+    assert vlad.load("gaussian", encoder=b4).resolution == 380
+    levels = b4.level_maps(b4.pixels([golden_weights.image(0, 90)]), tuple(range(1, 10)))
+    assert [level.shape[1] for level in levels] == list(b4.level_widths) == [48, 24, 32, 56, 112, 160, 272, 448, 1792]
+    assert [level.shape[2] for level in levels] == [190, 190, 95, 48, 24, 24, 12, 12, 12]
+    inner = b4.model.forward_features(b4.pixels([golden_weights.image(0, 90)]))  # timm's own way to the head
+    torch.testing.assert_close(levels[-1], inner, atol=1e-5, rtol=1e-5)
+    (alone,) = b4.level_maps(b4.pixels([golden_weights.image(0, 90)]), (3,))
+    torch.testing.assert_close(alone, levels[2], atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_on_an_efficientnet_the_score_is_the_sum_over_its_levels_as_scikit_learn_has_it(b4, golden_weights):
+    from sklearn.covariance import LedoitWolf
+
+    normals, odd = [golden_weights.image(seed, 64) for seed in range(10, 14)], golden_weights.image(1, 64)
+    layers = tuple(range(1, 9))  # one setting of the paper's leaves out the head
+    with pytest.warns(UserWarning, match="no threshold"):
+        detector = vlad.load("gaussian", encoder=b4, layers=layers, resolution=64).fit(normals)
+    prediction, far, bound = detector.predict(odd), 0.0, 0.0
+    taken = [b4.level_maps(b4.pixels([picture], 64), layers) for picture in [odd, *normals]]
+    for asked, *seen in zip(*taken, strict=True):
+        model = LedoitWolf().fit(torch.cat(seen).mean((2, 3)).double().numpy())
+        far += float(model.mahalanobis(asked.mean((2, 3)).double().numpy())[0]) ** 0.5
+        bound += chi2.ppf(0.9973, asked.shape[1]) ** 0.5
+    assert prediction.score == pytest.approx(far / (far + bound), rel=1e-3)
+    assert prediction.map.shape == (64, 64) and np.ptp(prediction.map) > 0.01
+
+
+def test_metauas_refuses_a_side_that_it_cannot_halve(b4, metauas_file):
+    with pytest.raises(ValueError, match="metauas halves its pictures five times: give resolution="):
+        vlad.load("metauas", adapter=metauas_file, encoder=b4)

@@ -46,8 +46,8 @@ def encoder(metauas_file):
 def load(metauas_file, encoder):
     """`vlad.load` with a file of the authors' form, and normal pictures as its prompts."""
 
-    def loaded(side, normals=()):
-        detector = vlad.load("metauas", adapter=metauas_file, encoder=encoder, resolution=side)
+    def loaded(side, normals=(), **options):
+        detector = vlad.load("metauas", adapter=metauas_file, encoder=encoder, resolution=side, **options)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # too few for a threshold
             return detector.fit(normals) if normals else detector
 
@@ -124,6 +124,17 @@ def test_of_several_normals_the_closest_is_the_prompt(pair, load):
         np.testing.assert_allclose(one.map, other.map, atol=1e-5)
 
 
+def test_changed_is_the_least_against_every_normal_where_that_is_asked(pair, load):
+    query, prompt = pair(64)
+    normals = [prompt, pair(64, 5)[1]]
+    together = load(64, normals, several="least").predict(query)
+    alone = [load(64, [normal]).predict(query).map for normal in normals]
+    np.testing.assert_allclose(together.map, np.minimum(*alone), atol=1e-5)
+    assert 0.01 < (alone[0] < alone[1]).mean() < 0.99 and together.score == together.map.max()
+    with pytest.raises(ValueError, match="several is 'mean'; expected one of closest, least"):
+        load(64, several="mean")
+
+
 def test_pictures_are_resized_with_aligned_corners(encoder):
     picture = np.zeros((3, 5, 3), np.uint8)
     picture[2, 4] = 255
@@ -134,7 +145,7 @@ def test_pictures_are_resized_with_aligned_corners(encoder):
 
 def test_the_side_stands_in_the_files_name(metauas_file, tmp_path):
     (tmp_path / "metauas-512.ckpt").symlink_to(metauas_file)
-    assert vlad.load("metauas", adapter=metauas_file, device="cpu").options == {"resolution": 256}
+    assert vlad.load("metauas", adapter=metauas_file, device="cpu").resolution == 256
     assert vlad.load("metauas", adapter=tmp_path / "metauas-512.ckpt", device="cpu").resolution == 512
 
 

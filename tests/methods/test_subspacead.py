@@ -205,5 +205,5 @@ def test_wrong_settings_are_refused(options, words, small_encoder):
 @pytest.mark.parametrize("name", ["tiny", "dino:small/random:0"])
 @pytest.mark.filterwarnings("ignore:.*untrained weights")
 def test_saliency_asks_for_registers(name):
-    with pytest.raises(TypeError, match="saliency asks a DINO with registers, .* is none: 'dino:base-registers' is"):
+    with pytest.raises(TypeError, match=r"saliency asks a DINO with registers, .* is none: 'dino:base-registers' is"):
         vlad.load("subspacead", encoder=name, saliency=0.15)

@@ -1,8 +1,9 @@
 """EfficientNet-B4, the frozen convolutional tower of MetaUAS, with the face of an `Encoder` that knows pictures alone.
 
-Name: "efficientnet:<file>", a file of MetaUAS's authors, which holds the tower under the names of efficientnet-pytorch;
-the side of its pictures, 256 or 512, stands in the file's name. The network is timm's `tf_efficientnet_b4`: its padding
-follows the picture's size as TensorFlow's does, and for sides that 32 divides this is what the authors' version pads.
+Name: "efficientnet:<file>", either a file of MetaUAS's authors, which holds the tower, and whose name the side of its
+pictures, 256 or 512; or the tower alone, by the names of efficientnet-pytorch or of timm, for pictures of 380 px. The
+network is timm's `tf_efficientnet_b4`: its padding follows the picture's size as TensorFlow's does, and for sides that
+32 divides this is what MetaUAS's version pads.
 """
 
 import re
@@ -22,10 +23,13 @@ from vlad.encoders.weights import digest_of
 
 PREFIX = "efficientnet:"
 STRIDE = 32
-WIDTHS = (48, 32, 56, 160, 448)  # of the five levels, strides 2, 4, 8, 16, 32
+SIDE = 380  # of the pictures that B4 was trained with
+WIDTHS = (48, 32, 56, 160, 448)  # of MetaUAS's five levels, strides 2, 4, 8, 16, 32
+LEVEL_WIDTHS = (48, 24, 32, 56, 112, 160, 272, 448, 1792)  # after the stem, the seven stages and the head
+LEVELS = (1, 3, 4, 6, 8)  # MetaUAS's five among these nine
 REPEATS = (2, 4, 4, 6, 6, 8, 2)  # blocks of each stage
-LEVEL_ENDS = (1, 2, 4, 6)  # the stages, from 0, after which levels 2 to 5 are taken
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+CLASSES = ("_fc.", "classifier.")  # of ImageNet, in a file of the tower alone
 INNER = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -57,7 +61,7 @@ def timm_name(name: str) -> str:
 
 
 class EfficientNet(Encoder):
-    """A frozen EfficientNet-B4. Its five `levels` have grids of their own; the last is its only layer of patches."""
+    """A frozen EfficientNet-B4. Its nine levels have grids of their own; the last stage is its one layer of patches."""
 
     reads_text = False
     walks = False
@@ -71,31 +75,46 @@ class EfficientNet(Encoder):
         self.width = self.embed_dim = WIDTHS[-1]
         self.norm, self.projection = nn.Identity(), torch.eye(self.width, device=self.device)
 
-    def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
-        """[B, 3, S, S] as `Encoder.pixels`, but as MetaUAS resizes: bilinear, corners aligned, not antialiased."""
-        side = self.resolution if resolution is None else resolution
-        if side < STRIDE or side % STRIDE:
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        return LEVEL_WIDTHS
+
+    def check_side(self, side: int) -> None:
+        if side < STRIDE or (side % STRIDE and side != self.resolution):
             raise ValueError(f"resolution is {side}; expected a positive multiple of {STRIDE}")
+
+    def squares(self, pictures: Sequence[np.ndarray], side: int) -> Tensor:
+        """As ever for a tower alone; of MetaUAS's, as it resizes: bilinear, corners aligned, not antialiased."""
+        if self.resolution == SIDE:
+            return super().squares(pictures, side)
         colours = [torch.from_numpy(picture.copy()).to(self.device).permute(2, 0, 1)[None] for picture in pictures]
-        squares = [
-            F.interpolate(colour.float() / 255, (side, side), mode="bilinear", align_corners=True) for colour in colours
-        ]
-        return (torch.cat(squares) - self.mean) / self.std
+        return torch.cat(
+            [F.interpolate(c.float() / 255, (side, side), mode="bilinear", align_corners=True) for c in colours]
+        )
 
     def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
-        """The picture itself, whose resized pixels are no whole numbers."""
-        return picture
+        """As ever for a tower alone; MetaUAS's takes the picture itself, whose resized pixels are no whole numbers."""
+        return super().as_seen(picture, resolution) if self.resolution == SIDE else picture
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        return -(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE)
+
+    def level_maps(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """[B, C_l, h_l, w_l] after the stem, the stages and the head (1 to 9), float32; widths as in LEVEL_WIDTHS."""
+        # the norms have the activation in them
+        steps = [lambda x: self.model.bn1(self.model.conv_stem(x)), *self.model.blocks]
+        steps.append(lambda x: self.model.bn2(self.model.conv_head(x)))
+        found, features = {}, pixels
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for layer, step in enumerate(steps[: max(layers)], 1):
+                features = step(features)
+                if layer in layers:
+                    found[layer] = features.float()
+        return tuple(found[layer] for layer in layers)
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The five feature maps [B, C_l, S / 2^l, S / 2^l], l from 1; float32, widths as in WIDTHS."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found = [self.model.bn1(self.model.conv_stem(pixels))]  # its norm has the activation in it
-            features = found[0]
-            for number, stage in enumerate(self.model.blocks):
-                features = stage(features)
-                if number in LEVEL_ENDS:
-                    found.append(features)
-        return tuple(level.float() for level in found)
+        """MetaUAS's five feature maps [B, C_l, S / 2^l, S / 2^l], l from 1; widths as in WIDTHS."""
+        return self.level_maps(pixels, LEVELS)
 
     def __call__(self, pixels: Tensor, layers: tuple[int, ...] = (), positions: str = "") -> Features:
         """The mean of the last level as image embedding, and its places as the patches of layer 1.
@@ -110,7 +129,7 @@ class EfficientNet(Encoder):
 
 
 def load(name: str, device: str | None = None, dtype: Any = None, activation: str | None = None) -> EfficientNet:
-    """The tower in a file of MetaUAS's authors; see the module.
+    """The tower in that file; see the module.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,10 +140,13 @@ def load(name: str, device: str | None = None, dtype: Any = None, activation: st
     file = Path(name.removeprefix(PREFIX)).expanduser()
     content = read_official(file)
     tensors = {key.removeprefix("encoder."): value for key, value in content.items() if key.startswith("encoder.")}
+    found = re.search(r"256|512", file.stem)
+    side = int(found[0]) if found else 256
+    if not tensors and content.keys() & {"_conv_stem.weight", "conv_stem.weight"}:
+        side, tensors = SIDE, {key: value for key, value in content.items() if not key.startswith(CLASSES)}
     if not tensors:
         raise ValueError(f"encoder {name!r}: the file holds no tower; a file of metauas's authors does")
-    found = re.search(r"256|512", file.stem)
-    return EfficientNet(_filled(tensors, name), name, int(found[0]) if found else 256, device, dtype)
+    return EfficientNet(_filled(tensors, name), name, side, device, dtype)
 
 
 def _filled(tensors: Mapping[str, Tensor], name: str) -> Any:

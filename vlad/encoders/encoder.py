@@ -155,13 +155,20 @@ class Encoder(Placed):
             ValueError: resolution is not a positive multiple of the patch size.
         """
         side = self.resolution if resolution is None else resolution
+        self.check_side(side)
+        return (self.levelled(self.squares(pictures, side)) - self.mean) / self.std
+
+    def squares(self, pictures: Sequence[np.ndarray], side: int) -> Tensor:
+        """[B, 3, S, S] in [0, 1]: the pictures resized."""
+        squares = [self.as_seen(picture, side) for picture in pictures]
+        return torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def check_side(self, side: int) -> None:
+        """ValueError where pictures cannot have this side."""
         if side < self.patch_size or side % self.patch_size:
             raise ValueError(
                 f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
             )
-        squares = [self.as_seen(picture, side) for picture in pictures]
-        batch = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
-        return (self.levelled(batch) - self.mean) / self.std
 
     def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
         """uint8, all that `pixels` takes of a picture [H, W, 3]: of what comes out, it makes the same to the bit."""
@@ -205,6 +212,15 @@ class Encoder(Placed):
     def block_patches(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         """[B, N, C] for each layer: patch tokens as the blocks leave them, without the norm that a call may add."""
         return self(pixels, layers=layers).patches
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Of the features in `level_maps`, for every layer from 1: C, but in a convolutional tower its own."""
+        return (self.width,) * self.depth
+
+    def level_maps(self, pixels: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """[B, C_l, h_l, w_l] for each layer: `block_patches` on their grid, or a convolutional level's own."""
+        return tuple(one.mT.unflatten(2, self.grid(pixels)) for one in self.block_patches(pixels, layers))
 
     @once
     def dense(

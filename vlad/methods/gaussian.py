@@ -4,11 +4,13 @@ Paper: "Modeling the Distribution of Normal Data in Pre-Trained Deep Features fo
 Written from its equations alone. Needs: normal pictures, 10 or more to be worth it, 20 to be strong. No text, no
 training, one picture at a time, any encoder.
 
-1. A picture's feature in a layer is the mean of its patch tokens, as the block leaves them.
+1. A picture's feature in a layer is the mean of its patch tokens, as the block leaves them; of an EfficientNet-B4
+   (`encoder="efficientnet:FILE"`), the paper's tower, the mean over places of each of its nine levels.
 2. `fit` takes the mean of the normals' features and their covariance, shrunk towards a multiple of the identity as far
    as so few pictures ask for (Ledoit and Wolf).
 3. The score is the sum over the layers of the Mahalanobis distances; the map the same of every patch token, with one
-   gaussian a layer of all the normals' patches, bilinear (align_corners=False) and smoothed with a gaussian of 4 px.
+   gaussian a layer of all the normals' patches, bilinear (align_corners=False; levels of several sizes first go to the
+   finest one's) and smoothed with a gaussian of 4 px.
 
 `negative` (the paper's NPCA, its best) keeps of each layer's principal components the last, from the one on with which
 `negative` of the variance is explained: what all normals agree on tells more than that in which they differ. It sees
@@ -18,12 +20,13 @@ Score and map are d / (d + b): 0.5 is at b, the sum over the layers of the dista
 samples lie (chi-square). With fewer than ten times as many normals as a layer is wide that bound is too low: `fit` sets
 thresholds from each normal's distance under the others.
 
-Known differences: a vision transformer's layers in place of EfficientNet-B4's nine levels; the map is ours; of NPCA's
+Known differences: any encoder beside the paper's; B4 pads as it was trained, also at 380 px; the map is ours; of NPCA's
 components those that do not vary among the normals are left out, where the official code keeps one, of no meaning. With
 one or two normals, whose covariance says nothing, all directions vary alike.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -31,7 +34,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
-from vlad.maps import checked_sigma, smooth_map
+from vlad.maps import checked_sigma, smooth_map, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.memory.statistics import Moments, Statistics
 from vlad.scorer import Scorer, Scores
@@ -54,7 +57,17 @@ class Gaussian(NamedTuple):
 
     def bound(self) -> float:
         """The distance that a share of BOUND of its samples stay below."""
-        return float(chi2.ppf(BOUND, self.directions.shape[1]) ** 0.5)
+        return bound_of(self.directions.shape[1])
+
+    def single(self) -> "Gaussian":
+        """The same in float32, for features of that."""
+        return Gaussian(self.mean.float(), self.directions.float())
+
+
+@cache
+def bound_of(freedom: int) -> float:
+    """The root of chi-square's quantile at BOUND, with so many degrees of freedom."""
+    return float(chi2.ppf(BOUND, freedom) ** 0.5)
 
 
 def shrinkage(moments: Moments) -> Tensor:
@@ -103,7 +116,7 @@ class GaussianAD(Scorer):
     """See the module.
 
     Args:
-        layers: of the encoder, from 1; None is the end of each quarter of the blocks.
+        layers: of the encoder, from 1; None is each quarter's last block, of an EfficientNet all nine levels.
         negative: share of the variance for NPCA, above 0 and below 1; None takes all components.
         sigma: of the map's smoothing, in input pixels.
     """
@@ -123,47 +136,55 @@ class GaussianAD(Scorer):
         sigma: float = 4.0,
     ):
         super().__init__(encoder, resolution=resolution)
-        self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)
+        widths = encoder.level_widths
+        usual = quarters(len(widths)) if len(set(widths)) == 1 else tuple(range(1, len(widths) + 1))
+        self.layers = checked_layers(usual if layers is None else layers, len(widths))
         if negative is not None and not 0 < negative < 1:
             raise ValueError(f"negative is {negative!r}; expected a share of the variance above 0 and below 1, or None")
         self.negative, self.sigma = negative, checked_sigma(sigma)
         self.options.update(layers=list(self.layers), negative=negative, sigma=self.sigma)
-        self.memory = Memory(len(self.layers) * encoder.width, metric="euclidean")
-        self.places = nn.ModuleList(Statistics(encoder.width) for _ in self.layers)
+        self.widths = [widths[layer - 1] for layer in self.layers]
+        self.memory = Memory(sum(self.widths), metric="euclidean")
+        self.places = nn.ModuleList(Statistics(width) for width in self.widths)
 
     def forward(self, pixels: Tensor) -> Scores:
-        tokens = self.tokens(pixels)  # [L, B, N, C]
-        pooled = self.memory.made(self._of_pictures, len(pixels))
-        score = torch.stack([_far(own, one) for own, one in zip(pooled, tokens.mean(2).unbind(1), strict=True)])
-        layers = [memory.made(_of_patches(memory), len(pixels)) for memory in self.places]
-        placed = zip(zip(*layers, strict=True), tokens.unbind(1), strict=True)
-        grid = torch.stack([_far(own, one) for own, one in placed]).unflatten(1, self.encoder.grid(pixels))
+        levels = self.encoder.level_maps(pixels, self.layers)  # [B, C, h, w] each
+        pooled = zip(*(level.mean((2, 3)) for level in levels), strict=True)
+        gaussians = self.memory.made(self._of_pictures, len(pixels))
+        score = torch.stack([_far(own, one) for own, one in zip(gaussians, pooled, strict=True)])
+        grids = [_distances(memory, level) for memory, level in zip(self.places, levels, strict=True)]
+        finest = max((grid.shape[1], grid.shape[2]) for grid in grids)
+        grid = torch.stack([one if one.shape[1:] == finest else to_size(one, finest) for one in grids]).sum(0)
+        grid = grid / (grid + sum(map(bound_of, self.widths)))
         return Scores(score, smooth_map(grid, (pixels.shape[-2], pixels.shape[-1]), self.sigma))
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """[L, B, N, C]."""
-        return torch.stack(self.encoder.block_patches(pixels, self.layers)).float()
-
     def _of_pictures(self, rows: Tensor) -> list[Gaussian]:
-        """A gaussian a layer, of the normals' features [n, L * C]."""
-        layers = rows.double().chunk(len(self.layers), 1)
+        """A gaussian a layer, of the normals' features [n, the sum of all C]."""
+        layers = rows.double().split(self.widths, 1)
         if self.negative is None or len(rows) < FEW:
-            return [gaussian(Moments.of(features)) for features in layers]
-        return [negative_gaussian(features, self.negative) for features in layers]
+            return [gaussian(Moments.of(features)).single() for features in layers]
+        return [negative_gaussian(features, self.negative).single() for features in layers]
 
     def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
-            tokens = self.tokens(pixels)
-            self.memory.add(torch.cat(list(tokens.mean(2)), -1)[:, None])  # [B, 1, L * C]
-            for memory, layer in zip(self.places, tokens, strict=True):
-                memory.add(layer)
+            levels = self.encoder.level_maps(pixels, self.layers)
+            self.memory.add(torch.cat([level.mean((2, 3)) for level in levels], -1)[:, None])  # [B, 1, all C]
+            for memory, level in zip(self.places, levels, strict=True):
+                memory.add(level.flatten(2).mT)
 
 
 def _of_patches(memory: Statistics) -> Callable[[Tensor], Gaussian]:
-    return lambda rows: gaussian(memory.moments(rows))
+    return lambda rows: gaussian(memory.moments(rows)).single()
 
 
-def _far(gaussians: Sequence[Gaussian], layers: Iterable[Tensor]) -> Tensor:
-    """[...] in [0, 1]: of one picture's features [..., C] a layer; 0.5 where their distances sum up to the bounds."""
-    distance = torch.stack([own.distance(x) for own, x in zip(gaussians, layers, strict=True)]).sum(0)
+def _distances(memory: Statistics, level: Tensor) -> Tensor:
+    """[B, h, w] of features [B, C, h, w], each under the gaussian of the patches that it may see."""
+    gaussians = memory.made(_of_patches(memory), len(level))
+    found = [own.distance(one.flatten(1).mT) for own, one in zip(gaussians, level, strict=True)]
+    return torch.stack(found).unflatten(1, level.shape[2:])
+
+
+def _far(gaussians: Sequence[Gaussian], features: Iterable[Tensor]) -> Tensor:
+    """In [0, 1]: of one picture's features [C] a layer; 0.5 where their distances sum up to the bounds."""
+    distance = torch.stack([own.distance(x) for own, x in zip(gaussians, features, strict=True)]).sum()
     return distance / (distance + sum(own.bound() for own in gaussians))

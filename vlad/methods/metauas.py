@@ -12,11 +12,12 @@ gaobb/MetaUAS. Needs: one normal picture or more (`fit`), and the authors' file,
    maximum.
 
 Of several normals the one whose deepest level is closest to the picture's (cosine of the means over places) is the
-prompt, which is the authors' "MetaUAS*". They train on pairs of pictures in which something was put in, taken out or
-exchanged, and have not published how; VLAD only reads what they learned.
+prompt, which is the authors' "MetaUAS*". `several="least"` (ours) lets each be the prompt and takes the least of all
+maps: changed is what is so against every normal; the decoder passes once for each. They train on pairs of pictures in
+which something was put in, taken out or exchanged, and have not published how; VLAD only reads what they learned.
 
 Known differences: none in the numbers; the authors' evaluation rescales all maps of a product by their smallest and
-largest value, which is not done here. The class for several prompts at once crashes in their code, and is not followed.
+largest value, which is not done here. What their class for several prompts at once should do is not known: it crashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlad.encoders.efficientnet import PREFIX, WIDTHS, EfficientNet
+from vlad.encoders.efficientnet import PREFIX, STRIDE, WIDTHS, EfficientNet
 from vlad.learning.scorer import LearnedScorer, refuse_other_methods
 from vlad.memory import Memory
 from vlad.scorer import Scores
@@ -36,6 +37,7 @@ HIDDEN = tuple(width // 2 for width in DEEP)
 SKIPS = (2 * DEEP[1], 2 * DEEP[2], WIDTHS[1], WIDTHS[0], 0)  # what joins at each step of the decoder
 STEPS = (256, 128, 64, 64, 48)  # widths of the decoder
 REDUCTION = 16
+SEVERAL = ("closest", "least")
 QUERIES = 1024  # places that look at the prompt at once; changes memory use, never the result
 
 
@@ -95,7 +97,9 @@ class Step(nn.Module):
 
 
 class MetaUas(LearnedScorer):
-    """See the module. `resolution` None is the side that the file was learned with; other multiples of 32 run too."""
+    """See the module. `resolution` None is the side that the file was learned with; other multiples of 32 run too.
+    `several` is what is done with more than one normal, "closest" or "least".
+    """
 
     words = "none"
     needs_normals: ClassVar[bool] = True
@@ -107,12 +111,17 @@ class MetaUas(LearnedScorer):
     decoder: Any  # its blocks are a list
     prompts: Any  # a Memory of each aligned level, the deepest first
 
-    def __init__(self, encoder: EfficientNet, *, resolution: int | None = None):
+    def __init__(self, encoder: EfficientNet, *, resolution: int | None = None, several: str = "closest"):
         super().__init__(encoder, resolution=resolution)
         if not isinstance(encoder, EfficientNet):
             raise TypeError(
                 f"metauas has a tower of its own, which its authors' file holds; leave encoder={encoder.name!r} out"
             )
+        if self.resolution % STRIDE:
+            raise ValueError(f"metauas halves its pictures five times: give resolution=, a multiple of {STRIDE}")
+        if several not in SEVERAL:
+            raise ValueError(f"several is {several!r}; expected one of {', '.join(SEVERAL)}")
+        self.several = self.options["several"] = several
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
             self.alignment = nn.ModuleList(Alignment(*sizes) for sizes in zip(DEEP, HIDDEN, strict=True))
             inputs = (2 * DEEP[0], *STEPS[:-1])
@@ -124,7 +133,13 @@ class MetaUas(LearnedScorer):
 
     def forward(self, pixels: Tensor) -> Scores:
         levels = self.encoder.levels(pixels)
-        amap = self.logits(levels, self.closest(levels)).sigmoid()
+        pictures = list(zip(*(level.split(1) for level in levels), strict=True))
+        chosen = [self.chosen(own, position) for position, own in enumerate(pictures)]
+        if self.several == "closest":
+            logits = self.logits(levels, [torch.cat(level) for level in zip(*chosen, strict=True)])
+        else:
+            logits = torch.cat([self.least(*each) for each in zip(pictures, chosen, strict=True)])
+        amap = logits.sigmoid()
         return Scores(amap.amax((1, 2)), amap)
 
     def logits(self, levels: Sequence[Tensor], prompts: Sequence[Tensor]) -> Tensor:
@@ -135,20 +150,22 @@ class MetaUas(LearnedScorer):
             x = step(x, skip)
         return self.mask_head(x)[:, 0]
 
-    def closest(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The three deepest levels [B, C, h, w] of the normal that is most like each picture, the deepest first."""
-        sizes = [levels[4 - i].shape[2:] for i in range(len(DEEP))]
-        chosen = []
-        for position, deepest in enumerate(levels[4]):
-            normals = [  # [K, places, C] each
-                memory.rows_for(position).unflatten(0, (-1, size.numel()))
-                for memory, size in zip(self.prompts, sizes, strict=True)
-            ]
-            alike = F.cosine_similarity(normals[0].mean(1), deepest.mean((1, 2)), dim=-1)  # [K]
-            chosen.append(
-                [rows[alike.argmax()].T.unflatten(1, size) for rows, size in zip(normals, sizes, strict=True)]
-            )
-        return [torch.stack(level) for level in zip(*chosen, strict=True)]
+    def least(self, levels: Sequence[Tensor], normals: Sequence[Tensor]) -> Tensor:
+        """[1, S, S]: the least logits of one picture's levels under each of the normals [K, C, h, w]."""
+        every = zip(*(level.split(1) for level in normals), strict=True)
+        return torch.stack([self.logits(levels, prompts) for prompts in every]).amin(0)
+
+    def chosen(self, levels: Sequence[Tensor], position: int) -> list[Tensor]:
+        """The three deepest levels [K, C, h, w] of the normals that are prompts of the picture at this position of a
+        batch, the deepest first: all that it may see, or the one that is most like it."""
+        normals = []
+        for i, memory in enumerate(self.prompts):
+            size = levels[4 - i].shape[2:]
+            normals.append(memory.rows_for(position).unflatten(0, (-1, size.numel())).mT.unflatten(2, size))
+        if self.several == "least":
+            return normals
+        alike = F.cosine_similarity(normals[0].mean((2, 3)), levels[4].mean((2, 3)), dim=-1)  # [K]
+        return [level[alike.argmax()][None] for level in normals]
 
     def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
