@@ -9,6 +9,7 @@ from conftest import GOLDEN
 from PIL import Image
 
 import vlad
+from vlad.maps import to_size
 from vlad.memory.statistics import Moments
 from vlad.methods.subspacead import measured, paper_layers, subspace
 
@@ -133,6 +134,32 @@ def test_what_the_registers_look_at_least_counts_as_normal(encoder, golden, gold
     hidden = expected < np.median(expected)
     assert (patches[1] <= patches[0] + 1e-6).all(), "nothing is odder than without a mask"
     assert (patches[1][hidden] < 0.9 * patches[0][hidden]).all() and patches[1].max() > 0.5 * patches[0].max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [1, 2])
+def test_under_other_seeds_it_is_what_numpy_makes_of_the_same_tokens(small_encoder, golden_weights, seed):
+    """Principal components by a decomposition of the rows themselves, the blur by slices."""
+    normals, query = [golden_weights.image(seed * 10 + n, 112) for n in (1, 2)], golden_weights.image(seed * 10, 112)
+    detector = fitted(small_encoder, normals, layers=(14, 15))
+    tokens = [
+        np.mean([one.double().numpy() for one in found], 0)
+        for found in (
+            small_encoder.block_patches(small_encoder.pixels(pictures), (14, 15)) for pictures in (normals, [query])
+        )
+    ]
+    rows = tokens[0].reshape(-1, 128)
+    _, lengths, components = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    count = np.searchsorted(np.cumsum(lengths**2) / np.sum(lengths**2), 0.99) + 1
+    centred, kept = tokens[1][0] - rows.mean(0), components[:count]
+    grid = np.square(centred - centred @ kept.T @ kept).sum(1).reshape(1, 8, 8)
+    whole = np.pad(to_size(torch.from_numpy(grid), (112, 112))[0], 1, mode="reflect")
+    weights = np.exp(-np.array([1, 0, 1]) / 32) / np.exp(-np.array([1, 0, 1]) / 32).sum()
+    for axis in (0, 1):
+        whole = sum(weight * np.take(whole, range(n, n + 112), axis) for n, weight in enumerate(weights))
+    found = detector.predict(query)
+    np.testing.assert_allclose(unsquashed(found.map.astype(np.float64), detector), whole, rtol=1e-4)
+    assert unsquashed(found.score, detector) == pytest.approx(np.sort(whole.ravel())[-125:].mean(), rel=1e-4)
 
 
 def test_layers_are_the_authors_where_they_chose_some():
