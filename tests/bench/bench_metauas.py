@@ -13,6 +13,7 @@ import numpy as np
 import timm
 import torch
 
+import vlad
 from vlad.encoders.efficientnet import EfficientNet
 from vlad.methods.metauas import MetaUas
 
@@ -33,9 +34,9 @@ def main() -> None:
     encoder = EfficientNet(timm.create_model("tf_efficientnet_b4", num_classes=0), "untrained", 256, "cpu")
     for side in arguments.side:
         pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
-        detector = MetaUas(encoder, resolution=side).fit(pictures[:1])
+        scorer = vlad.Detector(MetaUas(encoder, resolution=side)).fit(pictures[:1]).scorer
         pixels = encoder.pixels(pictures[1:], side)
-        calls = lambda: encoder.levels(pixels), lambda: detector(pixels)  # noqa: B023
+        calls = lambda: encoder.levels(pixels), lambda: scorer(pixels)  # noqa: B023
         times = np.array([[seconds(call) for call in calls] for _ in range(arguments.runs + 1)])[1:]
         tower, scored = times.min(0)
         print(f"{side} px: tower {tower:.3f} s, picture {scored:.3f} s, {scored / tower / 2:.2f} of two tower passes")
