@@ -160,7 +160,8 @@ class Normals:
         """
         self.reader = reader
         self.remarks = Remarks()
-        given = as_list(images, reader, self.remarks)
+        self.side = scorer.framing.side(scorer.resolution)
+        given = as_list(images, reader, self.remarks, self.side)
         if not given:
             raise ValueError(f"fit got no {kind} picture; give at least one {kind} picture")
         earlier = earlier or {}
@@ -218,7 +219,7 @@ class Normals:
 
     def read(self, image: Any) -> np.ndarray:
         """uint8 [H, W, 3] of one of `images`; what is no path was read when it was pulled."""
-        picture = image if isinstance(image, np.ndarray) else self.reader.read(image, self.remarks)
+        picture = image if isinstance(image, np.ndarray) else self.reader.read_for(self.side, image, self.remarks)[0]
         return fit_to_frame(picture, image, self.scorer.framing)
 
     def _views(self, pictures: list[Any]) -> Views:
@@ -241,11 +242,11 @@ def _unreadable(errors: Sequence[ImageError], of: int) -> ImageError:
     return ImageError(f"{len(errors)} of {of} pictures cannot be read: {words}", errors[0].source)
 
 
-def as_list(images: Any, reader: Reader, remarks: Remarks) -> list[Any]:
+def as_list(images: Any, reader: Reader, remarks: Remarks, side: int | None = None) -> list[Any]:
     """Paths, and pixels uint8 [H, W, 3] of what is no path, of pictures as `Detector.predict` takes them.
 
-    A folder stands for the pictures below it. What is no path is read when it is pulled, before a camera fills its
-    buffer anew.
+    A folder stands for the pictures below it. What is no path is read, for one who needs `side` px, when it is pulled:
+    before a camera fills its buffer anew.
     """
     if (path := path_of(images)) is not None and os.path.isdir(os.path.expanduser(path)):
         left_out: Counter[str] = Counter()
@@ -257,7 +258,7 @@ def as_list(images: Any, reader: Reader, remarks: Remarks) -> list[Any]:
     if isinstance(images, list | tuple):
         remarks.repeated(repeats(images))
     pictures = reader.pictures(images)
-    return [one if path_of(one) is not None else reader.read(one, remarks) for one in pictures]
+    return [one if path_of(one) is not None else reader.read_for(side, one, remarks)[0] for one in pictures]
 
 
 def _names(images: list[Any], taken: Sequence[str] = ()) -> list[str]:

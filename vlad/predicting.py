@@ -22,22 +22,29 @@ from vlad.framing.looking import Views, finished, scores_of, views_of
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
+from vlad.images.sizes import LARGE
 from vlad.memory.normals import NormalPictures
 from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
 
 PASS = 8  # pictures computed at once, whatever the batch: kernels of bfloat16 round a larger pass otherwise
-BATCH_PIXELS = 50_000_000  # H * W of the pictures of one batch, about; 150 MB
+BATCH_PIXELS = LARGE  # H * W of the pictures of one batch, and at most as many more: 150 MB
 
 
 class Reading(NamedTuple):
     """A picture as it was given, and what became of it: pixels, or the reason why there are none."""
 
     given: Any
-    picture: np.ndarray | None  # uint8 [H, W, 3]
+    picture: np.ndarray | None  # uint8 [H, W, 3]; a very large one is smaller than `size`
+    size: tuple[int, int] = (0, 0)  # (H, W) that it has
     error: ImageError | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> np.ndarray | None:
+        """The picture, if it is at hand at its own size."""
+        return self.picture if self.picture is not None and self.picture.shape[:2] == self.size else None
 
 
 class Row(NamedTuple):
@@ -72,15 +79,15 @@ class Judge:
         cuts = [None if one is None else one.threshold for one in (score, amap)]
         return cls(scorer, score, amap, cuts[0], cuts[1], normals)
 
-    def prediction(self, reading: Reading, size: tuple[int, int], row: Row, reader: Reader) -> Prediction:
-        """What is said of a picture of this size."""
+    def prediction(self, reading: Reading, row: Row, reader: Reader) -> Prediction:
+        """What is said of a picture."""
         path = path_of(reading.given)
         made = self.calibration
         own = made is not None and made.threshold == self.threshold  # not one that was set by hand
         return Prediction(
             score=row.score,
             map=row.map,
-            size=size,
+            size=reading.size,
             threshold=self.threshold,
             map_threshold=self.map_threshold,
             name=self.scorer.name,
@@ -126,7 +133,7 @@ def predictions(
         if judge.scorer.score_set is not None:
             yield from _of_a_set(judge, images, reader, remarks, batch_size, on_error)
             return
-        for batch in read_ahead(images, batch_size, prefetch, reader, remarks, judge.scorer.framing):
+        for batch in read_ahead(images, batch_size, prefetch, reader, remarks, judge.scorer):
             _remark_sizes(judge.scorer, batch, remarks)
             yield from judged(judge, batch, reader, on_error)
 
@@ -139,7 +146,7 @@ def judged(
     rows = iter(next(score_together([judge.scorer], good)) if good else [])
     for one in batch:
         if one.picture is not None:
-            yield one, judge.prediction(one, _size(one.picture), next(rows), reader)
+            yield one, judge.prediction(one, next(rows), reader)
         else:
             yield one, _error(one, on_error)
 
@@ -147,7 +154,7 @@ def judged(
 def _remark_sizes(scorer: Scorer, batch: Iterable[Reading], remarks: Remarks) -> None:
     for one in batch:
         if one.picture is not None:
-            remarks.shrunk(path_of(one.given) or "picture", _size(one.picture), scorer.resolution)
+            remarks.shrunk(path_of(one.given) or "picture", one.size, scorer.resolution)
 
 
 def _of_a_set(
@@ -155,16 +162,16 @@ def _of_a_set(
 ) -> Iterator[tuple[Reading, Prediction | ImageError]]:
     score_set = judge.scorer.score_set
     assert score_set is not None
-    seen: list[tuple[Reading, tuple[int, int] | ImageError]] = []
+    seen: list[tuple[Reading, ImageError | None]] = []
 
     framed: list[Framed] = []
 
     def batches() -> Iterator[Tensor]:
-        for batch in read_ahead(images, batch_size, False, reader, remarks, judge.scorer.framing):
+        for batch in read_ahead(images, batch_size, False, reader, remarks, judge.scorer):
             _remark_sizes(judge.scorer, batch, remarks)
             for one in batch:
                 kept = one if path_of(one.given) is None else one._replace(picture=None)
-                seen.append((kept, _error(one, on_error) if one.picture is None else _size(one.picture)))
+                seen.append((kept, _error(one, on_error) if one.picture is None else None))
             good = [one.picture for one in batch if one.picture is not None]
             for views in (views_of(judge.scorer, part) for part in passes(good)):
                 framed.extend(views.framed)
@@ -176,8 +183,8 @@ def _of_a_set(
 
     rows = _without_gradients(row for scores in score_set(batches()) for row in _rows(judge.scorer, whole(scores)))
     rows = chain(list(islice(rows, 1)), rows)  # with the first of them all pictures are read
-    for one, size in seen:
-        yield one, size if isinstance(size, ImageError) else judge.prediction(one, size, next(rows), reader)
+    for one, error in seen:
+        yield one, error or judge.prediction(one, next(rows), reader)
 
 
 def _error(reading: Reading, on_error: str) -> ImageError:
@@ -210,16 +217,17 @@ def passes(pictures: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
 
 
 def read_ahead(
-    images: Iterable[Any], batch_size: int, prefetch: bool, reader: Reader, remarks: Remarks, framing: Framing
+    images: Iterable[Any], batch_size: int, prefetch: bool, reader: Reader, remarks: Remarks, scorer: Scorer
 ) -> Iterator[list[Reading]]:
     """Pictures in batches, each read when it is pulled from `images`; the next batch is read meanwhile.
 
-    A batch of large pictures is smaller, so that two of them stay within memory.
+    A batch of large pictures is smaller, so that two of them stay within memory; of the largest no more is kept than
+    the scorer looks at.
 
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    pending = (reading_of(image, reader, remarks, framing) for image in reader.pictures(images))
+    pending = (reading_of(image, reader, remarks, scorer) for image in reader.pictures(images))
     if not prefetch:
         while batch := _batch(pending, batch_size):
             yield batch
@@ -240,22 +248,23 @@ def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
     return batch
 
 
-def reading_of(image: Any, reader: Reader, remarks: Remarks, framing: Framing) -> Reading:
+def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer) -> Reading:
     """One picture read, or why it cannot be."""
     try:
-        picture = fit_to_frame(reader.read(image, remarks), image, framing)
+        picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks)
+        fit_to_frame(picture, image, scorer.framing)
     except ImageError as error:
-        return Reading(image, None, error)
+        return Reading(image, None, error=error)
     flat = is_flat(picture)
     if flat:
         remarks.flat(path_of(image) or "a picture")
-    return Reading(image, picture, notes=(FLAT,) if flat else ())
+    return Reading(image, picture, size, notes=(FLAT,) if flat else ())
 
 
 def fit_to_frame(picture: np.ndarray, given: Any, framing: Framing) -> np.ndarray:
     """The picture [H, W, 3] as it is; ImageError, which names what was given, where it cannot be framed so."""
     try:
-        framing.places.check(_size(picture))
+        framing.places.check((picture.shape[0], picture.shape[1]))
     except ValueError as error:
         path = path_of(given)
         raise ImageError(f"{path or 'a picture'}: {error}", path) from error
@@ -286,7 +295,3 @@ def _without_gradients(items: Iterator[Item]) -> Iterator[Item]:
         if not found:
             return
         yield from found
-
-
-def _size(picture: np.ndarray) -> tuple[int, int]:
-    return picture.shape[0], picture.shape[1]

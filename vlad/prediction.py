@@ -15,6 +15,7 @@ from vlad.framing.places import Places
 from vlad.images import Reader
 from vlad.images.drawing import draw_overlay
 from vlad.images.places import place_of
+from vlad.images.sizes import LARGE, resized
 
 Verdict = Literal["anomalous", "normal", "unsure", "uncalibrated"]
 
@@ -52,7 +53,7 @@ class Prediction:
     unsure: tuple[float, float] | None = None  # scores from low up to below high are too close to call
     scale: tuple[float, float] = (0.0, 1.0)  # map values drawn cold and hot, fixed by the method
     region_level: float = 0.5  # the method's own threshold of regions()
-    picture: np.ndarray | None = None  # uint8 [H, W, 3], kept where there is no path to read it from again
+    picture: np.ndarray | None = None  # uint8 [h, w, 3], smaller than `size` if very large; kept where there is no path
     notes: tuple[str, ...] = ()  # what its reader should know of the picture, in sentences
     reader: Reader = field(default_factory=Reader)  # how its picture was read, and is read again
     places: Places = field(default_factory=Places)  # what of it counts; elsewhere the map has its lowest value
@@ -182,10 +183,12 @@ class Prediction:
         Raises:
             ValueError: no map, no picture to be had, or one of another size.
         """
-        full = self.full_map()
+        hidden = self.places.hidden(self.size, self.size)
+        in_bands = hidden is None and self.size[0] * self.size[1] > LARGE  # drawn so, without a whole map
+        full = self.full_map() if self.map is None or not in_bands else self.map
         given = self.source if picture is None else picture
         if picture is None and self.picture is not None:
-            photo = self.picture
+            photo = self.picture if self.picture.shape[:2] == self.size else resized(self.picture, self.size)
         elif given is not None:
             photo = self.reader.read(given)
         else:
@@ -194,7 +197,6 @@ class Prediction:
             raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
         low, high = (float(full.min()), float(full.max())) if stretch else self.scale
         boxes = [region.box for region in self._own_regions(full)[:DRAWN_BOXES]]
-        hidden = self.places.hidden(self.size, self.size)
         return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch, hidden=hidden)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -131,7 +131,7 @@ class LineMaker:
                 outcome = replace(outcome, reader=replace(outcome.reader, channels="RGB"))  # as pixels at hand are
                 try:
                     outcome = self._judged(outcome)
-                    at_hand = picture.path if reading.picture is None else reading.picture
+                    at_hand = picture.path if reading.whole is None else reading.whole
                     more = dict(self.wanted.written(outcome, at_hand, picture.relative))
                     if self.explain:
                         more["explanation"] = self.explain(at_hand, outcome)

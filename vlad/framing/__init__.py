@@ -13,6 +13,10 @@ class Framing:
 
     places: Places = field(default_factory=Places)
 
+    def side(self, resolution: int) -> int | None:
+        """How many px of a picture's sides are looked at by a scorer of this resolution; None: all that there are."""
+        return resolution if self.places == Places() else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; those that were asked for."""
         return {key: value for key, value in self.places.to_dict().items() if value is not None}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from vlad.images.arrays import from_array, is_tensor, repeats, to_array
 from vlad.images.depth import Levels, PictureWarning, Remarks, to_rgb
 from vlad.images.pillow import FORMATS as FORMATS
 from vlad.images.pillow import TooManyPixels
+from vlad.images.sizes import MAX_PIXELS
 from vlad.images.sources import Source, is_bytes, path_of, shown, source_of
 from vlad.images.strange import HEAD, what_it_is
 
-MAX_PIXELS = 178_956_970  # H * W; what Pillow itself accepts before it raises: about 540 MB as RGB
 CHANNELS = ("RGB", "BGR")
 PAGES = ("first", "all")
 
@@ -76,7 +76,21 @@ class Reader:
 
     def read(self, image: Any, remarks: Remarks | None = None) -> np.ndarray:
         """As the function `read` does."""
-        return read(image, bits=self.bits, channels=self.channels, max_pixels=self.max_pixels, remarks=remarks)
+        return self.read_for(None, image, remarks)[0]
+
+    def read_for(
+        self, side: int | None, image: Any, remarks: Remarks | None = None, page: int | None = None
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """The picture for one who needs `side` px, and the (H, W) that it has.
+
+        One of more than `sizes.LARGE` pixels is made smaller by whole numbers where it is read, each side by its own,
+        so that SPARE times the side is left at least: it takes a few megabytes then, not half a gigabyte.
+        """
+        limit = _pixel_limit(self.max_pixels)
+        with nullcontext(remarks) if remarks is not None else Remarks() as told:
+            label, path, levels = _levels(image, self, page, limit, side, told)
+            with _reasons(label, path, limit):
+                return to_rgb(levels, self.bits, told, label, side), levels.upright_size()
 
     def pictures(self, images: Iterable[Any]) -> Iterator[Any]:
         """The single pictures of what a caller gave: batches taken apart, and with pages="all" files too.
@@ -121,12 +135,8 @@ def read(
         TypeError: not one of the kinds above.
         ValueError: bits, channels or max_pixels are not as said.
     """
-    _check(bits, channels)
-    limit = _pixel_limit(max_pixels)
-    if remarks is None:
-        with Remarks() as remarks:
-            return _read(image, bits, channels, page, limit, remarks)
-    return _read(image, bits, channels, page, limit, remarks)
+    reader = Reader(bits, channels, max_pixels=max_pixels)
+    return reader.read_for(None, image, remarks, page)[0]
 
 
 def count_pages(image: Any, max_pixels: int | None = None) -> int:
@@ -140,14 +150,8 @@ def count_pages(image: Any, max_pixels: int | None = None) -> int:
             raise _unknown(source) from error
 
 
-def _read(image: Any, bits: int | None, channels: str, page: int | None, limit: int, remarks: Remarks) -> np.ndarray:
-    label, path, levels = _levels(image, bits, channels, page, limit, remarks)
-    with _reasons(label, path, limit):
-        return to_rgb(levels, bits, remarks, label)
-
-
 def _levels(
-    image: Any, bits: int | None, channels: str, page: int | None, limit: int, remarks: Remarks
+    image: Any, reader: Reader, page: int | None, limit: int, side: int | None, remarks: Remarks
 ) -> tuple[str, str | None, Levels]:
     """What to call the picture, its path or None, and its levels."""
     if isinstance(image, Image.Image):
@@ -159,25 +163,25 @@ def _levels(
         label = "array" if isinstance(image, np.ndarray) else "tensor"
         with _reasons(label, None, limit):
             array = image if isinstance(image, np.ndarray) else to_array(image)
-            return label, None, from_array(array, channels, bits)
+            return label, None, from_array(array, reader.channels, reader.bits)
     if not (isinstance(image, str | os.PathLike) or is_bytes(image)):
         kind = type(image).__name__
         raise TypeError(f"picture is of type {kind}; give a path, bytes, PIL picture, NumPy array or torch tensor")
     source = _source(image)
     wanted = page or source.page
     with _reasons(source.label, source.given, limit):
-        levels, pages = _decoded(source, wanted or 1, limit)
+        levels, pages = _decoded(source, wanted or 1, limit, side)
     if pages > 1 and wanted is None:
         remarks.paged(source.label, pages)
     return source.label, source.given, levels
 
 
-def _decoded(source: Source, page: int, limit: int) -> tuple[Levels, int]:
+def _decoded(source: Source, page: int, limit: int, side: int | None) -> tuple[Levels, int]:
     with source.open() as file:
         try:
             if tiff.is_tiff(file):
                 return tiff.decode_file(file, page, limit)
-            return pillow.decode_file(file, page, limit)
+            return pillow.decode_file(file, page, limit, side)
         except UnidentifiedImageError as error:
             raise _unknown(source) from error
 

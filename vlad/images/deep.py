@@ -3,6 +3,7 @@
 import os
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from struct import pack, unpack
 from typing import BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vlad.images.depth import FULL, Levels
+from vlad.images.sizes import Part, afford, bands
 
 _PPM = re.compile(rb"P([56])((?:\s+|#[^\n]*\n)+\d+){3}\s", re.DOTALL)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -24,18 +26,19 @@ def is_deep_png(image: Image.Image) -> bool:
     return image.format == "PNG" and any(mode in ("RGB;16B", "LA;16B", "RGBA;16B") for mode in modes)
 
 
-def decode_png(file: BinaryIO, clear: tuple[int, ...] | None) -> np.ndarray:
+def decode_png(file: BinaryIO, clear: tuple[int, ...] | None, limit: int) -> np.ndarray:
     """uint16 [H, W, 2|3|4]; the colour `clear` becomes white.
 
     PNG's filters add bytes of the same place in neighbouring pixels, never high ones to low ones: the high bytes are a
     PNG of 8 bits, and so are the low ones, and those Pillow decodes.
 
     Raises:
-        ValueError: rows are missing or a checksum is wrong.
+        ValueError: rows are missing or a checksum is wrong, or it takes too much memory.
     """
     header, packed = _chunks(file)
     width, height, _, kind, *_, interlaced = unpack(">IIBBBBB", header)
     channels = {2: 3, 4: 2, 6: 4}[kind]
+    afford(width * height, 6 * channels + 4, limit)  # the bytes, the levels, one half of them as a PNG and in Pillow
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     sizes = [(-(-(height - top) // down), -(-(width - left) // right)) for top, left, down, right in passes]
     sizes = [(rows, columns) for rows, columns in sizes if rows > 0 and columns > 0]
@@ -43,17 +46,25 @@ def decode_png(file: BinaryIO, clear: tuple[int, ...] | None) -> np.ndarray:
     stream = np.frombuffer(zlib.decompressobj().decompress(packed, total), np.uint8)
     if stream.size < total:
         raise ValueError(f"it is truncated: {stream.size} bytes of {total}")
-    parts: list[list[bytes]] = [[], []]
-    for rows, columns in sizes:
-        whole, stream = np.split(stream, [rows * (1 + columns * channels * 2)])
-        whole = whole.reshape(rows, -1)
-        for half, part in enumerate(parts):
-            part.append(np.concatenate([whole[:, :1], whole[:, 1 + half :: 2]], axis=1).tobytes())
-    high, low = (_plain_png(width, height, kind, interlaced, b"".join(part)) for part in parts)
-    values = high.astype(np.uint16) << 8 | low
+    values = np.zeros((height, width, channels), np.uint16)
+    for half, shift in enumerate((8, 0)):
+        content = _plain_png(width, height, kind, interlaced, _halves(stream, sizes, channels, half))
+        with Image.open(content, formats=("PNG",)) as image:
+            eight = Part(image, image.mode)
+            for rows in bands((height, width)):
+                values[rows] |= eight[rows].astype(np.uint16) << shift
     if clear is not None:
         values[(values == clear).all(axis=2)] = FULL
     return values
+
+
+def _halves(stream: np.ndarray, sizes: list[tuple[int, int]], channels: int, half: int) -> Iterator[np.ndarray]:
+    """Of the filtered rows of each pass the filter and the high (0) or low (1) bytes, uint8 [rows, 1 + n]."""
+    for rows, columns in sizes:
+        whole, stream = np.split(stream, [rows * (1 + columns * channels * 2)])
+        whole = whole.reshape(rows, -1)
+        for some in bands((rows, columns)):
+            yield np.concatenate([whole[some, :1], whole[some, 1 + half :: 2]], axis=1)
 
 
 def _chunks(file: BinaryIO) -> tuple[bytes, bytes]:
@@ -73,16 +84,24 @@ def _chunks(file: BinaryIO) -> tuple[bytes, bytes]:
     return header, b"".join(rows)
 
 
-def _plain_png(width: int, height: int, kind: int, interlaced: int, rows: bytes) -> np.ndarray:
-    """uint8 [H, W, channels] of filtered rows of 8 bits a channel."""
+def _plain_png(width: int, height: int, kind: int, interlaced: int, rows: Iterable[np.ndarray]) -> BytesIO:
+    """A PNG of filtered rows of 8 bits a channel, not packed."""
+    content = BytesIO()
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data))
+    def chunk(name: bytes, data: bytes) -> None:
+        content.write(pack(">I", len(data)) + name)
+        content.write(data)
+        content.write(pack(">I", zlib.crc32(data, zlib.crc32(name))))
 
-    header = pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced)
-    content = _SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
-    with Image.open(BytesIO(content), formats=("PNG",)) as image:
-        return np.asarray(image)
+    content.write(_SIGNATURE)
+    chunk(b"IHDR", pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced))
+    packer = zlib.compressobj(0)
+    for some in rows:
+        chunk(b"IDAT", packer.compress(some.data))
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
+    content.seek(0)
+    return content
 
 
 def significant_bits(file: BinaryIO) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlad.images.sizes import LARGE, bands, by_bands, factors, turned
+
 FULL = 65535  # white of 16 bits
 FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
 FLAT = "the picture is of one colour, without any structure"
@@ -25,18 +27,28 @@ class Levels:
     """A picture's levels as its file or array holds them.
 
     Attributes:
-        values: [H, W, 1|2|3|4] of bool, integers or floats; of 2 and 4 channels the last is alpha.
+        values: [H, W, 1|2|3|4] of bool, integers or floats; of 2 and 4 channels the last is alpha. Of a large picture
+            an object with shape and dtype that gives such values for a slice of rows.
         white: the level that the file states to be white; None where it states none beyond its type.
         premultiplied: the colours have been multiplied with alpha already.
         inverted: 0 is white.
         hint: what else the file says of its depth, for the warning.
+        turn: by which tag of EXIF the values are still to be turned upright.
+        size: (H, W) of the upright picture, where its decoder made it smaller already; None: that of the values.
     """
 
-    values: np.ndarray
+    values: Any
     white: float | None = None
     premultiplied: bool = False
     inverted: bool = False
     hint: str = ""
+    turn: int = 1
+    size: tuple[int, int] | None = None
+
+    def upright_size(self) -> tuple[int, int]:
+        """(H, W) of the whole picture."""
+        height, width = self.values.shape[:2]
+        return self.size or ((height, width) if self.turn < 5 else (width, height))
 
 
 class Remarks:
@@ -130,7 +142,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, PictureWarning, stacklevel=level - 1)
 
 
-def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str) -> np.ndarray:
+def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str, side: int | None = None) -> np.ndarray:
     """uint8 RGB [H, W, 3], contiguous, over white where it is transparent.
 
     Args:
@@ -138,23 +150,43 @@ def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str) -> np
         bits: depth of pictures of more than 8 bits that do not state theirs: white is 2**bits - 1; None: their type's.
         remarks: told of doubtful depths.
         label: the picture's name there.
+        side: what its reader needs, as in `Reader.read_for`; None: all of it.
 
     Raises:
         ValueError: which level is black or white cannot be told.
     """
-    values = levels.values
-    colours, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] in (2, 4) else (values, None)
-    white = _white(colours, levels, bits, remarks, label)
-    eight = _scaled(colours, white)
+    values, size = levels.values, (levels.values.shape[0], levels.values.shape[1])
+    has_alpha = values.shape[2] in (2, 4)
+    colours = values.shape[2] - has_alpha
+    white = levels.white or 255.0
+    if values.dtype != np.uint8:
+        white = _white(values[:][..., :colours], levels, bits, remarks, label)
+    if has_alpha and not any(values[rows][..., -1].any() for rows in bands(size)):
+        remarks.clear(label)  # a fourth byte that nobody filled: no picture is meant to be invisible
+        has_alpha = False
+
+    def band(rows: slice) -> np.ndarray:
+        return _eight(levels, values[rows][..., : colours + has_alpha], white, has_alpha)
+
+    if size[0] * size[1] <= LARGE:
+        return np.ascontiguousarray(turned(band(slice(None)), levels.turn))
+    return by_bands(size, band, factors(size, side), levels.turn)
+
+
+def _eight(levels: Levels, values: np.ndarray, white: float, has_alpha: bool) -> np.ndarray:
+    """uint8 RGB of a band of its values."""
+    eight = _scaled(values, white)
     if levels.inverted:
-        eight = 255 - eight
-    if alpha is not None and not alpha.any():  # a fourth byte that nobody filled: no picture is meant to be invisible
-        remarks.clear(label)
-    elif alpha is not None:
-        eight = _on_white(eight, _scaled(alpha, white), levels.premultiplied)
-    if eight.shape[2] == 1:
-        eight = np.broadcast_to(eight, (*eight.shape[:2], 3))
-    return np.ascontiguousarray(eight)
+        colours = eight.shape[2] - has_alpha
+        eight = np.concatenate([255 - eight[..., :colours], eight[..., colours:]], axis=2)
+    if has_alpha:
+        return _on_white(eight, levels.premultiplied)
+    return _rgb(eight)
+
+
+def _rgb(eight: np.ndarray) -> np.ndarray:
+    """Contiguous [H, W, 3] of [H, W, 1|3]."""
+    return np.ascontiguousarray(eight if eight.shape[2] == 3 else np.broadcast_to(eight, (*eight.shape[:2], 3)))
 
 
 def is_flat(picture: np.ndarray) -> bool:
@@ -165,22 +197,15 @@ def is_flat(picture: np.ndarray) -> bool:
     return True
 
 
-def turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels [H, W, ...] upright, by the tag of EXIF and TIFF: where row 0 and column 0 belong."""
-    if orientation in range(5, 9):
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
-
-
-def _on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool) -> np.ndarray:
-    """Alpha composited on white; colours [H, W, 1|3], alpha [H, W, 1], all uint8."""
+def _on_white(eight: np.ndarray, premultiplied: bool) -> np.ndarray:
+    """uint8 [H, W, 2|4], whose last channel is alpha, composited on white."""
     if premultiplied:
-        return np.minimum(colours.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
-    mask = Image.fromarray(np.ascontiguousarray(alpha[..., 0]))
-    over = Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (*alpha.shape[:2], 3))))
-    return np.array(Image.composite(over, Image.new("RGB", over.size, "white"), mask))
+        over_white = eight[..., :-1].astype(np.uint16) + (255 - eight[..., -1:])
+        return _rgb(np.minimum(over_white, 255).astype(np.uint8))
+    over = Image.fromarray(np.ascontiguousarray(eight))
+    white = Image.new("RGB", over.size, "white")
+    white.paste(over, mask=over)
+    return np.array(white)
 
 
 def _scaled(values: np.ndarray, white: float) -> np.ndarray:
@@ -202,8 +227,6 @@ def _white(colours: np.ndarray, levels: Levels, bits: int | None, remarks: Remar
         return 1
     if kind.kind == "f":
         return _white_of_floats(colours, levels.white)
-    if kind == np.uint8:
-        return levels.white or 255
     low, high = int(colours.min()), int(colours.max())
     if low < 0:
         raise ValueError(f"signed levels reach from {low} to {high}: which is black is not said; {UNSIGNED}")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlad.images.sizes import LARGE, bands
+
 _STOPS = ((40, 60, 160), (110, 30, 180), (225, 20, 110), (255, 95, 30), (255, 220, 40))  # cold to hot, evenly spaced
 OUTLINE = (0, 235, 160)
 _LEVELS = np.linspace(0, 1, 256)
@@ -28,7 +30,7 @@ def draw_overlay(
 
     Args:
         picture: uint8 RGB [H, W, 3].
-        amap: [H, W], same size.
+        amap: float32 [H, W], same size; of a picture of more than LARGE pixels perhaps smaller, and stretched.
         low, high: map values that are drawn cold (nothing over the photo) and hot (`alpha` of yellow).
         alpha: in [0, 1], how much of the photo the hottest colour hides.
         boxes: (x0, y0, x1, y1), right and bottom exclusive, outlined thinly.
@@ -36,14 +38,16 @@ def draw_overlay(
             comparable with no other.
         hidden: bool [H, W], what did not count: hatched.
     """
-    if amap.shape != picture.shape[:2]:
+    height, width = picture.shape[:2]
+    if height * width > LARGE:
+        drawn = Image.new("RGB", (width, height))
+        for rows in bands((height, width)):
+            part = _rows(amap, rows, (height, width))
+            drawn.paste(_coloured(picture[rows], part, low, high, alpha), (0, rows.start))
+    elif amap.shape == (height, width):
+        drawn = _coloured(picture, amap, low, high, alpha)
+    else:
         raise ValueError(f"map has shape {amap.shape}, picture {picture.shape}; expected the same height and width")
-    heat = np.clip((amap - low) / (high - low), 0, 1) if high > low else np.zeros(amap.shape)
-    levels = Image.fromarray(np.round(heat * 255).astype(np.uint8))
-    colours = levels.copy()
-    colours.putpalette(np.round(_COLOURS).astype(np.uint8).tobytes())
-    mask = levels.point([round(255 * alpha * cover) for cover in _COVER])
-    drawn = Image.composite(colours.convert("RGB"), Image.fromarray(picture), mask)
     if hidden is not None:
         drawn = Image.composite(_hatched(drawn), drawn, Image.fromarray(hidden))
     pen = ImageDraw.Draw(drawn)
@@ -54,6 +58,22 @@ def draw_overlay(
     if stretched:
         write_on(pen, "stretched per picture", drawn.size)
     return drawn
+
+
+def _rows(amap: np.ndarray, rows: slice, size: tuple[int, int]) -> np.ndarray:
+    """Some rows of the map stretched to `size` (H, W)."""
+    down = amap.shape[0] / size[0]
+    box = (0, rows.start * down, amap.shape[1], rows.stop * down)
+    return np.asarray(Image.fromarray(amap).resize((size[1], rows.stop - rows.start), Image.Resampling.BILINEAR, box))
+
+
+def _coloured(picture: np.ndarray, amap: np.ndarray, low: float, high: float, alpha: float) -> Image.Image:
+    heat = np.clip((amap - low) / (high - low), 0, 1) if high > low else np.zeros(amap.shape)
+    levels = Image.fromarray(np.round(heat * 255).astype(np.uint8))
+    colours = levels.copy()
+    colours.putpalette(np.round(_COLOURS).astype(np.uint8).tobytes())
+    mask = levels.point([round(255 * alpha * cover) for cover in _COVER])
+    return Image.composite(colours.convert("RGB"), Image.fromarray(picture), mask)
 
 
 def _hatched(picture: Image.Image) -> Image.Image:

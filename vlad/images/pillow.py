@@ -5,13 +5,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlad.images.deep import decode_png, decode_pnm, is_deep_png, significant_bits
-from vlad.images.depth import FULL, Levels, turned
+from vlad.images.depth import FULL, Levels
+from vlad.images.sizes import PLAIN_BYTES, SPARE, Part, afford, factors
 from vlad.images.strange import HEAD, is_heic
 
 logger = logging.getLogger(__name__)
@@ -19,10 +20,14 @@ logger = logging.getLogger(__name__)
 # No EPS: it starts Ghostscript, whatever the file is called.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "ICO")
 ADDED = ("HEIF", "JXL")  # read where a package has registered them with Pillow
+COSTLY = {"WEBP": 16, "AVIF": 12, "HEIF": 16, "JXL": 16, "JPEG2000": 20}  # bytes for a pixel while it is decoded
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _PILLOW_LIMIT = threading.Lock()
 ORIENTATION = 0x0112  # EXIF and TIFF tag
 _PHOTOMETRIC = 262  # TIFF tag; 0: white is zero
+
+# glibc gives the system back what was taken in blocks of more than 32 MiB, and keeps Pillow's own 16 MiB for ever.
+Image.core.set_block_size(64 * 2**20)
 
 T = TypeVar("T")
 
@@ -31,8 +36,10 @@ class TooManyPixels(ValueError):
     """A picture is larger than the caller allows."""
 
 
-def decode_file(file: BinaryIO, page: int, limit: int) -> tuple[Levels, int]:
+def decode_file(file: BinaryIO, page: int, limit: int, side: int | None = None) -> tuple[Levels, int]:
     """The levels of a page (from 1) and the number of pages of a file that can seek.
+
+    Of a JPEG whose reader needs `side` px alone, no more is decoded than `sizes.factors` leaves.
 
     Raises:
         TooManyPixels: H * W is above `limit`; the pixels were not touched.
@@ -49,9 +56,9 @@ def decode_file(file: BinaryIO, page: int, limit: int) -> tuple[Levels, int]:
         if page > 1:
             image.seek(page - 1)
         if page == 1 and is_deep_png(image):
-            values = decode_png(file, image.info.get("transparency"))
-            return Levels(turned(values, image.getexif().get(ORIENTATION, 1)), hint=significant_bits(file)), pages
-        found = decode(image, limit)
+            values = decode_png(file, image.info.get("transparency"), limit)
+            return Levels(values, turn=_orientation(image), hint=significant_bits(file)), pages
+        found = decode(image, limit, side)
         hint = significant_bits(file) if image.format == "PNG" and found.values.dtype == np.uint16 else ""
         return replace(found, hint=hint), pages
 
@@ -68,19 +75,25 @@ def pages_of(file: BinaryIO, limit: int) -> int:
     return _opened(file, count_frames, limit)
 
 
-def decode(image: Image.Image, limit: int) -> Levels:
-    """The levels of an opened picture, as it stands; errors as in `decode_file`."""
+def decode(image: Image.Image, limit: int, side: int | None = None) -> Levels:
+    """The levels of an opened picture, as it stands; errors as in `decode_file`. With a `side` it may be changed."""
     _refuse(image, limit)
+    size = image.height, image.width
+    if side is not None and factors(size, side) != (1, 1):
+        image.draft(None, (side * SPARE, side * SPARE))
+    afford(image.height * image.width, COSTLY.get(image.format or "", PLAIN_BYTES), limit)
     inverted = _white_is_zero(image)
     image.load()
-    image = _upright(image)
+    turn = _orientation(image)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.mode == "F":
-        return Levels(np.array(image)[..., None], inverted=inverted)
-    if image.mode.startswith("I"):
-        return Levels(_grey_levels(image)[..., None], inverted=inverted)
-    if image.has_transparency_data:
-        return Levels(np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA")))
-    return Levels(np.array(image.convert("RGB")))
+        values: Any = np.array(image)[..., None]
+    elif image.mode.startswith("I"):
+        values = _grey_levels(image)[..., None]
+    else:
+        values = Part(image, "RGBA" if image.has_transparency_data else "RGB")
+    return Levels(values, inverted=inverted, turn=turn, size=size[::-1] if turn > 4 else size)
 
 
 def count_frames(image: Image.Image) -> int:
@@ -136,20 +149,20 @@ def _white_is_zero(image: Image.Image) -> bool:
     return tags.get(_PHOTOMETRIC) == 0 and (image.mode == "F" or image.mode.startswith("I"))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception as error:  # the pixels are whole: a damaged EXIF block is no reason to lose the picture
         logger.warning("%s: damaged EXIF data, orientation not applied: %s", getattr(image, "filename", ""), error)
-        return image
+        return 1
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
     """uint16 [H, W] of a picture of mode I;16* or I; the transparent level of a PNG becomes white."""
-    levels = np.asarray(image)
+    levels = np.array(image)
     if levels.min() < 0 or levels.max() > FULL:
         raise ValueError(f"grey levels reach from {levels.min()} to {levels.max()}; expected 16 bits, 0 to {FULL}")
-    levels = levels.astype(np.uint16)
+    levels = levels.astype(np.uint16, copy=False)
     if isinstance(clear := image.info.get("transparency"), int):
         levels[levels == clear] = FULL
     return levels

@@ -10,15 +10,17 @@ import math
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import product
 from struct import pack
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vlad.images import pillow
-from vlad.images.depth import FULL, Levels, turned
+from vlad.images.depth import FULL, Levels
 from vlad.images.pillow import ORIENTATION, TooManyPixels
+from vlad.images.sizes import BAND, afford
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says has no file name; errors are raised
 
@@ -65,7 +67,7 @@ def decode_file(file: BinaryIO, number: int, limit: int) -> tuple[Levels, int]:
             raise ValueError("it has no pixels")
         if _is_plain(page) or page.compression in _LEFT_TO_PILLOW:
             return _by_pillow(file, page, limit), len(pages)
-        return _levels(page, _samples(page, file)), len(pages)
+        return _levels(page, _samples(page, file, limit)), len(pages)
 
 
 def _opened(file: BinaryIO) -> Any:
@@ -144,8 +146,8 @@ def _levels(page: Any, samples: np.ndarray) -> Levels:
     if photometric == _CMYK:
         values, white = _without_ink(values, white or np.iinfo(values.dtype).max), 1.0
     tag = page.tags.get(ORIENTATION)
-    upright = turned(values, int(tag.value) if tag else 1)
-    return Levels(upright, white, bool(alpha) and extras[0] == 1, photometric == _WHITE_IS_ZERO)
+    turn = int(tag.value) if tag else 1
+    return Levels(values, white, bool(alpha) and extras[0] == 1, photometric == _WHITE_IS_ZERO, turn=turn)
 
 
 def _stated_white(page: Any) -> float | None:
@@ -176,7 +178,7 @@ def _without_ink(inks: np.ndarray, full: float) -> np.ndarray:
 # ---- samples -----------------------------------------------------------------------------------------------------
 
 
-def _samples(page: Any, file: BinaryIO) -> np.ndarray:
+def _samples(page: Any, file: BinaryIO, limit: int) -> np.ndarray:
     """[H, W, S] of unsigned or signed integers or floats, in the machine's byte order."""
     bits, kinds = page.bitspersample, {1: "u", 2: "i", 3: "f"}
     whole = {"u": (*range(1, 17), 32, 64), "i": (8, 16, 32, 64), "f": (16, 32, 64)}
@@ -188,32 +190,51 @@ def _samples(page: Any, file: BinaryIO) -> np.ndarray:
     if page.compression not in _UNPACKED_HERE:
         return _by_imagecodecs(page)
     size = 1 if bits <= 8 else 2 if bits <= 16 else bits // 8
-    separate = page.planarconfig == 2
+    parts = list(_parts(page))
+    channels = 1 if page.planarconfig == 2 else page.samplesperpixel
+    largest = max(part.rows * part.columns for part in parts) * channels * size
+    pixels, beside = page.imagelength * page.imagewidth, 3 if bits in (8, 16, 32, 64) else 8  # copies of a part
+    afford(pixels, size * page.samplesperpixel + beside * largest / pixels, limit)
     samples = np.zeros((page.imagelength, page.imagewidth, page.samplesperpixel), f"{kind}{size}")
-    for index, (top, left, plane, rows, columns) in enumerate(_segments(page)):
-        data = _segment(page, file, index, rows, columns, 1 if separate else page.samplesperpixel)
-        place = samples[top : top + rows, left : left + columns, plane : plane + 1 if separate else None]
+    for part in parts:
+        data = _unpacked_part(page, file, part, channels)
+        place = samples[part.top :, part.left :, part.plane : part.plane + channels][: part.rows, : part.columns]
         place[...] = data[: place.shape[0], : place.shape[1]]
     return samples
 
 
-def _segments(page: Any) -> Iterator[tuple[int, int, int, int, int]]:
-    """(top, left, plane, rows, columns) of each strip or tile, in the order of the file."""
+class _Part(NamedTuple):
+    """A strip or tile, or some rows of an uncompressed strip."""
+
+    number: int  # of the strip or tile
+    skipped: int  # rows of it
+    top: int  # where it lies in the page
+    left: int
+    plane: int
+    rows: int
+    columns: int
+
+
+def _parts(page: Any) -> Iterator[_Part]:
+    """In the order of the file."""
     height, width = page.imagelength, page.imagewidth
     tiled = page.is_tiled
     rows = page.tilelength if tiled else min(page.rowsperstrip or height, height)
     columns = page.tilewidth if tiled else width
-    for plane in range(page.samplesperpixel if page.planarconfig == 2 else 1):
-        for top in range(0, height, rows):
-            for left in range(0, width, columns):
-                yield top, left, plane, rows if tiled else min(rows, height - top), columns
+    places = product(range(page.samplesperpixel if page.planarconfig == 2 else 1), range(0, height, rows))
+    for index, ((plane, top), left) in enumerate(product(places, range(0, width, columns))):
+        whole = rows if tiled else min(rows, height - top)
+        at_once = whole if tiled or page.compression != _NONE else max(1, BAND // width)
+        for skipped in range(0, whole, at_once):
+            yield _Part(index, skipped, top + skipped, left, plane, min(at_once, whole - skipped), columns)
 
 
-def _segment(page: Any, file: BinaryIO, index: int, rows: int, columns: int, samples: int) -> np.ndarray:
-    """[rows, columns, samples] of one strip or tile."""
+def _unpacked_part(page: Any, file: BinaryIO, part: _Part, samples: int) -> np.ndarray:
+    """[rows, columns, samples] of it."""
+    rows, columns = part.rows, part.columns
     bits, order = page.bitspersample, page.parent.byteorder
     row = math.ceil(columns * samples * bits / 8)
-    data = np.frombuffer(_bytes(page, file, index, rows * row), np.uint8).reshape(rows, row)
+    data = np.frombuffer(_bytes(page, file, part.number, part.skipped * row, rows * row), np.uint8).reshape(rows, row)
     if page.predictor == 3:
         return _undo_float_predictor(data, columns, samples, bits // 8)
     if bits not in (8, 16, 32, 64):
@@ -228,12 +249,13 @@ def _segment(page: Any, file: BinaryIO, index: int, rows: int, columns: int, sam
     return values
 
 
-def _bytes(page: Any, file: BinaryIO, index: int, size: int) -> bytes:
-    """The first `size` bytes of a strip or tile, unpacked."""
+def _bytes(page: Any, file: BinaryIO, index: int, start: int, size: int) -> bytes:
+    """The `size` bytes of a strip or tile, unpacked, from `start` on, which is 0 where it is compressed."""
     if index >= min(len(page.dataoffsets), len(page.databytecounts)):
         raise ValueError("it is truncated: strips or tiles are missing")
-    file.seek(page.dataoffsets[index])
-    data = file.read(page.databytecounts[index])
+    file.seek(page.dataoffsets[index] + start)
+    count = page.databytecounts[index]
+    data = file.read(max(0, min(count - start, size)) if page.compression == _NONE else count)
     if page.fillorder == 2:
         data = np.packbits(np.unpackbits(np.frombuffer(data, np.uint8)), bitorder="little").tobytes()
     if page.compression in (_DEFLATE, _OLD_DEFLATE):

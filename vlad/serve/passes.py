@@ -91,7 +91,7 @@ class Passes:
                 continue
             try:
                 detector, picture = item.held.detector, named(item.name, item.file.read())
-                reading = reading_of(picture, limited(detector, self.max_pixels), Remarks(), detector.framing)
+                reading = reading_of(picture, limited(detector, self.max_pixels), Remarks(), detector.scorer)
             except Exception as error:  # whatever it is, it is one picture's, and the thread goes on
                 if item.answer.set_running_or_notify_cancel():
                     _fail([item], error)
