@@ -15,6 +15,7 @@ from vlad.metrics import Defect, UndefinedMetricWarning
 from vlad.metrics import inputs as metrics_inputs
 from vlad.metrics import stream as metrics_stream
 from vlad.metrics import tally as metrics_tally
+from vlad.metrics.papers import aupro_200
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 EXACT = 1e-12  # sums of float64 in another order
@@ -93,6 +94,13 @@ def test_pixel_metrics_equal_scikit_learn_and_the_official_aupro(fields, variant
         assert values[f"aupro_{limit}"] == pytest.approx(golden(variant, f"aupro_{limit}_mvtec_official"), abs=1e-8)
         if f"{variant}.0.aupro_{limit}_anomalib" in GOLDEN:
             assert values[f"aupro_{limit}"] == pytest.approx(golden(variant, f"aupro_{limit}_anomalib"), abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", [*RANKED, "pimo"])
+def test_the_aupro_of_200_steps_is_that_of_the_papers_programs(fields, variant):
+    maps, masks = fields[variant]
+    found = aupro_200(maps.astype(np.float32), masks)
+    assert found == pytest.approx(float(golden(variant, "aupro_0.3_anomalyclip_200steps")), abs=EXACT)
 
 
 @pytest.mark.parametrize("variant", RANKED)

@@ -66,11 +66,17 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Draws of these pictures. [default: 5]")] = None,
     metric_size: MetricSize = None,
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Write the maps to OUT/maps too, as .npy.")] = False,
+    paper_metrics: Annotated[
+        bool, typer.Option("--paper-metrics", help="Also AUPRO as papers' programs have it.")
+    ] = False,
     corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on changed pictures, severities 1, 3, 5.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; a killed run goes on there.")] = None,
     as_json: AsJson = False,
     table: Table = "text",
     force: Annotated[bool, typer.Option("--force", help="Evaluate on training data too; the report says so.")] = False,
+    subset: Annotated[
+        bool, typer.Option("--subset", help="Also where published values belong to a whole data set.")
+    ] = False,
     resolution: Resolution = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -102,7 +108,8 @@ def run(
         if save_maps and out is None:
             raise ValueError("--save-maps writes into the folder of the report; give it with --out")
         how |= {"save_maps": out / "maps"} if save_maps and out is not None else {}
-        how |= {"force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
+        how |= {"paper_metrics": True} if paper_metrics else {}
+        how |= {"subset": subset, "force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
         with ProgressBar("pictures", stages=True) as show:
             report = run_suite(plan, data or [], out=out, progress=show, **how)
         shown(report, out, as_json, _table(report, table))

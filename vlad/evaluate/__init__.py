@@ -27,7 +27,7 @@ from vlad.evaluate.decided import decided
 from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, keeps_words, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
-from vlad.evaluate.parts import Part, Parts, write_map
+from vlad.evaluate.parts import Part, Parts, write_maps
 from vlad.evaluate.settings import peak_memory, settings_of_run
 from vlad.evaluate.walk import Clock, Condition, Entrant, MetricSize, walk
 from vlad.metrics import resampling
@@ -60,6 +60,7 @@ def evaluate(
     bootstrap: int = 1000,
     mask_resize: str = "bilinear",
     empty_mask: str = "normal",
+    paper_metrics: bool = False,
     batch_size: int = 8,
     memory: float = MEMORY,
     save_maps: str | os.PathLike[str] | None = None,
@@ -84,6 +85,7 @@ def evaluate(
         bootstrap: draws for the intervals; 0 for none.
         mask_resize: with a square metric_size "bilinear" (antialiased, over 0.5) or "nearest".
         empty_mask: anomalous pictures in which nothing is marked count as "normal" pixels, or "skip" them.
+        paper_metrics: adds "pixel_aupro_200", AUPRO as many papers' programs have it (`vlad.metrics.papers`).
         batch_size: pictures computed at once; changes no result.
         memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
         save_maps: folder to write each clean test picture's map to, as .npy at the method's own size; predictions.csv
@@ -105,6 +107,7 @@ def evaluate(
         conditions=(Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities)),
         bootstrap=bootstrap,
         empty_mask=empty_mask,
+        papers=paper_metrics,
         batch_size=batch_size,
         memory=memory,
         named=names is not None,
@@ -134,7 +137,6 @@ def _category(
     clean: list[Measures] = []
     thresholds: list[float] = []
     verdicts: list[list[Verdict]] = []
-    kept: list[list[str]] = [[] for _ in entrants]  # of each the maps' files
     rows: dict[str, list[Row]] = {label: [] for label in named}
     for condition in plan.conditions:
         collectors = [_collector(plan, len(entrants)) for _ in entrants]
@@ -144,8 +146,7 @@ def _category(
                 for collector, found in zip(collectors, results, strict=True):
                     collector.add(seen, *found)
             if plan.maps is not None and condition == Condition():
-                for files, entrant, (_, amap) in zip(kept, entrants, results, strict=True):
-                    files.append(write_map(plan.maps, entrant, place, seen.sample, len(files), amap))
+                write_maps(plan.maps, entrants, place, seen.sample, results)
             done += 1
             if progress:
                 progress("/".join(dict.fromkeys(place)), done, total)
@@ -156,9 +157,6 @@ def _category(
                 clean = measures
                 thresholds = [_threshold(r.detector, c) for r, c in zip(entrants, collectors, strict=True)]
                 verdicts = [_decide(*one, plan.bootstrap) for one in zip(entrants, collectors, clean, strict=True)]
-                for lines, files in zip(verdicts, kept, strict=True):
-                    for line, file in zip(lines, files, strict=False):  # no files where none are asked for
-                        line["map"] = file
             if len(plan.conditions) > 1:
                 for measure, collector, threshold in zip(measures, collectors, thresholds, strict=True):
                     measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)
@@ -176,22 +174,25 @@ def _category(
 
 
 def _collector(plan: Plan, entrants: int) -> Collector:
-    return Collector(plan.memory / entrants, plan.empty_mask, native=plan.metric_size.side == "native")
+    return Collector(
+        plan.memory / entrants, plan.empty_mask, native=plan.metric_size.side == "native", papers=plan.papers
+    )
 
 
 def _entrants(named: Mapping[str, Detector | Guest], group: Group, plan: Plan, clock: Clock) -> Iterator[Entrant]:
     for label, given in named.items():
-        for seed in plan.seeds if plan.shots else (None,):
+        full = isinstance(given, Guest) and given.full_shot
+        for seed in plan.seeds if plan.shots and not full else (None,):
             with clock(label):
                 detector = given.copy()  # it learns and is described in the detector's stead
                 required = isinstance(detector, Guest) or detector.scorer.words == "required"
                 if required and not keeps_words(detector, plan):
                     detector.describe(group.name)
-                if seed is None:
+                if seed is None and not full:
                     yield Entrant(label, detector)
                     continue
-                order = np.random.RandomState(seed).permutation(len(group.normals))[: plan.shots]
-                normals = [group.normals[i].image for i in order]
+                order = np.random.RandomState(seed or 0).permutation(len(group.normals))
+                normals = [group.normals[i].image for i in (order if full else order[: plan.shots])]
                 with warnings.catch_warnings():  # of few normals: no threshold is needed here
                     warnings.simplefilter("ignore", UserWarning)
                     detector.fit(normals)
@@ -215,7 +216,7 @@ def _decide(entrant: Entrant, collected: Collector, measures: Measures, bootstra
         values, draws = decided(collected.scores, collected.labels(), threshold, taken)
         measures.values |= {f"own_{name}": value for name, value in values.items()}
         measures.draws |= {f"own_{name}": drawn for name, drawn in draws.items()} if bootstrap else {}
-    return [
+    lines: list[Verdict] = [
         {
             "source": sample.image.as_posix(),
             "defect": sample.defect,
@@ -226,6 +227,7 @@ def _decide(entrant: Entrant, collected: Collector, measures: Measures, bootstra
         }
         for sample, score in zip(collected.samples, collected.scores, strict=True)
     ]
+    return [{**line, "map": file} for line, file in zip(lines, entrant.maps, strict=True)] if entrant.maps else lines
 
 
 def _alarms(collected: Collector, threshold: float) -> Value:

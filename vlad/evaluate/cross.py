@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlad.datasets import load as samples_of
 from vlad.datasets.samples import Sample
@@ -28,6 +28,9 @@ from vlad.learning.recipes import Recipe
 from vlad.learning.train import train
 from vlad.records import keep_settings, locked
 from vlad.report import Report
+
+if TYPE_CHECKING:
+    from vlad.encoders.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -81,45 +84,49 @@ def cross(
     found = sources(read, learn, tests, pairs)
     for source in found:
         refuse_leaks(source, read)
-    data = {spec: hashlib.sha256("\n".join(str(one.image) for one in read[spec]).encode()).hexdigest() for spec in read}
-    facts = {"recipes": {name: plan.to_dict() for name, plan in plans.items()}, "data": data}
-    facts |= {"sources": {one.name: [one.learn, one.tests] for one in found}, "encoder": encoder, "split": split}
+    learning = {"encoder": encoder, "split": split}
+    shared = SharedEncoders(device, dtype)
+    how["progress"] = progress
     reports = []
     with locked(out):
-        keep_settings(out / "settings.json", facts, begun=(out / "settings.json").exists())
-        shared = SharedEncoders(device, dtype)
+        begun = (out / "settings.json").exists()
+        keep_settings(out / "settings.json", {**_facts(plans, found, read), **learning}, begun=begun)
+        if methods:
+            beside = {Path(name).stem: shared.load(name, encoder) for name in methods}
+            tests = list(dict.fromkeys(spec for source in found for spec in source.tests))
+            reports.append(evaluate(beside, _samples(tests, read), out=out / "nothing learned", **how))
         for source in found:
             made = {}
             for name, plan in plans.items():
                 file = out / "learned" / f"{name}, {source.name}.safetensors"
                 tower = encoder or plan.encoder
                 if not file.exists():
-                    file.parent.mkdir(exist_ok=True)
-                    _learn(plan, source, file, shared, tower, split, progress)
-                label = f"{name}, learned on {source.name}"
-                made[label] = shared.load(plan.method, tower, adapter=file)
-            samples = [sample for spec in source.tests for sample in read[spec]]
-            reports.append(evaluate(made, samples, out=out / source.name, progress=progress, **how))
-        if methods:
-            beside = {Path(name).stem: shared.load(name, encoder) for name in methods}
-            samples = [
-                one for spec in dict.fromkeys(spec for source in found for spec in source.tests) for one in read[spec]
-            ]
-            reports.insert(0, evaluate(beside, samples, out=out / "nothing learned", progress=progress, **how))
+                    _learn(plan, source, file, shared.tower(tower), split, progress)
+                made[f"{name}, learned on {source.name}"] = shared.load(plan.method, tower, adapter=file)
+            reports.append(evaluate(made, _samples(source.tests, read), out=out / source.name, **how))
     return Report.join(reports, "Learned on one data set, tested on others")
 
 
+def _facts(plans: Mapping[str, Recipe], found: Sequence[Source], read: Mapping[str, list[Sample]]) -> dict[str, Any]:
+    """What the numbers depend on."""
+    files = {spec: b"\n".join(os.fsencode(one.image) for one in samples) for spec, samples in read.items()}
+    return {
+        "recipes": {name: plan.to_dict() for name, plan in plans.items()},
+        "sources": {one.name: [one.learn, one.tests] for one in found},
+        "data": {spec: hashlib.sha256(names).hexdigest() for spec, names in files.items()},
+    }
+
+
+def _samples(specs: Sequence[str], read: Mapping[str, list[Sample]]) -> list[Sample]:
+    return [sample for spec in specs for sample in read[spec]]
+
+
 def _learn(
-    plan: Recipe,
-    source: Source,
-    file: Path,
-    shared: SharedEncoders,
-    tower: str,
-    split: str | None,
-    progress: Progress | None,
+    plan: Recipe, source: Source, file: Path, tower: Encoder, split: str | None, progress: Progress | None
 ) -> None:
+    file.parent.mkdir(exist_ok=True)
     said = None if progress is None else lambda what, done, total: progress(f"{file.stem}: {what}", done, total)
-    train(replace(plan, data=()), source.learn, file, split=split, encoder=shared.tower(tower), progress=said)
+    train(replace(plan, data=()), source.learn, file, split=split, encoder=tower, progress=said)
 
 
 def sources(read: dict[str, list[Sample]], learn: Sequence[str], tests: Sequence[str], pairs: bool) -> list[Source]:
@@ -128,7 +135,7 @@ def sources(read: dict[str, list[Sample]], learn: Sequence[str], tests: Sequence
         return [Source(_name(read[one]), (one,), tuple(other for other in read if other != one)) for one in read]
     if not learn or not tests:
         raise ValueError(f"learn is {list(learn)} and tests {list(tests)}; give both, or all sets with pairs (--pairs)")
-    return [Source(_name(one for spec in learn for one in read[spec]), tuple(learn), tuple(tests))]
+    return [Source(_name(_samples(learn, read)), tuple(learn), tuple(tests))]
 
 
 def _name(samples: Iterable[Sample]) -> str:
@@ -137,7 +144,7 @@ def _name(samples: Iterable[Sample]) -> str:
 
 def refuse_leaks(source: Source, read: dict[str, list[Sample]]) -> None:
     """ValueError where a data set, or the very same file under any name, is learned from and tested on."""
-    learned, tested = ([one for spec in specs for one in read[spec]] for specs in (source.learn, source.tests))
+    learned, tested = (_samples(specs, read) for specs in (source.learn, source.tests))
     if same := same_sets({one.dataset for one in learned}, {one.dataset for one in tested}):
         raise ValueError(f"{same[0]} would be learned from and tested on; leave it out of one of both")
     by_size: defaultdict[int, list[Path]] = defaultdict(list)

@@ -2,7 +2,8 @@
 
 An object's `predict(pictures)` takes a list of uint8 RGB arrays [H, W, 3] and gives one result for each: a number, a
 (score, map) pair, or anything with `.score` and perhaps `.map`. Higher is more anomalous. With shots it also needs
-`fit(paths)`; `describe(name)`, `threshold` and `trained_on` are used where it has them.
+`fit(paths)`; with `full_shot = True` it is fitted on all normal pictures for training, whatever the shots.
+`describe(name)`, `threshold` and `trained_on` are used where it has them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Guest:
         """Names of data sets, where the model says so."""
         own = getattr(self.model, "trained_on", None) or ()
         return (own,) if isinstance(own, str) else tuple(own)
+
+    @property
+    def full_shot(self) -> bool:
+        """Whether it is trained on all normal pictures of each category, whatever the shots of the others."""
+        return bool(getattr(self.model, "full_shot", False))
 
     def copy(self) -> Guest:
         """One that learns in this one's stead."""

@@ -36,6 +36,7 @@ class Plan:
     memory: float
     named: bool = False  # words for prompts were given
     maps: Path | None = None  # where maps are written
+    papers: bool = False  # papers' AUPRO too
 
 
 def keeps_words(detector: Detector | Guest, plan: Plan) -> bool:
@@ -154,7 +155,10 @@ def check_plan(plan: Plan, named: Mapping[str, Detector | Guest], groups: Mappin
         learns = not isinstance(detector, Guest) and detector.scorer.needs_normals
         if not plan.shots and learns and not detector.references:
             raise ValueError(f"{label} needs normal pictures; fit it, or let shots= draw some for every category")
+    full = next((label for label, one in named.items() if isinstance(one, Guest) and one.full_shot), None)
     for (dataset, category), group in groups.items():
+        if full is not None and not group.normals:
+            raise ValueError(f"{full} is trained on normal pictures, but {dataset}/{category} has none for training")
         if len(group.normals) < plan.shots:
             there = f"{dataset}/{category} has {len(group.normals)} normal pictures for training"
             raise ValueError(f"shots is {plan.shots}, but {there}; ask for fewer shots")

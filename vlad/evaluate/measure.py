@@ -20,6 +20,7 @@ from vlad.evaluate.walk import TestPicture, resized
 from vlad.metrics import resampling
 from vlad.metrics import stream as metrics_stream
 from vlad.metrics.inputs import Measured
+from vlad.metrics.papers import aupro_200
 from vlad.metrics.stream import Bounded, Histogram
 from vlad.report.pictures import Shown
 
@@ -61,10 +62,11 @@ class Collector:
         memory: bytes that maps and what is computed from them may take; then histograms take over.
         empty_mask: "normal" or "skip", for anomalous pictures in which nothing is marked.
         native: whether pictures are measured at their own size, as sPRO needs it.
+        papers: whether to add AUPRO as papers' programs have it.
     """
 
-    def __init__(self, memory: float, empty_mask: str = "normal", native: bool = True) -> None:
-        self.memory, self.empty_mask, self.native = memory, empty_mask, native
+    def __init__(self, memory: float, empty_mask: str = "normal", native: bool = True, papers: bool = False) -> None:
+        self.memory, self.empty_mask, self.native, self.papers = memory, empty_mask, native, papers
         self.samples: list[Sample] = []
         self.scores: list[float] = []
         self.kept: list[tuple[np.ndarray, np.ndarray | None, tuple[int, int], int]] = []  # map, truth, size, place
@@ -182,6 +184,8 @@ class Collector:
         labels = [self.samples[index].label for _, _, _, index in self.kept]
         measured = metrics.pixel_metrics(maps, truths, limits=tuple(LIMITS.values()))
         values = _values("pixel", measured)
+        if self.papers:
+            values["pixel_aupro_200"] = _papers_aupro(maps, truths)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", metrics.UndefinedMetricWarning)
             self.pimo = metrics.aupimo(maps, truths, labels=labels)
@@ -261,6 +265,13 @@ def _values(prefix: str, measured: Measured) -> dict[str, Value]:
         kept = None if math.isnan(threshold) else threshold
         found[f"{prefix}_{name}"] = Value(measured.values[key], measured.reasons.get(key, ""), kept)
     return found
+
+
+def _papers_aupro(maps: list[np.ndarray], truths: list[np.ndarray | None]) -> Value:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", metrics.UndefinedMetricWarning)
+        value = aupro_200(maps, truths)
+    return Value(value, str(said[0].message).partition(": ")[2] if said else "")
 
 
 def _bounded(bounded: Bounded, threshold: float | None) -> Value:

@@ -13,13 +13,14 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlad.datasets.samples import Sample
+from vlad.evaluate.guests import Result
 from vlad.evaluate.inputs import Place
 from vlad.evaluate.walk import Entrant
 from vlad.files import write_whole
@@ -91,18 +92,21 @@ def _name(label: str, place: Place) -> str:
     return f"{name}-{hashlib.sha256(chr(0).join((label, *place)).encode()).hexdigest()[:8]}"
 
 
-def write_map(
-    folder: Path, entrant: Entrant, place: Place, sample: Sample, number: int, amap: np.ndarray | None
-) -> str:
-    """Writes a map below `folder`; returns its place from there, with the folder's name, or "" where there is none."""
-    if amap is None:
-        return ""
-    name = _name(entrant.label, place) + ("" if entrant.seed is None else f"-seed{entrant.seed}")
-    file = folder / name / re.sub(r"[^A-Za-z0-9_.]+", "_", sample.defect) / f"{number:05}_{sample.image.stem}.npy"
-    content = io.BytesIO()
-    np.save(content, np.asarray(amap, np.float32))
-    write_whole(file, content.getvalue())
-    return file.relative_to(folder.parent).as_posix()
+def write_maps(
+    folder: Path, entrants: Sequence[Entrant], place: Place, sample: Sample, results: Sequence[Result]
+) -> None:
+    """Writes what each entrant's map of a picture is; its `maps` get the place, with the folder's name, "" for none."""
+    for entrant, (_, amap) in zip(entrants, results, strict=True):
+        if amap is None:
+            entrant.maps.append("")
+            continue
+        name = _name(entrant.label, place) + ("" if entrant.seed is None else f"-seed{entrant.seed}")
+        kind = re.sub(r"[^A-Za-z0-9_.]+", "_", sample.defect)
+        file = folder / name / kind / f"{len(entrant.maps):05}_{sample.image.stem}.npy"
+        content = io.BytesIO()
+        np.save(content, np.asarray(amap, np.float32))
+        write_whole(file, content.getvalue())
+        entrant.maps.append(file.relative_to(folder.parent).as_posix())
 
 
 def _draws(parts: Mapping[tuple[str, str, str], Part]) -> Iterator[tuple[tuple[str, str, str, str], np.ndarray]]:

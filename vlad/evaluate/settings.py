@@ -38,6 +38,7 @@ def settings_of_run(
         "empty_mask": plan.empty_mask,
         "bootstrap": plan.bootstrap,
         "corrupt": corrupt,
+        **({"paper_metrics": True} if plan.papers else {}),
         **({"maps": plan.maps.name} if plan.maps else {}),
         "severities": severities,
         "detectors": {label: _detector(one, plan, leaks.get(label, [])) for label, one in named.items()},
@@ -91,6 +92,8 @@ def _detector(detector: Detector | Guest, plan: Plan, leaks: list[str]) -> dict[
 def setting_of(detector: Detector | Guest, shots: int) -> str:
     """ "zero-shot", "4-shot", "batch" (transductive), with the auxiliary data that it was trained on."""
     kind = "batch (transductive)" if detector.transductive else "zero-shot"
+    if isinstance(detector, Guest) and detector.full_shot:
+        return "full-shot"
     if given := shots or len(detector.references):
         kind = f"{given}-shot" if shots else f"{given}-shot, fitted before"
     auxiliary = ", ".join(detector.trained_on)

@@ -11,6 +11,8 @@ method = "winclip"
 encoder = "tiny"
 options = {scales = [2, 3]}
 
+published = {method = "WinCLIP"}     # optional: what to put beside, of eval/published.csv
+
 [sources]                            # optional: data set -> the one that "{source}" in an adapter stands for
 mvtec_ad = "visa"
 default = "mvtec_ad"
@@ -30,6 +32,7 @@ from pydantic import AfterValidator, BeforeValidator, with_config
 
 from vlad.datasets.corrupt import CORRUPTIONS
 from vlad.forms import Whole, closest, file_of, one_of, read, shipped
+from vlad.report.published import lines
 
 
 def _dataset(spec: str) -> str:
@@ -66,6 +69,22 @@ _Data = Annotated[str, AfterValidator(_dataset)]
 
 @with_config({"extra": "forbid"})
 @dataclass(frozen=True)
+class PublishedTable:
+    """Which lines of eval/published.csv a detector repeats.
+
+    Attributes:
+        method: as it stands there.
+        setting: as it stands there; left out, "zero-shot", or "4-shot" and the like by the shots of the run.
+        source: how the source of the lines begins; of several that fit, the first one counts.
+    """
+
+    method: Annotated[str, one_of(lambda: {line.method for line in lines()})]
+    setting: str | None = None
+    source: str = ""
+
+
+@with_config({"extra": "forbid"})
+@dataclass(frozen=True)
 class DetectorTable:
     """One of `[[detectors]]`: keywords of `vlad.load`, and what it is called."""
 
@@ -77,6 +96,8 @@ class DetectorTable:
     resolution: Whole | None = None
     dtype: str | None = None
     options: dict[str, Any] | None = None
+    published: PublishedTable | None = None
+    sha256: dict[str, str] | None = None  # name of an adapter's file -> its digest, where it is known
 
 
 @with_config({"extra": "forbid"})
@@ -92,13 +113,14 @@ class SuiteFile:
     mask_resize: str | None = None
     empty_mask: str | None = None
     bootstrap: Whole | None = None
+    paper_metrics: bool | None = None
     corrupt: tuple[Annotated[str, one_of(lambda: CORRUPTIONS)], ...] | None = None
     names: dict[str, str] | None = None
     detectors: tuple[DetectorTable, ...] = (DetectorTable("patch_text"),)
     sources: dict[Annotated[str, AfterValidator(_source)], str] = field(default_factory=dict)
 
 
-HOW = ("shots", "seeds", "metric_size", "mask_resize", "empty_mask", "bootstrap", "corrupt", "names")
+HOW = ("shots", "seeds", "metric_size", "mask_resize", "empty_mask", "paper_metrics", "bootstrap", "corrupt", "names")
 
 
 @dataclass(frozen=True)

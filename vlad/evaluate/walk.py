@@ -94,6 +94,7 @@ class Entrant:
     seed: int | None = None
     references: list[str] = field(default_factory=list)
     known: list[Any] | None = None  # predictions of a detector that scores all pictures against each other
+    maps: list[str] = field(default_factory=list)  # files of its maps, in the pictures' order, where any are written
 
 
 def walk(

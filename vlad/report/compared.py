@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vlad.report import charts
-from vlad.report.published import METRICS, published, why_not
+from vlad.report.published import METRICS, published, repeated, why_not
 from vlad.report.text import LOWER_IS_BETTER, drops, heading
 from vlad.report.values import Findings
 
@@ -61,4 +61,4 @@ def published_tables(report: Findings) -> dict[str, Any]:
         papers = sorted(published(dataset), key=lambda one: (one.setting, one.method))
         tables[dataset] = {"ours": ours, "papers": papers}
     notes = [f"Not compared, {', '.join(names)}: {reason}" for reason, names in without.items()]
-    return {"metrics": METRICS, "tables": tables, "notes": notes}
+    return {"metrics": METRICS, "tables": tables, "notes": notes, "repeated": repeated(report)}

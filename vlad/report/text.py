@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlad.report import ranks as ranking
+from vlad.report.published import repeated
 from vlad.report.values import ALL, Findings, Row
 
 HEADINGS = {
@@ -18,6 +19,7 @@ HEADINGS = {
     "pixel_ap": "pixel AP",
     "pixel_f1_max": "pixel F1max",
     "pixel_aupro": "AUPRO",
+    "pixel_aupro_200": "papers' AUPRO",
     "pixel_aupro_0.05": "AUPRO@5%",
     "aupimo": "AUPIMO",
     "spro_0.05": "sPRO@5%",
@@ -41,6 +43,7 @@ TABLE = (
     "pixel_ap",
     "pixel_f1_max",
     "pixel_aupro",
+    "pixel_aupro_200",
     "aupimo",
     "spro_0.05",
 )
@@ -58,6 +61,7 @@ def table(report: Findings, metrics: Sequence[str]) -> str:
         found = {(row.dataset, row.category, row.metric): row for row in rows}
         body = [_line(place, [found.get((*place, metric)) for metric in metrics]) for place in places]
         lines += [headline(label, settings), "", *aligned([["", *(HEADINGS[m] for m in metrics), "n"], *body]), ""]
+    lines += _repeated(report)
     lines += _ranked(report)
     lines += _decided(report)
     lines += _robustness(report)
@@ -165,6 +169,19 @@ def _missing(report: Findings, metrics: Sequence[str]) -> list[str]:
     lines += [f"{place}: {count} anomalous pictures have nothing marked" for place, count in empty.items()]
     lines += split_notes(report)
     return [*lines, ""] if lines else []
+
+
+def _repeated(report: Findings) -> list[str]:
+    """Measured and published values with their difference; nothing where no detector repeats any."""
+    if not (found := repeated(report)):
+        return []
+    cells = [["beside published values", "", "measured", "published", "difference"]]
+    for one in found:
+        values = [f"{100 * value:.1f}" for value in (one.measured, one.published)]
+        difference = f"{100 * (one.measured - one.published):+.1f}"
+        cells.append([f"{one.dataset}, {one.detector}", heading(one.metric), *values, difference])
+    sources = dict.fromkeys(f"published: {one.dataset}, {one.detector}: {one.source}" for one in found)
+    return [*aligned(cells), *sources, ""]
 
 
 def _ranked(report: Findings) -> list[str]:
