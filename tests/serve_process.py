@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 
 
@@ -13,11 +14,13 @@ def serving(folder, *flags, **environment):
     """(address, process); it is told to end, and killed where it does not."""
     command = [sys.executable, "-m", "vlad.cli", "serve", "--port", "0", "--detectors", str(folder), *flags]
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
+    log = tempfile.TemporaryFile("w+")  # no pipe: one that nobody reads would stop the server when it is full
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=given)
     try:
         line = process.stdout.readline()
         if (found := re.match(r"http://\S+", line)) is None:
-            raise AssertionError(f"it did not start: {line}{process.communicate()[1]}")
+            log.seek(0)
+            raise AssertionError(f"it did not start: {line}{log.read()}")
         yield found[0], process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -26,3 +29,4 @@ def serving(folder, *flags, **environment):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+        log.close()

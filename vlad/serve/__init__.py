@@ -1,7 +1,7 @@
 """Detectors behind an address: an API for software and a page for people, on one machine.
 
-`make_app` is the whole interface; `vlad serve` runs it. It needs the extra `serve`; nothing else of VLAD imports this
-folder.
+`make_app` is the whole interface; `vlad serve` runs it, `vlad.serve.ray` puts it on a cluster. It needs the extra
+`serve`; nothing else of VLAD imports this folder.
 """
 
 from __future__ import annotations
