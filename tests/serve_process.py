@@ -14,19 +14,18 @@ def serving(folder, *flags, **environment):
     """(address, process); it is told to end, and killed where it does not."""
     command = [sys.executable, "-m", "vlad.cli", "serve", "--port", "0", "--detectors", str(folder), *flags]
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    log = tempfile.TemporaryFile("w+")  # no pipe: one that nobody reads would stop the server when it is full
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=given)
-    try:
-        line = process.stdout.readline()
-        if (found := re.match(r"http://\S+", line)) is None:
-            log.seek(0)
-            raise AssertionError(f"it did not start: {line}{log.read()}")
-        yield found[0], process
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryFile("w+") as log:  # no pipe: a full one that nobody reads would stop the server
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=given)
         try:
-            process.communicate(timeout=40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        log.close()
+            line = process.stdout.readline()
+            log.seek(0)
+            found = re.match(r"http://\S+", line)
+            assert found, f"it did not start: {line}{log.read()}"
+            yield found[0], process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
