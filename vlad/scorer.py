@@ -6,7 +6,7 @@ differs in six values. Reading pictures, batches, thresholds and files are not i
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -48,6 +48,20 @@ def check_towers(kind: "type[Scorer]", recorded: Mapping[str, Any], given: Mappi
                 f"{file} asks for {option}={name!r}, a file, folder or repository, which is opened only if you name it "
                 f"yourself: if you trust it, load it with {option}={name!r}"
             )
+
+
+def check_choices(**options: tuple[Any, Collection[Any]]) -> None:
+    """ValueError where an option, given with the values that it can have, has none of them."""
+    for option, (value, known) in options.items():
+        if value not in known:
+            raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(str, known))}")
+
+
+def check_counts(**options: Any) -> None:
+    """ValueError where an option is no whole number, 1 or more."""
+    for option, number in options.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{option} is {number!r}; expected a whole number, 1 or more")
 
 
 class Scorer(nn.Module):

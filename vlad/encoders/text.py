@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from vlad.encoders.blocks import block, checkpointed
 from vlad.encoders.encoder import Edit, Encoder
 
+TOKENIZED = 32  # calls whose tokens are kept
+
 
 class ReadingEncoder(Encoder):
     """An encoder whose open_clip model also reads."""
 
     model: Any
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.tokenized: dict[tuple[str, ...], Tensor] = {}  # the last sentences: some methods read theirs each time
 
     @torch.no_grad()
     def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -23,6 +29,8 @@ class ReadingEncoder(Encoder):
         return torch.cat(rows)
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        if (kept := self.tokenized.get(asked := tuple(sentences))) is not None:
+            return kept
         ids = self.tokenizer(list(sentences)).to(self.device)
         full = (ids.argmax(-1) == ids.shape[1] - 1).nonzero()
         if len(full):
@@ -30,6 +38,7 @@ class ReadingEncoder(Encoder):
                 f"too long for {self.name}, which reads {ids.shape[1] - 2} tokens: {sentences[int(full[0])]!r:.120}; "
                 "shorten the name or the phrase"
             )
+        self.tokenized = {**dict(list(self.tokenized.items())[1 - TOKENIZED :]), asked: ids}
         return ids
 
     def text_shape(self) -> tuple[int | None, int]:

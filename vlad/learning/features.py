@@ -47,7 +47,8 @@ class FeatureCache:
 
     def __init__(self, scorer: LearnedScorer, items: Sequence[Item]):
         self.scorer, self.items, self.side = scorer, items, scorer.resolution
-        facts = [FORMAT, scorer.encoder.digest, str(scorer.encoder.dtype), scorer.method, scorer.options]
+        options = {key: value for key, value in scorer.options.items() if key != "stage"}
+        facts = [FORMAT, scorer.encoder.digest, str(scorer.encoder.dtype), scorer.method, options]
         key = json.dumps([*facts, [item.key for item in items]], sort_keys=True)
         self.folder = cache_dir() / "features" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.arrays: list[Any] = []

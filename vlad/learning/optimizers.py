@@ -68,15 +68,24 @@ def constant(epoch: int, epochs: int, step: int, steps: int) -> float:
 
 def cosine(epoch: int, epochs: int, step: int, steps: int) -> float:
     """From 1 down to near 0, one value an epoch."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return _half_wave(epoch, epochs)
 
 
 def warm_cosine(epoch: int, epochs: int, step: int, steps: int) -> float:
-    """From 0 up in the first WARM steps of all, then from 1 down to near 0."""
+    """From 0 up to 1 within the first WARM steps of all, then down to near 0."""
     done, total = epoch * steps + step, epochs * steps
-    if done < WARM:
-        return done / (WARM - 1)
-    return 0.5 * (1 + math.cos(math.pi * (done - WARM) / (total - WARM)))
+    return done / (WARM - 1) if done < WARM else _half_wave(done - WARM, total - WARM)
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine, "warm-cosine": warm_cosine}
+def tenth_cosine(epoch: int, epochs: int, step: int, steps: int) -> float:
+    """From 0 up to 1 in the first tenth of all steps, then down to near 0; as transformers' cosine with warm-up."""
+    done, total = epoch * steps + step, epochs * steps
+    warm = total // 10
+    return done / warm if done < warm else _half_wave(done - warm, total - warm)
+
+
+def _half_wave(done: int, total: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "warm-cosine": warm_cosine, "tenth-cosine": tenth_cosine}

@@ -5,20 +5,23 @@ Their sentences name no object, so what was learned on one data set can be asked
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
+from torch.nn import Parameter
 
 from vlad.encoders.encoder import Encoder
+from vlad.learning.scorer import lengths_in
 from vlad.maps import TEMPERATURE, state_logits, to_size
 
 # In the authors' files beside what was learned: copies of CLIP's own embeddings, ids, and layers that nothing uses.
 NOT_LEARNED = ("token_prefix_", "token_suffix_", "tokenized_prompts_", "compound_prompt_projections.")
 
 SENTENCES = 512  # of several pictures, run through the text tower at once
+
+Made = TypeVar("Made")
 
 
 def value_start(encoder: Encoder) -> int:
@@ -91,28 +94,46 @@ def read_prompts(encoder: Encoder, ids: Tensor, words: Tensor, deep: Sequence[Te
 
 
 def read_by_picture(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
-    """[B, T, D] unit embeddings of T sentences [T, context] after each picture's own vectors [B, T, n, C]."""
+    """[B, T, D] unit embeddings of T sentences [T, context] after each picture's own vectors [B, T, n, C].
+
+    Sentences of one length are read together: shorter ones among longer ones would be read to the longest one's end.
+    """
+    ends = ids.argmax(-1)
+    rows = [(ends == end).nonzero()[:, 0] for end in ends.unique()]
+    read = torch.cat([_read_alike(encoder, ids[row], words[:, row]) for row in rows], 1)
+    return read[:, torch.cat(rows).argsort()]
+
+
+def _read_alike(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
+    """The same of sentences of one length."""
     read = []
-    for part in words.split(max(1, SENTENCES // words.shape[1])):
+    for part in words.split(max(1, SENTENCES // len(ids))):
         rows = read_prompts(encoder, ids.repeat(len(part), 1), part.flatten(0, 1))
         read.append(F.normalize(rows, dim=-1).unflatten(0, (len(part), -1)))
     return torch.cat(read)
 
 
-class Kept:
-    """A tensor that is made of parameters, kept as long as all of them have the same values."""
+class Kept(Generic[Made]):
+    """What is made of parameters, kept as long as these are the same and nothing was written into them.
+
+    A copy of it, by `copy` or by pickle, has kept nothing yet.
+    """
 
     def __init__(self) -> None:
-        self.now: tuple[Tensor, Tensor] | None = None  # values of the parameters, and what they gave
+        self.now: tuple[list[Parameter], list[tuple[int, int]], Made] | None = None
 
-    def __call__(self, parameters: Iterable[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+    def __call__(self, parameters: Iterable[Parameter], make: Callable[[], Made]) -> Made:
         """What `make` gives, or gave; where gradients are asked for it is made anew."""
         if torch.is_grad_enabled():
             return make()
-        values, kept = parameters_to_vector(parameters), self.now
-        if kept is None or kept[0].device != values.device or not torch.equal(kept[0], values):
-            kept = self.now = values, make()
-        return kept[1]
+        own, kept = list(parameters), self.now
+        written = [(one.data_ptr(), one._version) for one in own]  # a place, and how often it was written to
+        if kept is None or list(map(id, kept[0])) != list(map(id, own)) or kept[1] != written:
+            kept = self.now = own, written, make()
+        return kept[2]
 
 
 def word_width(encoder: Encoder) -> int:
@@ -157,7 +178,7 @@ class PromptLearner(nn.Module):
         shapes = [(length, C)] * (self.depth - 1)
         self.ctx_pos, self.ctx_neg = (nn.Parameter(0.02 * torch.randn(1, 1, n_ctx, C)) for _ in range(2))
         self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(shape) for shape in shapes)
-        self._kept = Kept()
+        self._kept = Kept[Tensor]()
 
     def forward(self, encoder: Encoder) -> Tensor:
         """[2, D] embeddings of the normal and the anomalous sentence, not normalised.
@@ -196,8 +217,5 @@ def official_prompts(learner: Mapping[str, Tensor]) -> tuple[dict[str, Any], dic
     tensors = {key: value for key, value in learner.items() if not key.startswith(NOT_LEARNED)}
     # the unused layers count too, so that a last deep prompt that is missing is missed
     numbers = [int(found[1]) for key in learner if (found := re.match(r"compound_prompt\w+\.(\d+)", key))]
-    options = {"depth": 2 + max(numbers, default=-1)}
-    for option, key, axis in (("n_ctx", "ctx_pos", 2), ("length", "compound_prompts_text.0", 0)):
-        if key in tensors and tensors[key].ndim > axis:
-            options[option] = tensors[key].shape[axis]
-    return options, tensors
+    sizes = lengths_in(tensors, n_ctx=("ctx_pos", 2), length=("compound_prompts_text.0", 0))
+    return {"depth": 2 + max(numbers, default=-1), **sizes}, tensors

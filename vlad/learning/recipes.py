@@ -33,7 +33,7 @@ from vlad.datasets.samples import SPLITS
 from vlad.forms import Number, Whole, file_of, filled, one_of, read, shipped
 
 OPTIMIZERS = ("adam", "adamw", "stable_adamw")
-SCHEDULES = ("constant", "cosine", "warm-cosine")
+SCHEDULES = ("constant", "cosine", "warm-cosine", "tenth-cosine")
 
 
 def _share(value: float) -> float:
@@ -55,6 +55,13 @@ def _methods() -> list[str]:
     return list(METHODS)
 
 
+def _steps(value: object) -> object:
+    if not isinstance(value, list | tuple) or not all(type(step) is int and step > 0 for step in value):
+        raise ValueError(f"expected a list of numbers of steps, each above 0, got {value!r:.60}")
+    return value
+
+
+Steps = Annotated[tuple[int, ...], BeforeValidator(_steps)]
 Share = Annotated[Number, AfterValidator(_share)]
 Data = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
@@ -63,7 +70,7 @@ Data = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isins
 @dataclass(frozen=True)
 class Optimizer:
     """Attributes: name of OPTIMIZERS; learning_rate; betas; weight_decay; schedule over the epochs, of SCHEDULES, and
-    floor, the rate that it ends near."""
+    floor, the rate that it ends near; halve_at, numbers of steps after each of which the rate is halved."""
 
     name: Annotated[str, one_of(lambda: OPTIMIZERS)] = "adam"
     learning_rate: Annotated[Number, Field(gt=0)] = 1e-3
@@ -71,6 +78,7 @@ class Optimizer:
     weight_decay: Number = 0.0
     schedule: Annotated[str, one_of(lambda: SCHEDULES)] = "constant"
     floor: Number = 0.0
+    halve_at: Steps = ()
 
 
 @with_config({"extra": "forbid"})
@@ -131,7 +139,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, JSON-ready, without what is left open; `load` makes an equal recipe of them."""
-        optimizer = {**asdict(self.optimizer), "betas": list(self.optimizer.betas)}
+        lists = {"betas": list(self.optimizer.betas), "halve_at": list(self.optimizer.halve_at)}
+        optimizer = {**asdict(self.optimizer), **lists}
         tables = {"data": list(self.data), "options": dict(self.options), "optimizer": _said(optimizer)}
         return _said({**asdict(self), **tables})
 

@@ -188,9 +188,11 @@ class Run:
 
     def _set_rates(self, steps: int) -> None:
         """The rates of the step that comes, of an epoch of so many."""
-        share = SCHEDULES[self.plan.optimizer.schedule](self.epoch, self.plan.epochs, self.step, steps)
+        how, done = self.plan.optimizer, self.epoch * steps + self.step
+        share = SCHEDULES[how.schedule](self.epoch, self.plan.epochs, self.step, steps)
+        share *= 0.5 ** sum(done >= at for at in how.halve_at)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            floor = min(self.plan.optimizer.floor, peak)
+            floor = min(how.floor, peak)
             group["lr"] = floor + (peak - floor) * share
 
     @torch.no_grad()

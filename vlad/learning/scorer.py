@@ -53,7 +53,7 @@ class LearnedScorer(Scorer):
     Attributes:
         needs_adapter: False for methods that also work without one.
         frozen_image_side: True where `image_side` does not depend on what is learned: training computes it once. A
-            method whose training has stages may set it for each.
+            method whose training has stages may set it for each; those that have it share what was computed.
         stages: trainings that follow each other, of one detector each, which has them by its option `stage`, from 1.
         learns_from_labels: False where the loss, or that of a stage, is over pixels alone: it needs masks.
         compares: True where a training step needs a normal picture beside each picture.
@@ -244,6 +244,12 @@ def official_parts(content: Mapping[str, Any], method: str, parts: Sequence[str]
         ):
             raise ValueError(f"its part {part!r} is no table of tensors")
     return [content[part] for part in parts]
+
+
+def lengths_in(tensors: Mapping[str, Tensor], **places: tuple[str, int]) -> dict[str, int]:
+    """The length of a tensor along an axis for each option that says where; without those that are not there."""
+    there = {option: (tensors[key].shape, axis) for option, (key, axis) in places.items() if key in tensors}
+    return {option: shape[axis] for option, (shape, axis) in there.items() if axis < len(shape)}
 
 
 def refuse_other_methods(content: Mapping[str, Any], method: str) -> None:

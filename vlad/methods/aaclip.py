@@ -21,7 +21,7 @@ class, and mix the maps' maxima in; `score="set"` does that in `predict`, `score
 the official first stage attention runs, by a transposed tensor, over the pictures of a batch and not over their
 patches; `across=True` does the same, and the default is what that gives for a picture alone: each token attends to
 itself. The official loop trains on the last tap of its first stage only, and so does this one. Training has no
-augmentation, and its rate stays what it is.
+augmentation.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ from vlad.learning.tap_layers import states_of
 from vlad.maps import blurred, enlarge, rescaled_together, to_size
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices
 
 TEXT_BLOCKS = 3  # that get a residual layer
 SHARE = 0.1  # of a residual layer in the tokens
@@ -124,9 +124,7 @@ class AaClip(LearnedScorer):
         checkpointing: bool = False,
     ):
         super().__init__(encoder, resolution=resolution)
-        for option, value, known in (("kind", kind, BLURS), ("score", score, SCORES), ("stage", stage, (1, 2))):
-            if value not in known:
-                raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(str, known))}")
+        check_choices(kind=(kind, BLURS), score=(score, SCORES), stage=(stage, (1, 2)))
         self.layers, self.kind, self.how = quarters(encoder.depth), kind, score
         self.stage, self.across, self.checkpointing = stage, across, checkpointing
         self.options.update(kind=kind, score=score, relu=relu, stage=stage, across=across)

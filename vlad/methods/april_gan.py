@@ -31,7 +31,7 @@ from vlad.learning.tap_layers import TapLayers, anomalous_pixels, states_of, tap
 from vlad.maps import anomaly_probability, rescaled_together, to_size
 from vlad.memory import Memory, checked_layers, quarters
 from vlad.prompts import PromptPack, prototypes
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices
 
 SCORES = ("bounds", "class", "set")
 
@@ -57,8 +57,7 @@ class AprilGan(LearnedScorer):
         bounds: tuple[float, float] = (0.0, 4.0),
     ):
         super().__init__(encoder, resolution=resolution)
-        if score not in SCORES:
-            raise ValueError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
+        check_choices(score=(score, SCORES))
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds are {bounds!r}; expected (low, high) such as (0, 4)")
         self.layers = checked_layers(quarters(encoder.depth) if layers is None else layers, encoder.depth)

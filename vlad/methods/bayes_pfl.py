@@ -37,12 +37,12 @@ from vlad.learning.flows import Draw, Gaussian, PictureFlows, StateFlows, drawn
 from vlad.learning.losses import balanced_focal, whole_dice
 from vlad.learning.optimizers import groups_by_rate
 from vlad.learning.prompt_learner import check_joint_text, read_by_picture
-from vlad.learning.scorer import Batch, LearnedScorer, official_parts
+from vlad.learning.scorer import Batch, LearnedScorer, lengths_in, official_parts
 from vlad.learning.tap_layers import by_name, raw_taps
 from vlad.maps import TEMPERATURE, checked_sigma, enlarge, gaussian, rescaled_together, top_mean
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices, check_counts
 
 HEADS = 4  # of the sentences' attention to patches
 KL = 0.01  # weight of the divergences
@@ -146,12 +146,8 @@ class BayesPfl(LearnedScorer):
     ):
         super().__init__(encoder, resolution=resolution)
         check_joint_text(encoder, "bayes_pfl", self.official_encoder)
-        for option, value, known in (("score", score, SCORES), ("stage", stage, (1, 2))):
-            if value not in known:
-                raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(str, known))}")
-        for option, number in dict(draws=draws, bank=bank, length=length, flows=flows).items():
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{option} is {number!r}; expected a whole number, 1 or more")
+        check_choices(score=(score, SCORES), stage=(stage, (1, 2)))
+        check_counts(draws=draws, bank=bank, length=length, flows=flows)
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}; expected a share of the pixels above 0 and up to 1")
         self.layers, self.bank, self.vectors = quarters(encoder.depth), bank, 2 * length
@@ -227,12 +223,10 @@ class BayesPfl(LearnedScorer):
 
         `noise` is that of each of the three, [B or 1, R, D].
         """
-        context, normal, abnormal = noise
-        return [
-            drawn(self.context_encoder, self.PFL_context, image, context),
-            drawn(self.state_encoder, self.PFL_normal, self.PFL_normal.state, normal),
-            drawn(self.state_encoder, self.PFL_abnormal, self.PFL_abnormal.state, abnormal),
-        ]
+        context, *states = noise
+        flows = zip((self.PFL_normal, self.PFL_abnormal), states, strict=True)
+        own = drawn(self.context_encoder, self.PFL_context, image, context)
+        return [own, *(drawn(self.state_encoder, one, one.state, noise) for one, noise in flows)]
 
     def texts(self, names: Sequence[str], shifts: Sequence[Tensor]) -> Tensor:
         """[B, 2 * R * bank, D] unit: the normal sentences, then the anomalous ones, of pictures of these names.
@@ -311,12 +305,5 @@ class BayesPfl(LearnedScorer):
                 own = tensors.get(name + key.removeprefix(copied))
                 if own is None or not torch.equal(own, tensors.pop(key)):
                     raise ValueError(f"its {key!r} is not what stands under {name + key.removeprefix(copied)!r}")
-        options = {}
-        for option, key, axis in (
-            ("bank", "prompt_context", 0),
-            ("length", "prompt_context", 1),
-            ("flows", "PFL_context.amor_b.weight", 0),
-        ):
-            if key in tensors and tensors[key].ndim > axis:
-                options[option] = tensors[key].shape[axis]
-        return options, tensors
+        sizes = {"bank": ("prompt_context", 0), "length": ("prompt_context", 1)}
+        return lengths_in(tensors, **sizes, flows=("PFL_context.amor_b.weight", 0)), tensors

@@ -39,7 +39,7 @@ from vlad.learning.prompt_learner import (
 )
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts
 from vlad.maps import checked_sigma, picture_logits, smooth_map, state_logits
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices
 
 PRIORS = ("first", "ranked")
 NARROWER = 16  # the small network's middle is so many times narrower than what goes in
@@ -99,7 +99,7 @@ class FinePrompts(nn.Module):
         self.patch_meta_net = nn.Sequential()
         for name, layer in layers.items():
             self.patch_meta_net.add_module(name, layer)
-        self._kept = Kept()
+        self._kept = Kept[Tensor]()
 
     def forward(self, encoder: Encoder) -> Tensor:
         """[1 + kinds, D] embeddings, normal first, not normalised; kept as `PromptLearner` keeps its own."""
@@ -154,8 +154,7 @@ class FaPrompt(LearnedScorer):
         sigma: float = 10.0,
     ):
         super().__init__(encoder, resolution=resolution)
-        if prior not in PRIORS:
-            raise ValueError(f"prior is {prior!r}; expected one of {', '.join(PRIORS)}")
+        check_choices(prior=(prior, PRIORS))
         if (patches := (self.resolution // encoder.patch_size) ** 2) < top:
             raise ValueError(f"top is {top}, and resolution {self.resolution} has {patches} patches: take a larger one")
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone

@@ -36,13 +36,13 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.optimizers import groups_by_rate
-from vlad.learning.prompt_learner import check_joint_text, read_by_picture
-from vlad.learning.scorer import Batch, LearnedScorer, official_parts
+from vlad.learning.prompt_learner import Kept, check_joint_text, read_by_picture
+from vlad.learning.scorer import Batch, LearnedScorer, lengths_in, official_parts
 from vlad.learning.tap_layers import TapLayers, by_name
 from vlad.maps import TEMPERATURE, blurred, enlarge
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices, check_counts
 
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIDE, THIRDS = 518, ((0, 172), (173, 344), (345, 517))  # of the square that a box's centre is looked up in
@@ -94,15 +94,14 @@ class ConvolutionBank(nn.Module):
         shape = encoder.width, encoder.embed_dim
         for name, kernel in KERNELS.items():
             self.add_module(name, nn.ModuleList(nn.Conv2d(*shape, kernel) for _ in range(taps)))
+        self._kept = Kept[list[tuple[Tensor, Tensor]]]()
 
     def forward(self, taps: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:
         """[B, N, D] of raw patch tokens [B, N, C] of each tap on a grid."""
-        found = []
-        for number, tokens in enumerate(taps):
-            kernel, bias = self._merged(number)
-            rows = F.conv2d(tokens.float().mT.unflatten(-1, grid), kernel, bias, padding=3)
-            found.append(rows.flatten(2).mT)
-        return found
+        merged = self._kept(self.parameters(), lambda: [self._merged(number) for number in range(len(taps))])
+        maps = [tokens.float().mT.unflatten(-1, grid) for tokens in taps]
+        found = [F.conv2d(one, *kernel, padding=3) for one, kernel in zip(maps, merged, strict=True)]
+        return [rows.flatten(2).mT for rows in found]
 
     def _merged(self, number: int) -> tuple[Tensor, Tensor]:
         """The one kernel [D, C, 7, 7] and bias [D] that do what the six of a tap do together."""
@@ -167,11 +166,8 @@ class Filo(LearnedScorer):
     ):
         super().__init__(encoder, resolution=resolution)
         check_joint_text(encoder, "filo", self.official_encoder)
-        for option, value, known in (("taps", taps, TAPS), ("stage", stage, (1, 2))):
-            if value not in known:
-                raise ValueError(f"{option} is {value!r}; expected one of {', '.join(map(str, known))}")
-        if not isinstance(n_ctx, int) or n_ctx < 1:
-            raise ValueError(f"n_ctx is {n_ctx!r}; expected a whole number, 1 or more")
+        check_choices(taps=(taps, TAPS), stage=(stage, (1, 2)))
+        check_counts(n_ctx=n_ctx)
         self.by_boxes = positions == "boxes"
         self.positions = PLACES if positions is None or self.by_boxes else tuple(positions)
         if not self.positions or not set(self.positions) <= set(PLACES):
@@ -180,13 +176,9 @@ class Filo(LearnedScorer):
         if isinstance(self.boxes, list) and any(len(box) not in (4, 5) for box in self.boxes):
             raise ValueError(f"boxes are {boxes!r:.80}; expected (x0, y0, x1, y1) each, perhaps with a confidence")
         self.layers, self.taps, self.stage, self.row_dice = quarters(encoder.depth), taps, stage, row_dice
-        kept = {
-            "boxes": self.boxes if isinstance(self.boxes, list) else None,
-            "taps": taps,
-            "n_ctx": n_ctx,
-            "stage": stage,
-        }
-        self.options.update(kept, positions=positions if isinstance(positions, str | None) else list(positions))
+        self.options.update(taps=taps, n_ctx=n_ctx, stage=stage)
+        self.options["boxes"] = self.boxes if isinstance(self.boxes, list) else None
+        self.options["positions"] = positions if isinstance(positions, str | None) else list(positions)
         D = encoder.embed_dim
         self.decoder_linear = TapLayers(encoder, len(self.layers))
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
@@ -268,12 +260,13 @@ class Filo(LearnedScorer):
     def sentences(self, name: str, places: Sequence[str] = PLACES) -> tuple[list[str], list[str]]:
         """What follows the learned vectors, of the normal and of the anomalous state, the places innermost."""
         pack = self.pack or PromptPack.load(self.default_prompts)
+
+        def filled(phrases: Sequence[str], ends: Sequence[str]) -> list[str]:
+            told = [template.replace("{}", one + end) for one in phrases for template in pack.templates for end in ends]
+            return [f"{one.rstrip('.')}." for one in told]
+
         normal, anomalous = pack.phrases(name)
-        placed = [[f"{phrase} at {place}" for place in places] for phrase in anomalous]
-        good = [[template.replace("{}", phrase)] for phrase in normal for template in pack.templates]
-        bad = [[template.replace("{}", one) for one in group] for group in placed for template in pack.templates]
-        first, second = ([f"{one.rstrip('.')}." for group in state for one in group] for state in (good, bad))
-        return first, second
+        return filled(normal, [""]), filled(anomalous, [f" at {place}" for place in places])
 
     def read(self, words: Tensor, sentences: Sequence[str]) -> Tensor:
         """[B, T, D] unit embeddings of T sentences after the words [B, n_ctx, D] of each picture."""
@@ -303,5 +296,4 @@ class Filo(LearnedScorer):
         """Keywords and tensors of a file of CASIA-IVA-Lab/FiLo, which has all of CLIP in it as well."""
         (table,) = official_parts(content, "filo", ("filo",))
         tensors = {key: value for key, value in table.items() if not key.startswith(FROZEN)}
-        context = tensors.get("normal_prompt_learner.ctx")
-        return {} if context is None else {"n_ctx": len(context)}, tensors
+        return lengths_in(tensors, n_ctx=("normal_prompt_learner.ctx", 0)), tensors

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import NOT_LEARNED, PromptLearner
-from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
+from vlad.learning.scorer import Batch, LearnedScorer, lengths_in, refuse_other_methods
 from vlad.learning.tap_layers import anomalous_pixels, raw_taps
 from vlad.maps import anomaly_probability, checked_sigma, gaussian, picture_logits, rescaled_together, to_size
 from vlad.memory import Memory, checked_layers, quarters
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices
 
 ENDINGS = (" object.", " damaged object.")
 SCORES = ("bounds", "class", "set")
@@ -178,8 +178,7 @@ class Sowa(LearnedScorer):
         dropout: float = 0.1,
     ):
         super().__init__(encoder, resolution=resolution)
-        if score not in SCORES:
-            raise ValueError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
+        check_choices(score=(score, SCORES))
         if not len(bounds) == 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds are {bounds!r}; expected (low, high) such as (2, 4)")
         if heads < 1 or encoder.width % heads:
@@ -296,7 +295,5 @@ class Sowa(LearnedScorer):
             for theirs, ours in NAMES:
                 key = key.replace(theirs, ours)
             tensors[key] = value
-        for option, name, axis in (("n_ctx", "prompt_learner.ctx_pos", 2), ("heads", "adapters.0.attn.logit_scale", 0)):
-            if name in tensors and tensors[name].ndim > axis:
-                options[option] = tensors[name].shape[axis]
-        return options, tensors
+        sizes = {"n_ctx": ("prompt_learner.ctx_pos", 2), "heads": ("adapters.0.attn.logit_scale", 0)}
+        return options | lengths_in(tensors, **sizes), tensors

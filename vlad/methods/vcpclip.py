@@ -35,7 +35,7 @@ from vlad.learning.scorer import Batch, LearnedScorer, refuse_other_methods
 from vlad.learning.tap_layers import TapLayers, anomalous_pixels, pixel_loss, raw_taps
 from vlad.maps import TEMPERATURE, checked_sigma, gaussian, rescaled_together, top_mean
 from vlad.memory import quarters
-from vlad.scorer import Scores
+from vlad.scorer import Scores, check_choices
 
 SENTENCES = ("a photo of a good X X", "a photo of a damaged X X")  # the picture stands at both X
 VECTORS = 2  # that stand for the picture
@@ -107,8 +107,7 @@ class VcpClip(LearnedScorer):
     ):
         super().__init__(encoder, resolution=resolution)
         check_joint_text(encoder, "vcpclip", self.official_encoder)
-        if score not in SCORES:
-            raise ValueError(f"score is {score!r}; expected one of {', '.join(SCORES)}")
+        check_choices(score=(score, SCORES))
         if not 0 < top <= 1:
             raise ValueError(f"top is {top!r}; expected a share of the pixels above 0 and up to 1")
         self.layers = quarters(encoder.depth)
