@@ -82,6 +82,12 @@ def _written(folder, model, config):
     return folder
 
 
+@pytest.fixture(scope="module")
+def picture(golden, golden_weights):
+    """The one that the golden of a module is about."""
+    return golden_weights.image(int(golden["seed"]), 200)
+
+
 @pytest.fixture(scope="session")
 def metauas_file(tmp_path_factory, golden_weights) -> Path:
     """A file as MetaUAS's authors write it, tower and all, with the golden's weights."""

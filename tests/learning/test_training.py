@@ -238,6 +238,14 @@ def test_a_second_stage_goes_on_from_the_first_also_when_either_was_stopped(data
     assert not list(tmp_path.glob(".*checkpoint"))
 
 
+def test_both_stages_read_the_features_that_were_encoded_once(data, tiny_encoder, tmp_path):
+    encoded = []
+    recipe = {**RECIPE, "method": "bayes_pfl", "epochs": 1}
+    told = lambda what, done, total: encoded.append(done) if what == "encoding" else None  # noqa: E731
+    train(recipe, data, tmp_path / "a.safetensors", encoder=tiny_encoder, progress=told)
+    assert sorted(set(encoded)) == encoded and encoded[-1] == 11, "eleven pictures, once"
+
+
 def test_a_recipe_that_says_nothing_of_stages_means_all_of_them(data, tiny_encoder, tmp_path):
     plain = {**RECIPE, "method": "aaclip", "epochs": 1}
     detector = train(plain, data, tmp_path / "a.safetensors", encoder=tiny_encoder)

@@ -37,11 +37,6 @@ def golden():
     return np.load(GOLDEN / "anomalyclip.npz")
 
 
-@pytest.fixture(scope="module")
-def picture(golden, golden_weights):
-    return golden_weights.image(int(golden["seed"]), 200)
-
-
 def official(small_folder, file=FILE, **options):
     return vlad.load(
         "anomalyclip", encoder=f"local-dir:{small_folder}", adapter=file, device="cpu", dtype="float32", **options

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, SHARED
+from learned_goldens import batch_of, check_gradients, check_steps, weights_file
 
 import vlad
 from vlad.detector import Detector
 from vlad.encoders.encoder import Features
 from vlad.learning.losses import dice, focal, whole_picture
-from vlad.learning.scorer import Batch
 from vlad.maps import CLIP_TEMPERATURE, picture_logits, state_logits
 from vlad.methods.crane import Crane, alike, pooled
 
@@ -53,13 +53,18 @@ def seed(golden):
 
 
 @pytest.fixture(scope="module")
-def picture(seed, golden_weights):
-    return golden_weights.image(seed, 200)
+def weights(golden_weights, broad_encoder, tmp_path_factory):
+    """The golden's own weights as a file of ours."""
+
+    def draw(name, shape):
+        return golden_weights.tensor(f"crane.{name.removeprefix('prompt_learner.')}", shape, 0)
+
+    return weights_file(tmp_path_factory.mktemp("crane") / "a.safetensors", Crane(broad_encoder), draw)
 
 
 @pytest.fixture(scope="module")
-def load(broad_encoder):
-    def loaded(plus=None, file=FILE, encoder=broad_encoder, **options):
+def load(weights, broad_encoder):
+    def loaded(plus=None, file=weights, encoder=broad_encoder, **options):
         dino = {} if plus is None else {"dino": GivenDino(plus)}
         return vlad.load("crane", encoder=encoder, adapter=file, **dino, **options)
 
@@ -141,26 +146,21 @@ def test_patches_that_dino_finds_less_alike_than_its_average_give_nothing():
 
 
 def trainable(golden, golden_weights, load, plus):
-    """The official learner, and the golden's batch: an anomalous picture with a mask, then a normal one."""
-    seed, mask = int(golden["seed"]), torch.from_numpy(golden["train_mask"]).float()
-    detector = load(seed if plus else None, batch_mean=True)
-    detector.scorer.train()
-    with torch.no_grad():
-        pixels = detector.encoder.pixels([golden_weights.image(seed + i, 200) for i in range(2)], 112)
-        features = detector.scorer.image_side(pixels)
-    return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
+    """The golden's learner and its batch."""
+    scorer = load(int(golden["seed"]) if plus else None, batch_mean=True).scorer.train()
+    return scorer, batch_of(scorer, golden, golden_weights)
 
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, load, plus):
-    detector, batch = trainable(golden, golden_weights, load, plus)
+    scorer, batch = trainable(golden, golden_weights, load, plus)
     key = "trainplus" if plus else "train"
     own, *layers = batch.features
     with torch.no_grad():
-        states = detector.scorer.states(own, True)
+        states = scorer.states(own, True)
         logits = state_logits(torch.stack(layers), states)
-        maps = detector.scorer.training_maps(logits, batch.masks)
-        scored = detector.scorer.scored(own, torch.stack(layers), logits)
+        maps = scorer.training_maps(logits, batch.masks)
+        scored = scorer.scored(own, torch.stack(layers), logits)
         ce = whole_picture(picture_logits(scored, states, CLIP_TEMPERATURE), batch.labels)
     count = len(golden[f"{key}_focal"]) // len(layers)  # of the same map
     focals = [focal(one, batch.masks).item() for one in maps] * count
@@ -168,29 +168,14 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
     np.testing.assert_allclose(focals, golden[f"{key}_focal"], rtol=1e-5)
     np.testing.assert_allclose(dices, golden[f"{key}_dice"], rtol=1e-5)
     np.testing.assert_allclose(ce, golden[f"{key}_ce"], rtol=1e-5)
-    detector.scorer.loss(batch).backward()
-    parameters = dict(detector.scorer.prompt_learner.named_parameters())
-    assert sorted(parameters) == sorted(golden[f"{key}_grad_names"])
-    norms = [parameters[name].grad.norm() for name in golden[f"{key}_grad_names"]]
-    np.testing.assert_allclose(norms, golden[f"{key}_grad_norms"], rtol=TRAINING)
-    if not plus:
-        theirs = golden["train_grad_ctx_neg"]
-        ours = parameters["ctx_neg"].grad
-        np.testing.assert_allclose(ours, theirs, atol=TRAINING * np.abs(theirs).max(), rtol=0)
-    assert all(p.grad is None for p in detector.encoder.model.parameters())
+    check_gradients(golden, scorer, scorer.loss(batch), TRAINING, f"{key}_", "prompt_learner.{}".format)
 
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_three_steps_of_adam_match(golden, golden_weights, load, plus):
-    detector, batch = trainable(golden, golden_weights, load, plus)
-    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.6, 0.999)), []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = detector.scorer.loss(batch)
-        totals.append(loss.item())
-        loss.backward()
-        optimizer.step()
-    np.testing.assert_allclose(totals, golden[f"train{'plus' * plus}_totals_3_steps"], rtol=TRAINING)
+    scorer, batch = trainable(golden, golden_weights, load, plus)
+    adam = torch.optim.Adam(scorer.parameters(), lr=1e-3, betas=(0.6, 0.999))
+    check_steps(golden, scorer, batch, adam, TRAINING, f"train{'plus' * plus}_totals_3_steps")
 
 
 # Crane+ and its options
@@ -291,6 +276,11 @@ def test_a_published_file_is_read_and_gives_finite_maps_on_its_own_clip_alone(of
 LEARNER = "prompt_learner"
 
 
+def test_a_file_gives_the_goldens_weights(load):
+    for key, value in load(file=FILE).scorer.learned().items():
+        assert torch.equal(value, load().scorer.learned()[key]), key
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -306,10 +296,3 @@ LEARNER = "prompt_learner"
 def test_a_damaged_official_file_is_refused_with_what_is_wrong(official_copy, load, change, words):
     with pytest.raises(ValueError, match=words):
         load(file=official_copy(FILE, change))
-
-
-def test_its_files_are_not_anomalyclips_and_the_reverse(load, broad_encoder):
-    with pytest.raises(ValueError, match=r"no file of crane's authors: .* looks anomalyclip's"):
-        load(file=GOLDEN / "anomalyclip_official_format.pth")
-    with pytest.raises(ValueError, match=r"no file of anomalyclip's authors: .* looks crane's"):
-        vlad.load("anomalyclip", encoder=broad_encoder, adapter=FILE)

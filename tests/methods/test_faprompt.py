@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
+from learned_goldens import batch_of, check_gradients, check_steps, weights_file
 
 import vlad
 from vlad.detector import Detector
 from vlad.learning.losses import dice, focal, whole_picture
 from vlad.learning.prompt_learner import state_maps, value_stream
-from vlad.learning.scorer import Batch
 from vlad.maps import picture_logits, state_logits
 from vlad.methods.faprompt import FaPrompt, averaged, likeness, score_focal
 
@@ -31,13 +30,18 @@ def golden(parity):
 
 
 @pytest.fixture(scope="module")
-def picture(golden, golden_weights):
-    return golden_weights.image(int(golden["seed"]), 200)
+def weights(golden_weights, broad_encoder, tmp_path_factory):
+    """The golden's own weights as a file of ours."""
+
+    def draw(name, shape):
+        return golden_weights.tensor(f"faprompt.{name.removeprefix('prompt_learner.')}", shape, 0)
+
+    return weights_file(tmp_path_factory.mktemp("faprompt") / "a.safetensors", FaPrompt(broad_encoder), draw)
 
 
 @pytest.fixture(scope="module")
-def load(parity, broad_encoder):
-    def loaded(file=parity / FILE, **options):
+def load(weights, broad_encoder):
+    def loaded(file=weights, **options):
         return vlad.load("faprompt", encoder=broad_encoder, adapter=file, **options)
 
     return loaded
@@ -107,21 +111,17 @@ def test_with_deep_prompts_rounded_to_half_the_score_is_the_official_one(golden,
 
 
 def trainable(golden, golden_weights, load):
-    """The official learner, and the golden's batch: an anomalous picture with a mask, then a normal one."""
-    detector, mask = load(resolution=112), torch.from_numpy(golden["train_mask"]).float()
-    detector.scorer.train()
-    with torch.no_grad():
-        pictures = [golden_weights.image(int(golden["seed"]) + number, 200) for number in range(2)]
-        features = detector.scorer.image_side(detector.encoder.pixels(pictures, 112))
-    return detector, Batch(features, torch.stack([mask, 0 * mask]), torch.tensor([1, 0]), ["a", "b"])
+    """The golden's learner and its batch."""
+    scorer = load(resolution=112).scorer.train()
+    return scorer, batch_of(scorer, golden, golden_weights)
 
 
 def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, load):
-    detector, batch = trainable(golden, golden_weights, load)
+    scorer, batch = trainable(golden, golden_weights, load)
     image, patches = batch.features
     with torch.no_grad():
-        sentences = detector.scorer.prompt_learner(detector.encoder)
-        first, second, shift = detector.scorer.looks(sentences, patches)
+        sentences = scorer.prompt_learner(scorer.encoder)
+        first, second, shift = scorer.looks(sentences, patches)
         logits = picture_logits(image, second)
         grids = torch.stack([state_logits(patches, states).softmax(-1)[..., 1] for states in (first, second)])
         for number, states in ((1, first), (2, second)):
@@ -129,33 +129,17 @@ def test_each_part_of_the_loss_and_every_gradient_match(golden, golden_weights, 
             parts = focal(map_, batch.masks), dice(map_[:, 1], batch.masks), dice(map_[:, 0], 1 - batch.masks)
             np.testing.assert_allclose(parts, golden[f"train_parts_map{number}"], rtol=1e-5)
         np.testing.assert_allclose(whole_picture(logits, batch.labels), golden["train_ce"], rtol=1e-5)
-        scores = detector.scorer.scored(logits, grids)
+        scores = scorer.scored(logits, grids)
         np.testing.assert_allclose(score_focal(scores, batch.labels), golden["train_binary_focal"], rtol=1e-5)
         np.testing.assert_allclose(likeness(sentences[1:]), golden["train_orthogonal"], rtol=1e-5)
         np.testing.assert_allclose(shift[1].square().mean(), golden["train_bias"], rtol=1e-5)
-    detector.scorer.loss(batch).backward()
-    parameters = dict(detector.scorer.prompt_learner.named_parameters())
-    assert sorted(parameters) == sorted(golden["grad_names"])
-    norms = [parameters[name].grad.norm() for name in golden["grad_names"]]
-    np.testing.assert_allclose(norms, golden["grad_norms"], rtol=TRAINING)
-    for name in ("ctx_pos", "ctx_neg", "compound_prompts_text.0"):
-        theirs = golden[f"grad_{name}"]
-        np.testing.assert_allclose(
-            parameters[name].grad, theirs, atol=TRAINING * np.abs(theirs).max(), rtol=0, err_msg=name
-        )
-    assert all(p.grad is None for p in detector.encoder.model.parameters())
+    check_gradients(golden, scorer, scorer.loss(batch), TRAINING, named="prompt_learner.{}".format)
 
 
 def test_three_steps_of_adam_match(golden, golden_weights, load):
-    detector, batch = trainable(golden, golden_weights, load)
-    optimizer, totals = torch.optim.Adam(detector.scorer.parameters(), lr=1e-3, betas=(0.5, 0.999)), []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = detector.scorer.loss(batch)
-        totals.append(loss.item())
-        loss.backward()
-        optimizer.step()
-    np.testing.assert_allclose(totals, golden["train_totals_3_steps"], rtol=TRAINING)
+    scorer, batch = trainable(golden, golden_weights, load)
+    adam = torch.optim.Adam(scorer.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    check_steps(golden, scorer, batch, adam, TRAINING)
 
 
 # Its own rules
@@ -221,9 +205,11 @@ def test_wrong_options_say_what_is_allowed(small_encoder, options, words):
 LEARNER = "prompt_learner"
 
 
-def test_a_file_gives_its_options_by_shape(load, parity, official_copy):
-    names = "n_ctx", "n_own", "kinds", "depth", "length", "top"
-    assert [load().options[name] for name in names] == [5, 2, 10, 9, 4, 10]
+def test_a_file_gives_the_goldens_weights_and_its_options_by_shape(load, parity, official_copy):
+    names, made = ("n_ctx", "n_own", "kinds", "depth", "length", "top"), load(parity / FILE)
+    assert [made.options[name] for name in names] == [5, 2, 10, 9, 4, 10]
+    for key, value in made.scorer.learned().items():
+        assert torch.equal(value, load().scorer.learned()[key]), key
 
     def smaller(content):
         learner = content[LEARNER]
@@ -255,11 +241,3 @@ def test_a_file_gives_its_options_by_shape(load, parity, official_copy):
 def test_a_damaged_file_is_refused_with_what_is_wrong(load, parity, official_copy, change, words):
     with pytest.raises(ValueError, match=words):
         load(official_copy(parity / FILE, change))
-
-
-def test_its_files_are_not_those_of_the_methods_that_it_comes_from(load, parity, broad_encoder):
-    for other in ("anomalyclip", "crane"):
-        with pytest.raises(ValueError, match=f"no file of faprompt's authors: .* looks {other}'s"):
-            load(GOLDEN / f"{other}_official_format.pth")
-        with pytest.raises(ValueError, match=f"no file of {other}'s authors: .* looks faprompt's"):
-            vlad.load(other, encoder=broad_encoder, adapter=parity / FILE)

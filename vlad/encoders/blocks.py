@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+LONG = 512  # tokens of a sequence from which on attention gains more than a copy of its rows costs
+
 
 def window_index(grid: tuple[int, int], size: int) -> Tensor:
     """[windows, 1 + size * size] token numbers: the class token (0), then the window's patches; stride 1, row-major."""
@@ -57,9 +59,10 @@ def self_attended(module: Any, tokens: Tensor, sources: str = "v") -> Tensor:
 
 
 def _summed(module: Any, parts: dict[str, Tensor], tokens: Tensor, sources: str) -> Tensor:
-    groups, heads = [tokens], module.attn.num_heads
-    found = [_attend(parts[one], parts[one], parts["v"], groups, groups, heads, False) for one in sources]
-    return module.attn.out_proj(sum(found[1:], found[0])).view_as(tokens).to(tokens.dtype)
+    heads = {part: _heads(parts[part], len(tokens), module.attn.num_heads) for part in {*sources, "v"}}
+    found = [F.scaled_dot_product_attention(heads[one], heads[one], heads["v"]) for one in sources]
+    mixed = sum(found[1:], found[0]).transpose(1, 2).reshape_as(parts["v"])
+    return module.attn.out_proj(mixed).view_as(tokens).to(tokens.dtype)
 
 
 def attended(module: Any, tokens: Tensor) -> Tensor:
@@ -109,12 +112,18 @@ def _attend(
     for group, queried in zip(groups, kept, strict=True):
         q_count, k_count = queried.shape[0] * queried.shape[1], group.shape[0] * group.shape[1]
         q, k, v = (
-            x.view(group.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2)  # [B_i, heads, T_i, C / heads]
+            _heads(x, len(group), heads)
             for x in (query[asked : asked + q_count], key[seen : seen + k_count], value[seen : seen + k_count])
         )
         mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(q_count, -1))
         asked, seen = asked + q_count, seen + k_count
     return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+
+
+def _heads(rows: Tensor, count: int, heads: int) -> Tensor:
+    """[B, heads, T, C / heads] of rows [B * T, C] of B sequences; of long ones a head's rows are brought together."""
+    apart = rows.view(count, -1, heads, rows.shape[-1] // heads).transpose(1, 2)
+    return apart.contiguous() if apart.shape[2] >= LONG else apart
 
 
 def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], mode: str) -> Tensor:
