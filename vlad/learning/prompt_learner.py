@@ -116,11 +116,12 @@ def _read_alike(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
 class Kept(Generic[Made]):
     """What is made of parameters, kept as long as these are the same and nothing was written into them.
 
-    A copy of it, by `copy` or by pickle, has kept nothing yet.
+    Some optimisers write behind autograd's back: their sums are compared too. A copy, by `copy` or by pickle, has kept
+    nothing yet.
     """
 
     def __init__(self) -> None:
-        self.now: tuple[list[Parameter], list[tuple[int, int]], Made] | None = None
+        self.now: tuple[list[Parameter], list[tuple[int, int, float]], Made] | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         return type(self), ()
@@ -130,7 +131,8 @@ class Kept(Generic[Made]):
         if torch.is_grad_enabled():
             return make()
         own, kept = list(parameters), self.now
-        written = [(one.data_ptr(), one._version) for one in own]  # a place, and how often it was written to
+        sums = torch.stack([one.sum() for one in own]).tolist()
+        written = [(one.data_ptr(), one._version, total) for one, total in zip(own, sums, strict=True)]
         if kept is None or list(map(id, kept[0])) != list(map(id, own)) or kept[1] != written:
             kept = self.now = own, written, make()
         return kept[2]
