@@ -184,3 +184,65 @@ def test_vlad_fit_takes_a_folder_of_anomalous_pictures(small_folder, pictures, t
     assert again.threshold == facts["threshold"]
     done = CliRunner().invoke(app, [*map(str, told), "--anomalous", str(tmp_path / "absent")])
     assert done.exit_code == 2 and "absent" in done.stderr
+
+
+# Many normals
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """More than 5 normals count as many: 4 are compared, and memories have room for 60 rows."""
+    monkeypatch.setattr(vlad.memory, "ALL_ROWS_OF", 5)
+    monkeypatch.setattr(vlad.memory, "ROOM", 60)
+    monkeypatch.setattr(vlad.fitting, "COMPARED", 4)
+
+
+@pytest.fixture(scope="module")
+def dozen(golden_weights):
+    return [golden_weights.image(seed) for seed in range(40, 52)]
+
+
+@pytest.mark.parametrize("method", ["patch_text", "winclip", "laft", "patch_memory", "gaussian", "subspacead"])
+def test_of_many_normals_a_draw_is_compared_and_memories_stay_small(method, small_encoder, dozen, few_are_many):
+    with pytest.warns(UserWarning, match="no threshold from 12 normals"):
+        detector = loaded(method, small_encoder).fit(dozen)
+    assert detector.calibration.n == 4 and len(detector.references) == 12
+    assert "of these 12 good pictures" in (note := detector.calibration.note) and "4 of them, drawn by chance" in note
+    for memory in detector.scorer.memories().values():
+        assert len(memory) <= 60 and len(memory.ids) == 12
+    with pytest.warns(UserWarning):
+        again = loaded(method, small_encoder).fit(dozen)
+    assert again.calibration == detector.calibration, "the draw is always the same"
+
+
+def test_a_drawn_normal_is_scored_as_if_it_had_not_been_given(small_encoder, dozen, few_are_many, monkeypatch):
+    from vlad.fitting import _draw
+
+    with pytest.warns(UserWarning):
+        detector = loaded("subspacead", small_encoder).fit(dozen)
+    number = _draw(12)[0]
+    monkeypatch.setattr(vlad.fitting, "COMPARED", 200)
+    others = loaded("subspacead", small_encoder).fit(dozen[:number] + dozen[number + 1 :])
+    assert min(abs(others.predict(dozen[number]).score - score) for score in detector.calibration.scores) < 1e-6
+
+
+def test_what_is_added_to_many_normals_is_as_good_as_given_at_once(small_encoder, dozen, few_are_many):
+    with pytest.warns(UserWarning):
+        later = loaded("patch_memory", small_encoder).fit(dozen[:7]).add(dozen[7:])
+        at_once = loaded("patch_memory", small_encoder).fit(dozen)
+    assert later.calibration == at_once.calibration
+    assert later.scorer.memory.rows.equal(at_once.scorer.memory.rows)
+
+
+def test_a_set_that_cannot_be_thinned_is_a_draw_of_pictures(small_encoder, dozen, few_are_many):
+    detector = loaded("musc", small_encoder)
+    with pytest.warns(UserWarning, match="no threshold from 4 normals"):
+        detector.fit(dozen)
+    assert len(detector.references) == 4
+    detector.predict(dozen[0])
+
+
+def test_a_chosen_coreset_of_many_is_chosen_once(small_encoder, dozen, few_are_many):
+    with pytest.warns(UserWarning):
+        detector = vlad.load("patch_memory", encoder=small_encoder, coreset=0.5).fit(dozen)
+    assert len(detector.scorer.memory) == 30 and min(detector.calibration.scores) > 0

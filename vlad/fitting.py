@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vlad.framing.looking import Views, framed_views, remember, scores_of, views_of
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
-from vlad.memory.normals import NormalPictures
+from vlad.memory.normals import MOST_BYTES, NormalPictures
 from vlad.predicting import Judge, fit_to_frame
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 8  # pictures per pass; changes no result
 SHARED = 64  # normals whose tokens are kept between the two passes of `learn`; more are encoded twice
+COMPARED = 200  # normals that are scored against the others; of more a draw
 KEPT_BYTES = 256 * 2**20  # of pixels kept for the second pass; beyond, pictures are read again
 
 
@@ -44,6 +46,9 @@ def learn(
     """The scorer, its memories filled with `images` alone or with those that were there `before` and with these, and
     its thresholds.
 
+    Many normals take a time that grows with their number alone: of more than `COMPARED` a draw is scored against the
+    others, and memories keep less of each (`Memory.expect`).
+
     Whatever goes wrong, the scorer is then of no use: give it a copy.
     """
     if anomalous is not None and rate is not None:
@@ -53,23 +58,37 @@ def learn(
     with ExitStack() as stack:
         if len(normals.images) <= SHARED:
             stack.enter_context(scorer.encoder.sharing())
-        _fill(scorer, normals)
-        scores, peaks = _leave_one_out(scorer, normals) if len(normals.ids) > 1 else ([], [])
-    made = _with_odd_one(ladder(scores, rate, review), normals.ids, scores), ladder(peaks, rate) if peaks else None
+        _fill(scorer, normals, len(normals.images), normals.drawn)
+        for memory in scorer.memories().values():
+            if normals.drawn and memory.share < 1:  # a coreset anew without each of them would take too long
+                memory.condense()
+        scores, peaks = _leave_one_out(scorer, normals.compared()) if len(normals.ids) > 1 else ([], [])
+    names = [normals.ids[number] for number in normals.drawn] or normals.ids
+    made = _with_odd_one(ladder(scores, rate, review), names, scores), ladder(peaks, rate) if peaks else None
     if len(normals.ids) == 1 and min((picture := normals.read(normals.images[0])).shape[:2]) > 1:
         made = from_halves(*_between_halves(scorer, picture))
         _fill(scorer, normals)
     for memory in scorer.memories().values():
         memory.ids = list(normals.ids)
         memory.condense()
+    score = replace(made[0], note=made[0].note + _said_of_many(scorer, normals))
     missing = ""
     if anomalous is not None:
-        made = _against(scorer, anomalous, scores, reader), made[1]
+        score = _against(scorer, anomalous, scores, reader)
         missing = "its threshold comes from anomalous pictures too, which are not kept"
     if normals.repeated:
         logger.warning("left out, as the same picture is there already: %s", ", ".join(normals.repeated))
-    logger.info("learnt from %d normals: %s", len(normals.ids), made[0].note)
-    return Judge.calibrated(scorer, *made, NormalPictures.kept(normals.seen, rate, review, missing))
+    logger.info("learnt from %d normals: %s", len(normals.ids), score.note)
+    score = replace(score, looks=tuple(normals.looks))
+    return Judge.calibrated(scorer, score, made[1], NormalPictures.kept(normals.all_seen(), rate, review, missing))
+
+
+def _said_of_many(scorer: Scorer, normals: "Normals") -> str:
+    """A clause on what was not kept of many normals, and which of them were not compared; empty where there is none."""
+    rows = [memory.rows_each for memory in scorer.memories().values() if memory.rows_each is not None]
+    words = [f"the memory keeps up to {max(rows)} places of each"] if rows else []
+    words += [f"{len(normals.drawn)} of them, drawn by chance, make the threshold"] if normals.drawn else []
+    return f"; of these {len(normals.ids)} good pictures {' and '.join(words)}" if words else ""
 
 
 def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]) -> Calibration:
@@ -86,20 +105,24 @@ def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]
     return replace(made, note=f"{made.note}; {words}")
 
 
-def _fill(scorer: Scorer, batches: Iterable[Views]) -> None:
+def _fill(scorer: Scorer, batches: Iterable[Views], pictures: int = 1, alone: Sequence[int] = ()) -> None:
     for memory in scorer.memories().values():
         memory.clear()
+        memory.expect(pictures, alone)
     remember(scorer, batches)
 
 
-def _leave_one_out(scorer: Scorer, batches: Iterable[Views]) -> tuple[list[float], list[float]]:
-    """Scores of the pictures in memory, and largest values of their maps, none of them compared with itself."""
+def _leave_one_out(scorer: Scorer, batches: Iterable[tuple[Tensor, Views]]) -> tuple[list[float], list[float]]:
+    """Scores of pictures in memory, and largest values of their maps, none of them compared with itself.
+
+    `batches` have the numbers of their pictures, [B].
+    """
     scores: list[float] = []
     peaks: list[float] = []
-    for views in batches:
+    for numbers, views in batches:
         with ExitStack() as stack:
             for memory in scorer.memories().values():
-                stack.enter_context(memory.excluding(torch.arange(len(scores), len(scores) + len(views))))
+                stack.enter_context(memory.excluding(numbers))
             found = scores_of(scorer, views)
         scores += [one.score.item() for one in found]
         scorer.report("comparing with each other", len(scores), 0)
@@ -118,7 +141,7 @@ def _between_halves(scorer: Scorer, picture: np.ndarray) -> tuple[list[float], l
     for axis in (0, 1):
         both = framed_views(scorer, _halves(framed, axis))
         _fill(scorer, [both])
-        of_axis = _leave_one_out(scorer, [both])
+        of_axis = _leave_one_out(scorer, [(torch.arange(2), both)])
         scores, peaks = scores + of_axis[0], peaks + of_axis[1]
     return scores, peaks
 
@@ -140,8 +163,9 @@ class Normals:
     Attributes:
         ids: one text per distinct picture, known once an iteration is through: the file's name, its path as given where
             two files share a name, or the position of a picture without a file.
-        seen: the distinct pictures as the scorer sees them.
+        drawn: numbers of the pictures that are compared with the others, ascending; empty where all are.
         repeated: the ids left out because their picture is there already.
+        looks: `Scorer.look` of those that are compared with the others.
     """
 
     def __init__(
@@ -167,10 +191,16 @@ class Normals:
         earlier = earlier or {}
         self.images = [*earlier.values(), *given]
         self.names = [*earlier, *_names(given, list(earlier))]
+        self.drawn = _draw(len(self.images))
+        if self.drawn and any(memory.per_picture for memory in scorer.memories().values()):  # cannot keep less of each
+            self.images, self.names = [[all[i] for i in self.drawn] for all in (self.images, self.names)]
+            self.drawn = []
         self.scorer = scorer
         self.ids: list[str] = []
-        self.seen: list[np.ndarray] = []
+        self._places: list[int] = []  # of the distinct pictures among the images
+        self._seen: dict[int, np.ndarray] = {}  # of the distinct pictures, as the scorer sees them, as many as fit
         self.repeated: list[str] = []
+        self.looks: list[str] = []
         self._kept: list[Views] | None = None
 
     def __iter__(self) -> Iterator[Views]:
@@ -180,16 +210,16 @@ class Normals:
         kept: list[Views] = []
         for views in self._batches():
             yield views
-            if sum(batch.bytes for batch in kept) < KEPT_BYTES:
+            if not self.drawn and sum(batch.bytes for batch in kept) < KEPT_BYTES:
                 kept.append(views)
         if sum(len(batch) for batch in kept) == len(self.ids):
             self._kept = kept
 
     def _batches(self) -> Iterator[Views]:
         seen: dict[str, str] = {}
-        self.repeated, self.seen, unreadable = [], [], []
-        batch = []
-        for image, name in zip(self.images, self.names, strict=True):
+        self.repeated, self.looks, self._places, self._seen, unreadable = [], [], [], {}, []
+        batch, kept, drawn = [], 0, set(self.drawn)
+        for place, (image, name) in enumerate(zip(self.images, self.names, strict=True)):
             try:
                 picture = self.read(image)
             except ImageError as error:
@@ -204,7 +234,12 @@ class Normals:
             if is_flat(picture):
                 self.remarks.flat(path_of(image) or "a normal picture")
             self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
-            self.seen.append(small)
+            if kept < (KEPT_BYTES if len(seen) - 1 in drawn else MOST_BYTES):
+                self._seen[len(seen) - 1] = small
+                kept += small.nbytes
+            if not drawn or len(seen) - 1 in drawn:
+                self.looks.append(self.scorer.look(small))
+            self._places.append(place)
             batch.append(small)
             if len(batch) == BATCH:
                 yield self._views(batch)
@@ -213,9 +248,29 @@ class Normals:
         if unreadable:
             raise _unreadable(unreadable, len(self.images))
         self.ids = list(seen.values())
+        self.drawn = [number for number in self.drawn if number < len(self.ids)]
         self.remarks.say()
         if batch:
             yield self._views(batch)
+
+    def compared(self) -> Iterator[tuple[Tensor, Views]]:
+        """(numbers [B], views) of the pictures that are compared with the others, once an iteration is through."""
+        if not self.drawn:
+            start = 0
+            for views in self:
+                yield torch.arange(start, start := start + len(views)), views
+        for first in range(0, len(self.drawn), BATCH):
+            numbers = self.drawn[first : first + BATCH]
+            yield torch.tensor(numbers), self._views([self._seen_again(number) for number in numbers])
+
+    def all_seen(self) -> list[np.ndarray] | None:
+        """All the distinct pictures as the scorer sees them; None where they are too many."""
+        return list(self._seen.values()) if len(self._seen) == len(self.ids) else None
+
+    def _seen_again(self, number: int) -> np.ndarray:
+        if (small := self._seen.get(number)) is not None:
+            return small
+        return self.scorer.as_seen(self.read(self.images[self._places[number]]))
 
     def read(self, image: Any) -> np.ndarray:
         """uint8 [H, W, 3] of one of `images`; what is no path was read when it was pulled."""
@@ -225,6 +280,11 @@ class Normals:
     def _views(self, pictures: list[Any]) -> Views:
         with torch.no_grad():
             return views_of(self.scorer, pictures)
+
+
+def _draw(n: int) -> list[int]:
+    """Numbers below n, ascending, drawn by a fixed seed; empty where all of them are compared."""
+    return sorted(np.random.RandomState(0).choice(n, COMPARED, replace=False).tolist()) if n > COMPARED else []
 
 
 def _halves(framed: Framed, axis: int) -> list[Framed]:

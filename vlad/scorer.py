@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.framing import Framing
+from vlad.images.looks import look_of
 from vlad.memory import Memory
 from vlad.prompts import PromptPack, phrase_prototypes, prototypes
 
@@ -155,6 +156,11 @@ class Scorer(nn.Module):
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
         """uint8, all that is needed of a picture [H, W, 3] to see it again; kept of normals, which others may join."""
         return self.encoder.as_seen(picture, self.resolution) if self.framing == Framing() else picture
+
+    def look(self, picture: np.ndarray) -> str:
+        """`look_of` a picture [H, W, 3] or of what `as_seen` gave of it, which is the same."""
+        seen = self.as_seen(picture)
+        return look_of(seen if seen is not picture else self.framing.places.framed(picture).picture)
 
     # What it gets
 

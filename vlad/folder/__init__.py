@@ -26,6 +26,7 @@ from vlad import records
 from vlad.files import write_whole
 from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, is_scored, judged, recorded, stamp
 from vlad.images.listing import Found, list_images
+from vlad.images.looks import is_look
 from vlad.records import Line
 from vlad.thresholds import Calibration
 from vlad.thresholds.shift import notice
@@ -114,9 +115,10 @@ def score_folder(
     make = LineMaker(detector, wanted, batch_size, threshold, explain)
     if out is None:
         scores: list[float] = []
-        lines = _noting(make.lines(pictures), scores)
+        looks: list[str] = []
+        lines = _noting(make.lines(pictures), scores, looks)
         summary = replace(_drain(lines, progress, 0, len(pictures)), left_out=left_out)
-        summary = replace(summary, unlike=notice(scores, detector.calibration))
+        summary = replace(summary, unlike=notice(scores, looks, detector.calibration))
         return replace(summary, decided=from_unlabelled(scores)) if auto else summary
     folder = Path(out)
     facts = {**settings_of(detector, threshold), **wanted.facts(), **(settings or {})}
@@ -133,8 +135,7 @@ def score_folder(
         if done:
             _put_in_order(folder / LINES, pictures)
         decided = _decide(folder) if auto else None
-        scores = [line["score"] for line in recorded(folder / LINES) if is_scored(line)]
-        unlike = notice(scores, detector.calibration)
+        unlike = unlike_normals(recorded(folder / LINES), detector.calibration)
         return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
 
 
@@ -187,6 +188,14 @@ def settings_of(detector: Detector, threshold: float | str | None = None) -> dic
     }
 
 
+def unlike_normals(lines: Iterable[Line], made: Calibration | None) -> str | None:
+    """A sentence where the pictures of these lines are unlike the good ones as a whole."""
+    scored = [line for line in lines if is_scored(line)]
+    return notice(
+        [line["score"] for line in scored], [line["look"] for line in scored if is_look(line.get("look"))], made
+    )
+
+
 def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
     """Takes the lines as they come, reports each, and counts; only the failed ones are kept."""
     verdicts: Counter[str] = Counter()
@@ -204,9 +213,11 @@ def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total
 # ---- a pile of which nobody knows what is good ---------------------------------------------------------------------
 
 
-def _noting(lines: Iterable[Line], scores: list[float]) -> Iterator[Line]:
-    """The lines, their scores put into the list."""
+def _noting(lines: Iterable[Line], scores: list[float], looks: list[str]) -> Iterator[Line]:
+    """The lines without how their pictures look, which is put into a list, as their scores are."""
     for line in lines:
+        if (look := line.pop("look", None)) is not None:
+            looks.append(look)
         if line["error"] is None:
             scores.append(line["score"])
         yield line

@@ -137,6 +137,8 @@ class LineMaker:
                         more["explanation"] = self.explain(at_hand, outcome)
                 except ImageError as error:  # gone or changed since it was scored
                     outcome, more = error, {}
+                if reading.picture is not None and self.detector.calibration is not None:
+                    more["look"] = self.detector.scorer.look(reading.picture)
             line = line_of(picture.source, outcome, self.detector.name)
             yield {**line, **more, **({"file": stamp(picture.path)} if line["error"] is None else {})}
 

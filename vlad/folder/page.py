@@ -17,11 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from vlad.files import write_whole
-from vlad.folder import LINES, SETTINGS
-from vlad.folder.lines import is_scored, recorded
+from vlad.folder import LINES, SETTINGS, unlike_normals
+from vlad.folder.lines import recorded
 from vlad.records import Line
 from vlad.thresholds import Calibration
-from vlad.thresholds.shift import notice
 
 PAGE, THUMBS = "index.html", "thumbs"
 SIDE = 240  # px of a thumbnail
@@ -49,7 +48,7 @@ def write_page(folder: Path) -> Path:
     facts = {
         "title": f"{settings.get('name') or 'Pictures'}: {len(lines)} scored",
         "promise": calibration.get("note") or "",
-        "unlike": notice([one["score"] for one in lines if is_scored(one)], _calibration(calibration)),
+        "unlike": unlike_normals(lines, _calibration(calibration)),
         "made": f"{settings.get('method')} on {settings.get('encoder')}, VLAD {settings.get('vlad')}",
     }
     environment = Environment(loader=PackageLoader("vlad.folder"), autoescape=True)

@@ -13,6 +13,8 @@ from vlad.memory.nearest import FAISS_ROWS, METRICS, Cells, faiss_module, neares
 
 PROJECTED = 128  # dimensions in which a coreset is chosen
 EXACT_ROWS = 20_000  # up to here a coreset starts from every row's distances to all others
+ALL_ROWS_OF = 64  # pictures of which every row is kept, as in the papers
+ROOM = FAISS_ROWS  # rows, about, for more pictures than that: what a search bears beside a pass of `tiny`
 
 
 Made = TypeVar("Made")
@@ -126,6 +128,7 @@ class Memory(nn.Module):
         ids: one text per picture, each once; never read as a path.
         share: part of the rows that `condense` keeps, chosen as a coreset.
         search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `excluding`.
+        rows_each: rows kept of each picture, its own coreset; None: all.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("rows", "owners")  # the tensors that a file keeps
@@ -161,6 +164,8 @@ class Memory(nn.Module):
         self.store = torch.float32 if exact else torch.float16
         self.width, self.share, self.metric = width, share, metric
         self.ids: list[str] = []
+        self.rows_each: int | None = None
+        self.condensed = False
         self.excluded: Tensor | None = None
         self.register_buffer("rows", None)
         self.register_buffer("owners", None)
@@ -174,7 +179,13 @@ class Memory(nn.Module):
     def clear(self) -> None:
         """Forgets everything."""
         self._buffers.update(rows=None, owners=None)
-        self.ids, self._cells = [], None
+        self.ids, self._cells, self.condensed = [], None, False
+
+    def expect(self, pictures: int, alone: Sequence[int] = ()) -> None:
+        """So many pictures will be added, of which but those of the numbers `alone`, or all where there are none, will
+        be left out of sight: of many it keeps less."""
+        many = pictures > ALL_ROWS_OF and self.per_picture is None
+        self.rows_each = max(1, ROOM // pictures) if many else None
 
     def add(self, tokens: Tensor, ids: Sequence[str] | None = None) -> None:
         """Appends pictures: [B, P, C] tokens, lengths taken out where the metric is cosine; ids default to positions.
@@ -186,6 +197,8 @@ class Memory(nn.Module):
         if len(ids) != len(tokens) or len({*ids, *self.ids}) != len(ids) + len(self.ids):
             raise ValueError(f"ids {ids} for {len(tokens)} pictures; expected one each that is not in the memory yet")
         rows = self.kept(tokens.detach())
+        if self.rows_each is not None and rows.shape[1] > self.rows_each:
+            rows = torch.stack([one[coreset(one, self.rows_each).sort().values] for one in rows])
         width = self.width if self.rows is None else self.rows.shape[1]
         if width not in (None, rows.shape[-1]):
             raise ValueError(f"tokens are {rows.shape[-1]} wide, the memory's are {width}")
@@ -200,21 +213,22 @@ class Memory(nn.Module):
         return scaled(tokens, self.metric).to(self.store)
 
     def condense(self, seed: int = 0) -> None:
-        """Keeps a coreset of `share` of the rows, in their order; at least one row."""
-        if self.share < 1 and len(self):
+        """Keeps a coreset of `share` of the rows, in their order; at least one row. Once: then it is condensed."""
+        if self.share < 1 and len(self) and not self.condensed:
             kept = _coreset_rows(self.rows, self.share, seed)
             self.rows, self.owners = self.rows[kept], self.owners[kept]
+        self.condensed = True
 
     def distance(self, tokens: Tensor, k: int = 1) -> Tensor:
         """[B, P] float32: mean distance of tokens [B, P, C] to their k closest rows, in the memory's metric.
 
         Within `excluding` the rows of one picture per query picture are not seen; a coreset is then chosen anew from
-        the others, as if that picture had never been given.
+        the others, as if that picture had never been given, unless it was condensed before.
 
         Raises:
             ValueError: the memory is empty, or of another width.
         """
-        if self.excluded is None or self.share == 1:
+        if self.excluded is None or self.share == 1 or self.condensed:
             without = None if self.excluded is None else self.excluded.repeat_interleave(tokens.shape[1])
             return self._search(tokens.flatten(0, 1), self.rows, k, self.owners, without).view(tokens.shape[:2])
         found = []
@@ -237,7 +251,7 @@ class Memory(nn.Module):
         if self.excluded is None:
             return self.rows
         rows = self.rows[self.owners != self.excluded[position]]
-        return rows if self.share == 1 else rows[_coreset_rows(rows, self.share, 0)]
+        return rows if self.share == 1 or self.condensed else rows[_coreset_rows(rows, self.share, 0)]
 
     def made(self, make: Callable[[Tensor], Made], pictures: int) -> list[Made]:
         """What `make`, the same one at every call, gives of the rows that each of a batch of pictures sees.

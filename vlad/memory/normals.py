@@ -31,12 +31,12 @@ class NormalPictures:
 
     @classmethod
     def kept(
-        cls, pictures: Sequence[np.ndarray], rate: float | None, review: bool, missing: str = ""
+        cls, pictures: Sequence[np.ndarray] | None, rate: float | None, review: bool, missing: str = ""
     ) -> "NormalPictures":
-        """Of these pictures, unless something else is said to be missing or they are too many to be kept."""
-        if not missing and sum(picture.nbytes for picture in pictures) > MOST_BYTES:
-            missing = f"its {len(pictures)} good pictures are more than {MOST_BYTES >> 20} MiB and were not kept"
-        return cls(() if missing else tuple(pictures), missing, rate, review)
+        """Of these pictures; None: they were too many. Another reason may be said to be `missing` them."""
+        if not missing and (pictures is None or sum(picture.nbytes for picture in pictures) > MOST_BYTES):
+            missing = f"its good pictures are more than {MOST_BYTES >> 20} MiB and were not kept"
+        return cls(() if missing or pictures is None else tuple(pictures), missing, rate, review)
 
     def without(self, why: str) -> "NormalPictures":
         """The same with no pictures."""

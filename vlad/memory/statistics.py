@@ -39,6 +39,20 @@ class Statistics(Memory):
         """`width`: C, of the tokens."""
         super().__init__(2 + 2 * width + width * (width + 1) // 2, metric="euclidean")
         self.store, self.token_width = torch.float64, width
+        self.alone = torch.zeros(0, dtype=torch.int32)
+
+    def expect(self, pictures: int, alone: Sequence[int] = ()) -> None:
+        """Those of the numbers `alone` keep rows of their own; all others become one as they are added."""
+        self.alone = torch.tensor(alone, dtype=torch.int32)
+
+    def add(self, tokens: Tensor, ids: Sequence[str] | None = None) -> None:
+        """As `Memory` does."""
+        super().add(tokens, ids)
+        if len(self.alone):
+            own = torch.isin(self.owners, self.alone.to(self.owners))
+            if not own.all():
+                rest, owner = self.rows[~own].sum(0, keepdim=True), self.owners[~own][:1]
+                self.rows, self.owners = torch.cat([rest, self.rows[own]]), torch.cat([owner, self.owners[own]])
 
     def kept(self, tokens: Tensor) -> Tensor:
         """[B, 1, ...]: the sums over each picture's tokens [B, P, C]."""

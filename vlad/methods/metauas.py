@@ -128,7 +128,10 @@ class MetaUas(LearnedScorer):
             steps = [Step(inputs[i], SKIPS[i], out) for i, out in enumerate(STEPS)]
             self.decoder = nn.ModuleDict({"blocks": nn.ModuleList(steps)})
             self.mask_head = nn.Conv2d(STEPS[-1], 1, 1)
-        self.prompts = nn.ModuleList(Memory(width, metric="euclidean") for width in DEEP)
+        places = [(self.resolution // 32 * 2**level) ** 2 for level in range(len(DEEP))]  # of a picture, per level
+        self.prompts = nn.ModuleList(
+            Memory(width, metric="euclidean", per_picture=each) for width, each in zip(DEEP, places, strict=True)
+        )
         self.to(encoder.device).eval()
 
     def forward(self, pixels: Tensor) -> Scores:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from vlad.images.looks import is_look
+
 LEVEL = 0.05  # false-alarm rate promised by default once there are normals enough
 FEWEST = 5  # normals below which no threshold is set by default
 
@@ -45,6 +47,7 @@ class Calibration:
         scores: the calibration scores, ascending; of normals (or of the halves of one) only, else empty.
         unsure: (low, high), scores from low up to below high are left to a person; None: every score is called.
         note: what a user should know of it, one sentence.
+        looks: `vlad.images.looks.look_of` of normals, with which a run of pictures is compared.
     """
 
     threshold: float | None
@@ -54,6 +57,7 @@ class Calibration:
     scores: tuple[float, ...] = ()
     unsure: tuple[float, float] | None = None
     note: str = ""
+    looks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -65,7 +69,10 @@ class Calibration:
         try:
             scores = tuple(float(score) for score in values["scores"])
             unsure = values["unsure"] and (float(values["unsure"][0]), float(values["unsure"][1]))
-            made = cls(**{**values, "scores": scores, "unsure": unsure or None})
+            seen = tuple(values.get("looks", ()))
+            if not all(map(is_look, seen)):
+                raise ValueError("what it says of how the pictures look is of the wrong kind")
+            made = cls(**{**values, "scores": scores, "unsure": unsure or None, "looks": seen})
             for value in (*scores, *(made.unsure or ()), made.threshold, made.rate, made.n):
                 checked_threshold("a value", value)
             if problem := made.problem():
