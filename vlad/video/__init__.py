@@ -1,0 +1,1 @@
+"""Pictures with time: clips, picture sequences and cameras as sources, smoothed scores, events, alarms."""
