@@ -1,7 +1,7 @@
 """Events: stretches of time in which a smoothed score is high, with hysteresis, gaps bridged and short ones dropped."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from vlad.prediction import Region
@@ -22,6 +22,7 @@ class Event:
         track: (seconds, box) of what was marked in its frames.
         reason: why it ended: "ended" (the score fell), "gap" (a hole in time), "stopped" (the source).
         phrase: the alarm whose words fitted best at the peak; None without alarms.
+        source: of its frames.
     """
 
     id: int
@@ -33,14 +34,12 @@ class Event:
     track: tuple[tuple[float, Box], ...] = ()
     reason: Literal["ended", "gap", "stopped"] = "ended"
     phrase: str | None = None
+    source: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For a line of events.jsonl."""
-        from dataclasses import asdict
-
         values = asdict(self)
-        values["event"] = values.pop("id")
-        return {"event": values.pop("event"), **values}
+        return {"event": values.pop("id"), **values}
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ class Rule:
 class Finder:
     """Finds events as frames come: five numbers of memory and the track of the open one."""
 
-    def __init__(self, rule: Rule, first: int = 1) -> None:
-        self.rule, self.next = rule, first
+    def __init__(self, rule: Rule, first: int = 1, source: str = "") -> None:
+        self.rule, self.next, self.source = rule, first, source
         self.open: Event | None = None
         self.last: float | None = None
 
@@ -97,7 +96,7 @@ class Finder:
             self.open = self._on(self.open, time, value, region, phrase)
         elif value >= self.rule.on:
             track = ((time, region.box),) if region else ()
-            self.open = Event(self.next, time, time, time, value, region, track, phrase=phrase)
+            self.open = Event(self.next, time, time, time, value, region, track, phrase=phrase, source=self.source)
         return ended
 
     def close(self, reason: Literal["ended", "gap", "stopped"] = "stopped") -> list[Event]:

@@ -1,0 +1,290 @@
+"""Scores a clip frame by frame into a folder: lines with times, smoothed scores and events, peaks to look at.
+
+    out/results.jsonl    one line a frame: those of a picture, and `time`, `frame`, `smoothed`, `event`
+    out/events.jsonl     one line an event
+    out/events/0003.png  overlay of an event's peak
+    out/timeline.html    the whole run at a glance
+    out/settings.json    what the numbers depend on; going on with other settings is refused
+
+A run that goes on decodes a clip again, scores the frames that have no line yet, and finds all events anew: what was
+smoothed over a kill is as if there had been none.
+"""
+
+import io
+import json
+import time as clocks
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlad import records
+from vlad.files import write_whole
+from vlad.folder import LINES, SETTINGS, refuse_existing, settings_of
+from vlad.folder.lines import is_scored, line_of, recorded
+from vlad.images import ImageError
+from vlad.prediction import Prediction, Region
+from vlad.records import Line
+from vlad.video import timeline
+from vlad.video.events import Event, Finder, Rule, followed
+from vlad.video.reading import Damage, Frame, frames, safe
+from vlad.video.smoothing import Smoother
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+
+EVENTS, PEAKS, TIMELINE = "events.jsonl", "events", "timeline.html"
+
+Progress = Callable[[Line, int, int], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a source is looked at, in seconds.
+
+    Attributes:
+        every: one frame for each stretch of it; 0: all.
+        start, end: of the source.
+        smooth: time constant of the average; 0: none.
+        least: shorter events are dropped; None: `every`.
+        gap: time below that is bridged; None: 1 s, or two frames.
+        source_fps: pictures a second, of a folder of pictures.
+    """
+
+    every: float = 0.5
+    start: float = 0.0
+    end: float | None = None
+    smooth: float = 1.0
+    least: float | None = None
+    gap: float | None = None
+    source_fps: float | None = None
+
+    def frames(self, source: str, damage: Damage) -> Iterator[Frame]:
+        """The frames of a source; errors as `vlad.frames`."""
+        own = {"every": self.every, "start": self.start, "end": self.end, "source_fps": self.source_fps}
+        return frames(source, damage=damage, **own)  # type: ignore[arg-type]
+
+    def rule(self, threshold: float | None, calm: float | None) -> Rule | None:
+        """When an event opens; None without a threshold. `calm` is the calibration's median."""
+        if threshold is None:
+            return None
+        return Rule.of(threshold, self.every, median=calm, least=self.least, gap=self.gap)
+
+
+@dataclass(frozen=True)
+class VideoSummary:
+    """What a run found."""
+
+    frames: int  # scored now
+    skipped: int  # recorded by an earlier run
+    events: tuple[Event, ...]
+    notes: tuple[str, ...] = ()  # damaged packets, what was not promised
+    failed: tuple[tuple[str, str], ...] = ()  # (source, reason); what came before stays
+    seconds: float = 0.0
+
+
+@dataclass
+class Peak:
+    """The frame at which the open event stood out most, to be drawn when the event is kept."""
+
+    frame: Frame
+    prediction: Prediction | None  # None: recorded by an earlier run
+
+
+def score_video(
+    detector: "Detector",
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    timing: Timing = Timing(),
+    threshold: float | None = None,
+    alarms: Sequence[str] = (),
+    resume: bool = False,
+    batch_size: int = 8,
+    maps: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> VideoSummary:
+    """Scores clips, sequences of pictures, or what is recorded of them, and finds their events.
+
+    Args:
+        detector: what `vlad.load` returns; its threshold opens events.
+        sources: see `vlad.frames`.
+        out: the folder to write; None writes nothing (`progress` gets every line).
+        timing: which frames, and what is an event.
+        threshold: opens events in place of the detector's own. Without either there are no events.
+        alarms: phrases of the detector's own pack; an event says which of them fitted best.
+        resume: go on in a folder that holds results.
+        batch_size: frames computed at once; never changes a result.
+        maps: draw the peaks of events.
+        settings: further facts to record and to compare when going on.
+        progress: called with (line, lines done, 0) as lines come.
+
+    Raises:
+        FileExistsError, ValueError, RuntimeError: as `vlad.folder.score_folder`; and as `vlad.frames`.
+        TypeError: the method scores a set of pictures against each other.
+    """
+    given = [str(sources)] if isinstance(sources, str | Path) else [str(one) for one in sources]
+    if detector.transductive:
+        raise TypeError(
+            f"{detector.method} scores a set of pictures against each other, and a stream is none; take another method"
+        )
+    cut = detector.threshold if threshold is None else threshold
+    made = detector.calibration
+    calm = sorted(made.scores)[len(made.scores) // 2] if made and made.scores and threshold is None else None
+    run = Run(detector, timing, timing.rule(cut, calm), cut, tuple(alarms), batch_size, maps, progress)
+    if out is None:
+        return run.over(given, None, {})
+    folder = Path(out)
+    facts = {**settings_of(detector, cut), "video": {**asdict(timing), "alarms": list(alarms)}, **(settings or {})}
+    with records.locked(folder):
+        refuse_existing(folder, resume)
+        records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
+        done = {line["source"]: line for line in recorded(folder / LINES) if is_scored(line)}
+        records.keep(folder / LINES, list(done.values()))
+        (folder / EVENTS).unlink(missing_ok=True)  # they are found anew
+        summary = run.over(given, folder, done)
+        timeline.write(folder / TIMELINE, recorded(folder / LINES), summary.events, run.rule, folder / PEAKS)
+        return summary
+
+
+@dataclass
+class Run:
+    """One run over its sources; what it has found so far."""
+
+    detector: "Detector"
+    timing: Timing
+    rule: Rule | None
+    threshold: float | None
+    alarms: tuple[str, ...]
+    batch_size: int
+    maps: bool
+    progress: Progress | None
+    events: list[Event] = field(default_factory=list)
+    scored: int = 0
+    count: int = 0
+
+    def over(self, sources: Iterable[str], folder: Path | None, done: dict[str, Line]) -> VideoSummary:
+        """All sources, one after the other; one that cannot be read, or breaks off, leaves what came before."""
+        began, notes, failed = clocks.monotonic(), [], []
+        for source in sources:
+            damage = Damage()
+            try:
+                self._one(source, folder, done, damage)
+            except ImageError as error:
+                failed.append((source, str(error)))
+                if folder:
+                    list(records.append([line_of(source, error, self.detector.name)], folder / LINES))
+            notes += damage.notes
+        skipped = self.count - self.scored
+        return VideoSummary(
+            self.scored, skipped, tuple(self.events), tuple(notes), tuple(failed), clocks.monotonic() - began
+        )
+
+    def _one(self, source: str, folder: Path | None, done: dict[str, Line], damage: Damage) -> None:
+        lines = self.lines(source, done, damage, folder)
+        new = (line for line in lines if self._counted(line, line["source"] not in done))
+        for line in records.append(new, folder / LINES, self.batch_size) if folder else new:
+            if self.progress:
+                self.progress(line, self.count, 0)
+
+    def _counted(self, line: Line, fresh: bool) -> bool:
+        self.count += 1
+        self.scored += fresh
+        return fresh
+
+    def lines(self, source: str, done: dict[str, Line], damage: Damage, folder: Path | None) -> Iterator[Line]:
+        """The lines of a source in order of time; those of an undecided event wait until it is one."""
+        smooth = Smoother(self.timing.smooth)
+        find = Finder(self.rule, len(self.events) + 1, safe(source)) if self.rule else None
+        waiting: list[Line] = []
+        peak: Peak | None = None
+        for frame, prediction in self._predictions(source, done, damage):
+            line = self._line(frame, prediction, done)
+            line["smoothed"] = smooth(frame.time, line["score"])
+            if find is None:
+                yield {**line, "event": None}
+                continue
+            region = self._region(prediction, line, find.open)
+            before = find.open
+            ended = find(frame.time, line["smoothed"], region, self._phrase(prediction))
+            self._keep(ended, peak, folder)
+            if find.open and (before is None or ended or find.open.peak > before.peak):
+                peak = Peak(frame, prediction)
+            yield from _settled(waiting, line, find, ended)
+        ended = find.close("stopped") if find else []
+        self._keep(ended, peak, folder)
+        yield from _named(waiting, ended[0] if ended else None)
+
+    def _predictions(
+        self, source: str, done: dict[str, Line], damage: Damage
+    ) -> Iterator[tuple[Frame, Prediction | None]]:
+        """Each frame with its prediction, or None where it is recorded already."""
+        held: deque[Frame] = deque()
+
+        def unscored() -> Iterator[Any]:
+            for frame in self.timing.frames(source, damage):
+                held.append(frame)
+                if frame.source not in done:
+                    yield frame.picture
+
+        for prediction in self.detector.stream(unscored(), batch_size=self.batch_size):
+            while held[0].source in done:
+                yield held.popleft(), None
+            frame = held.popleft()
+            yield frame, replace(prediction, size=frame.size, source=frame.source)
+        yield from ((frame, None) for frame in held)
+
+    def _line(self, frame: Frame, prediction: Prediction | None, done: dict[str, Line]) -> Line:
+        if prediction is None:
+            return dict(done[frame.source])
+        judged = replace(prediction, threshold=self.threshold, unsure=None)
+        return {**line_of(frame.source, judged, self.detector.name), "time": frame.time, "frame": frame.index}
+
+    def _region(self, prediction: Prediction | None, line: Line, open_one: Event | None) -> Region | None:
+        last = open_one.track[-1][1] if open_one and open_one.track else None
+        found = prediction.regions() if prediction else [_region_of(one) for one in line["regions"]]
+        return followed(found, last)
+
+    def _phrase(self, prediction: Prediction | None) -> str | None:
+        known = [one for one in self.alarms if prediction and one in prediction.phrases]
+        return max(known, key=lambda one: prediction.phrases[one]) if known and prediction else None
+
+    def _keep(self, ended: list[Event], peak: Peak | None, folder: Path | None) -> None:
+        """What has ended is remembered, written and drawn."""
+        self.events += ended
+        for event in ended if folder else ():
+            assert folder is not None and peak is not None
+            if self.maps:
+                prediction = peak.prediction or self.detector.predict(peak.frame.picture)
+                if prediction.map is not None:
+                    drawn = replace(prediction, size=peak.frame.picture.shape[:2]).overlay(peak.frame.picture)
+                    drawn.save(kept := io.BytesIO(), "PNG")
+                    write_whole(folder / PEAKS / f"{event.id:04}.png", kept.getvalue())
+            with (folder / EVENTS).open("ab") as file:
+                file.write(json.dumps(event.to_dict()).encode() + b"\n")
+
+
+def _settled(waiting: list[Line], line: Line, find: Finder, ended: list[Event]) -> Iterator[Line]:
+    """Lines whose event is known by now, in order; the others wait, no longer than `least` or `gap`."""
+    if ended or find.open is None:
+        yield from _named(waiting, ended[0] if ended else None)
+    waiting.append(line)
+    if find.open is None:
+        yield from _named(waiting, None)
+    elif find.confirmed() and find.open.end == line["time"]:
+        yield from _named(waiting, find.open)
+
+
+def _named(waiting: list[Line], event: Event | None) -> Iterator[Line]:
+    """The waiting lines, those within the event's time with its number; none waits any longer."""
+    for line in waiting:
+        inside = event is not None and event.start <= line["time"] <= event.end
+        yield {**line, "event": event.id if event and inside else None}
+    waiting.clear()
+
+
+def _region_of(told: Mapping[str, Any]) -> Region:
+    """A region as a line says it."""
+    return Region(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})  # type: ignore[arg-type]
