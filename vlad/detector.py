@@ -257,6 +257,17 @@ class Detector(Placed):
         made = learn(self._learner(), normals, before.rate, None, before.review, reader=self.reader, before=before)
         return self if made.scorer.references == self.references and self.calibration else self._exchanged(made)
 
+    def decide_by(self, score: Calibration, amap: Calibration | None) -> Self:
+        """Takes thresholds from calibrations that were made of it elsewhere, such as of whole clips. Returns self.
+
+        No further normals can be added then: they would be compared in another way.
+        """
+        normals = self._judge.normals
+        kept = normals and normals.without("its thresholds come from clips, not from pictures")
+        cuts = [None if one is None else one.threshold for one in (score, amap)]
+        self._judge = Judge(self._judge.scorer, score, amap, cuts[0], cuts[1], kept)
+        return self
+
     def _learner(self) -> Scorer:
         """A copy of the scorer that can learn; the detector goes on with its own until then."""
         scorer = self.scorer.copied()

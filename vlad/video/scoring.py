@@ -72,6 +72,9 @@ class Timing:
         return Rule.of(threshold, self.every, median=calm, least=self.least, gap=self.gap)
 
 
+USUAL = Timing()
+
+
 @dataclass(frozen=True)
 class VideoSummary:
     """What a run found."""
@@ -97,7 +100,7 @@ def score_video(
     sources: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     *,
-    timing: Timing = Timing(),
+    timing: Timing = USUAL,
     threshold: float | None = None,
     alarms: Sequence[str] = (),
     resume: bool = False,

@@ -1,0 +1,66 @@
+"""Good clips as normals: frames of one clip count as one block at a time, never as normals of their own."""
+
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install 'vlad-ad[video]'")
+
+import clips
+
+import vlad
+from vlad.video.fitting import fit_clips
+from vlad.video.scoring import Timing, score_video
+
+TIMING = Timing(every=1.0, smooth=1.0)
+
+
+def belt(path, seed, seconds=40, fault=None):
+    """Parts of random grey that pass, one every 5 s; from `fault` on for 3 s something bright lies on the belt."""
+    rng, pictures = np.random.default_rng(seed), []
+    for second in range(seconds):
+        if second % 5 == 0:
+            part = rng.integers(90, 120, (64, 64, 3), dtype=np.uint8)
+        picture = part.copy()
+        if fault is not None and fault <= second < fault + 3:
+            picture[16:40, 16:40] = (250, 40, 40)
+        pictures.append(picture)
+    return clips.write(path, pictures, fps=1)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    return [belt(folder / f"{seed}.mp4", seed) for seed in (1, 2)]
+
+
+def test_two_good_clips_give_a_threshold_that_another_good_one_keeps_and_a_fault_breaks(good, tiny_encoder, tmp_path):
+    detector = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=TIMING)
+    made = detector.calibration
+    assert made.n == 8 and "8 blocks of 10 s of 2 clips, each compared with the other clips" in made.note
+    quiet = score_video(detector, belt(tmp_path / "other.mp4", 3), timing=TIMING)
+    assert len(quiet.events) <= 1
+    found = score_video(detector, belt(tmp_path / "fault.mp4", 4, fault=12), timing=TIMING)
+    assert [one for one in found.events if one.start <= 14 and one.end >= 12]
+
+
+def test_one_clip_gives_a_memory_and_no_threshold_and_says_why(good, tiny_encoder, caplog):
+    with caplog.at_level(logging.WARNING):
+        detector = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good[:1], timing=TIMING)
+    assert detector.threshold is None and detector.references
+    assert "frames of one clip are alike" in caplog.text and "give two good clips" in detector.calibration.note
+
+
+def test_such_a_detector_is_saved_and_takes_no_further_pictures(good, tiny_encoder, tmp_path):
+    detector = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=TIMING)
+    detector.save(tmp_path / "belt.safetensors")
+    again = vlad.load(tmp_path / "belt.safetensors", encoder=tiny_encoder)
+    assert again.threshold == detector.threshold
+    with pytest.raises(RuntimeError, match="its thresholds come from clips"):
+        again.add([np.zeros((64, 64, 3), np.uint8)])
+
+
+def test_a_block_that_is_none_is_refused(good, tiny_encoder):
+    with pytest.raises(ValueError, match="block is 0"):
+        fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, block=0)

@@ -1,0 +1,189 @@
+"""Clips and cameras: what `vlad score` and `vlad fit` do with them, and `vlad watch`."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlad.cli.progress import ProgressBar
+from vlad.cli.shared import (
+    Adapter,
+    AsJson,
+    Device,
+    Dtype,
+    Encoder,
+    Method,
+    Name,
+    Prompts,
+    Resolution,
+    guarded,
+    load_detector,
+    loaded,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.video.scoring import Timing, VideoSummary
+
+Every = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: one frame each 0.5s (the default), 2m, ...")]
+From = Annotated[str | None, typer.Option("--from", metavar="TIME", help="Of clips: where to begin, 00:10.")]
+To = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: where to end, 1:02:03.5.")]
+Smooth = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of clips: time constant of the average; 0: none. [default: 1s]")
+]
+MinEvent = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of clips: shorter events are dropped. [default: --every]")
+]
+Gap = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of clips: calm that is bridged within an event. [default: 1s]")
+]
+SourceFps = Annotated[float | None, typer.Option(metavar="N", help="Pictures a second: the folder is a clip.")]
+Alarm = Annotated[
+    list[str] | None, typer.Option(help='What to look for, in words: "a box that has fallen"; repeatable.')
+]
+Block = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of clips: longer than one part stays in view. [default: 10s]")
+]
+
+
+def timing(
+    every: str | None,
+    begin: str | None = None,
+    to: str | None = None,
+    smooth: str | None = None,
+    least: str | None = None,
+    gap: str | None = None,
+    source_fps: float | None = None,
+) -> "Timing":
+    """What the flags say of time; those left out are the usual ones."""
+    from vlad.video.reading import seconds
+    from vlad.video.scoring import Timing
+
+    texts = {"every": every, "start": begin, "end": to, "smooth": smooth, "least": least, "gap": gap}
+    given: dict[str, Any] = {key: seconds(text) for key, text in texts.items() if text is not None}
+    return Timing(**given, source_fps=source_fps)
+
+
+def are_clips(inputs: list[str], source_fps: float | None) -> bool:
+    """Whether the inputs are clips; ValueError where some are and some are not."""
+    from vlad.video.reading import is_video
+
+    clips = [source_fps is not None or is_video(one) for one in inputs]
+    if any(clips) and not all(clips):
+        raise ValueError("clips have times and pictures have none; score them in runs of their own")
+    return any(clips)
+
+
+def with_alarms(detector: "Detector", alarms: list[str] | None) -> None:
+    """Words of alarms in place of the pack's anomalous ones; ValueError where the method has no words."""
+    if not alarms:
+        return
+    if detector.scorer.words == "none" or detector.name is None:
+        raise ValueError('--alarm says what to look for: it needs a method with words, and --name "conveyor belt"')
+    detector.describe(detector.name, {"normal": ["{}", "{} as usual"], "anomalous": alarms})
+
+
+def score_clips(
+    detector: "Detector", inputs: list[str], out: Path | None, when: "Timing", as_json: bool, **how: Any
+) -> int:
+    """Scores clips and says what was found; the exit code."""
+    from vlad.video.scoring import score_video
+
+    with ProgressBar("frames", quiet=as_json or out is None) as advance:
+
+        def show(line: Any, done: int, total: int) -> None:
+            if as_json:
+                print(json.dumps(line), flush=True)
+            advance("", done, total)
+
+        summary = score_video(detector, inputs, out, timing=when, progress=show, **how)
+    return _closing(summary, out, detector, as_json)
+
+
+def _closing(summary: "VideoSummary", out: Path | None, detector: "Detector", as_json: bool) -> int:
+    from vlad.video.reading import clock
+
+    said = sys.stderr if as_json else sys.stdout
+    for event in summary.events:
+        where = f", {event.region.location}" if event.region else ""
+        words = f", {one_line(event.phrase)}" if event.phrase else ""
+        span = f"{clock(event.start)} to {clock(event.end)}"
+        print(f"event {event.id}: {one_line(event.source)} {span}, peak {event.peak:.4g}{where}{words}", file=said)
+    place = f": {out}" if out else ""
+    count = len(summary.events)
+    events = (
+        f"{count} event{'' if count == 1 else 's'}"
+        if detector.threshold is not None or count
+        else "no threshold, so no events"
+    )
+    print(f"{summary.frames} frames scored in {summary.seconds:.1f} s, {events}{place}", file=said)
+    for note in summary.notes:
+        print(one_line(note), file=sys.stderr)
+    for source, reason in summary.failed:
+        print(f"failed: {one_line(reason if source in reason else f'{source}: {reason}')}", file=sys.stderr)
+    return 0 if not summary.failed else 1 if summary.frames or summary.skipped else 2
+
+
+def watch(
+    source: Annotated[str, typer.Argument(metavar="camera:0|rtsp://...|FILE")],
+    name: Name = None,
+    method: Method = None,
+    encoder: Encoder = None,
+    prompts: Prompts = None,
+    adapter: Adapter = None,
+    detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
+    alarm: Alarm = None,
+    threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
+    every: Every = None,
+    smooth: Smooth = None,
+    min_event: MinEvent = None,
+    gap: Gap = None,
+    until: Annotated[str | None, typer.Option("--for", metavar="TIME", help="Stop after this long.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder: events.jsonl grows there.")] = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a camera: always the newest frame, events as they open and close; Ctrl-C ends it cleanly.
+
+    Example: vlad watch rtsp://camera/1 --detector belt.safetensors --json | your-program
+    """
+
+    def work() -> int:
+        from vlad import records
+        from vlad.video.reading import seconds
+        from vlad.video.watching import watch as watching
+
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
+        model, _ = load_detector(method, name, detector, given)
+        with_alarms(model, alarm)
+        when = timing(every, None, None, smooth, min_event, gap)
+        how: dict[str, Any] = {"timing": when, "threshold": threshold, "alarms": alarm or ()}
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is stopped as politely as by hand
+        said = watching(model, source, until=None if until is None else seconds(until), **how)
+        try:
+            for one in said:
+                _say(one.kind, one.line, as_json)
+                if out is not None and one.kind == "closed":
+                    out.mkdir(parents=True, exist_ok=True)
+                    list(records.append([one.line], out / "events.jsonl"))
+        finally:
+            said.close()
+        return 0
+
+    guarded(work)
+
+
+def _say(kind: str, line: Any, as_json: bool) -> None:
+    """A line of JSON for a program, or a few words for a person, who is not shown every frame."""
+    if as_json:
+        print(json.dumps(line), flush=True)
+    elif kind == "camera":
+        print(f"camera {line['camera']}: {one_line(line.get('why', line['source']))}", file=sys.stderr)
+    elif kind in ("opened", "closed"):
+        print(f"{line['clock']} event {line['event']} {kind}: peak {line['peak']:.4g}", flush=True)
