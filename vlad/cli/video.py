@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,24 +30,18 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.video.scoring import Timing, VideoSummary
 
-Every = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: one frame each 0.5s (the default), 2m, ...")]
+Every = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: a frame each 0.5s (the default), 2m, ...")]
 From = Annotated[str | None, typer.Option("--from", metavar="TIME", help="Of clips: where to begin, 00:10.")]
 To = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: where to end, 1:02:03.5.")]
 Smooth = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of clips: time constant of the average; 0: none. [default: 1s]")
+    str | None, typer.Option(metavar="TIME", help="Of clips: time constant of smoothing. [default: 1s]")
 ]
-MinEvent = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of clips: shorter events are dropped. [default: --every]")
-]
-Gap = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of clips: calm that is bridged within an event. [default: 1s]")
-]
+MinEvent = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: shorter events are dropped.")]
+Gap = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: calm that an event bridges. [default: 1s]")]
 SourceFps = Annotated[float | None, typer.Option(metavar="N", help="Pictures a second: the folder is a clip.")]
-Alarm = Annotated[
-    list[str] | None, typer.Option(help='What to look for, in words: "a box that has fallen"; repeatable.')
-]
+Alarm = Annotated[list[str] | None, typer.Option(help='What to look for: "a box that has fallen"; repeatable.')]
 Block = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of clips: longer than one part stays in view. [default: 10s]")
+    str | None, typer.Option(metavar="TIME", help="Of clips: longer than a part stays in view. [default: 10s]")
 ]
 
 
@@ -162,19 +157,17 @@ def watch(
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, _ = load_detector(method, name, detector, given)
         with_alarms(model, alarm)
-        when = timing(every, None, None, smooth, min_event, gap)
-        how: dict[str, Any] = {"timing": when, "threshold": threshold, "alarms": alarm or ()}
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is stopped as politely as by hand
-        said = watching(model, source, until=None if until is None else seconds(until), **how)
-        try:
-            for one in said:
-                _say(one.kind, one.line, as_json)
-                if out is not None and one.kind == "closed":
-                    out.mkdir(parents=True, exist_ok=True)
-                    list(records.append([one.line], out / "events.jsonl"))
-        finally:
-            said.close()
-        return 0
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # a service is stopped as cleanly as by hand
+            signal.signal(number, lambda *_: stop.set())
+        how: dict[str, Any] = {"timing": timing(every, None, None, smooth, min_event, gap), "threshold": threshold}
+        how |= {"alarms": alarm or (), "until": None if until is None else seconds(until), "stop": stop}
+        for one in watching(model, source, **how):
+            _say(one.kind, one.line, as_json)
+            if out is not None and one.kind == "closed":
+                out.mkdir(parents=True, exist_ok=True)
+                list(records.append([one.line], out / "events.jsonl"))
+        return 130 if stop.is_set() else 0
 
     guarded(work)
 

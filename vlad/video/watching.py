@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 FROZEN = 10.0  # seconds of the very same picture after which a camera is called frozen
+GLANCE = 0.2  # seconds between two looks whether it shall stop
+MOMENT = 0.02  # seconds to sleep while a frame is there but not due
 DARK = 4.0  # mean grey level below which it is called dark
 PAUSES = (1, 2, 4, 8, 16, 30)  # seconds before a lost camera is opened again
 
@@ -67,9 +69,9 @@ class Newest:
             self.ready.notify()
 
     def take(self, after: int) -> tuple[Frame | None, float, int]:
-        """The newest frame beyond number `after`, waiting for it; None at the end."""
+        """The newest frame beyond number `after`, waiting a moment for it; None where none came."""
         with self.ready:
-            self.ready.wait_for(lambda: self.number > after or self.ended)
+            self.ready.wait_for(lambda: self.number > after or self.ended, GLANCE)
             return (self.frame if self.number > after else None), self.came, self.number
 
 
@@ -101,6 +103,7 @@ def watch(
     threshold: float | None = None,
     alarms: Sequence[str] = (),
     until: float | None = None,
+    stop: threading.Event | None = None,
     pause: Callable[[float], None] = clocks.sleep,
 ) -> Iterator[Said]:
     """What is to be said of a live source, as it happens.
@@ -115,6 +118,7 @@ def watch(
         threshold: in place of the detector's own; without either there are no events.
         alarms: phrases of the detector's pack, the best of which an event names.
         until: seconds after which it stops.
+        stop: once it is set, the open event is closed and it stops.
         pause: waits before a lost camera is opened again.
 
     Raises:
@@ -126,7 +130,7 @@ def watch(
     live = Live(source) if isinstance(source, str) else source
     name = safe(source) if isinstance(source, str) else "camera"
     cut = detector.threshold if threshold is None else threshold
-    state = _State(detector, name, timing, cut, tuple(alarms), until)
+    state = _State(detector, name, timing, cut, tuple(alarms), until, stop or threading.Event())
     tries = 0
     while True:
         before = state.count
@@ -149,7 +153,7 @@ def _fill(live: Source, slot: Newest, state: "_State") -> None:
     """The decoding thread."""
     try:
         for frame in live:
-            if state.stopped:
+            if state.over_time():
                 return
             slot.put(frame)
         slot.end("ended")
@@ -167,10 +171,10 @@ class _State:
     threshold: float | None
     alarms: tuple[str, ...]
     until: float | None
+    stop: threading.Event
     count: int = 0
     dropped: int = 0
     events: int = 0
-    stopped: bool = False
     opened: bool = False
 
     def __post_init__(self) -> None:
@@ -183,8 +187,8 @@ class _State:
         self.told = ""
 
     def over_time(self) -> bool:
-        """Whether it has watched as long as it was asked to."""
-        return self.until is not None and clocks.monotonic() - self.began >= self.until
+        """Whether it has watched as long as it was asked to, or shall stop."""
+        return self.stop.is_set() or (self.until is not None and clocks.monotonic() - self.began >= self.until)
 
     def over(self, slot: Newest) -> Iterator[Said]:
         """Until the source ends, or the time is over."""
@@ -193,16 +197,15 @@ class _State:
         number, due = 0, 0.0
         while not self.over_time():
             frame, came, newest = slot.take(number)
-            if frame is None:
+            if frame is None and slot.ended:
                 break
-            if clocks.monotonic() < due:
-                clocks.sleep(min(due - clocks.monotonic(), 0.05) if due > clocks.monotonic() else 0)
+            if frame is None or clocks.monotonic() < due:
+                clocks.sleep(max(0.0, min(due - clocks.monotonic(), MOMENT)))
                 continue
             due = clocks.monotonic() + self.timing.every
             self.dropped += newest - number - 1
             number = newest
             yield from self._judged(frame, came)
-        self.stopped = self.over_time()
 
     def _judged(self, frame: Frame, came: float) -> Iterator[Said]:
         yield from self._camera(frame)
