@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlad.prediction import Region as Region
     from vlad.prompts import PromptPack as PromptPack
     from vlad.report import Report as Report
+    from vlad.video.reading import frames as frames
 
 # Public names that are files too; those that are calls as well are callable modules: an import never hides the call.
 _MODULES = ("datasets", "encoders", "evaluate", "explain", "methods", "metrics", "serve")
@@ -43,6 +44,7 @@ _HOME = {
     "Report": "report",
     "Sample": "datasets.samples",
     "WeightsError": "encoders.weights",
+    "frames": "video.reading",
     "load": "loading",
     "train": "learning.train",
 }

@@ -24,6 +24,7 @@ from vlad.cli import (
     scored,
     serve,
     train,
+    video,
 )
 from vlad.cli.shared import PLAIN
 from vlad.version import __version__
@@ -31,6 +32,7 @@ from vlad.version import __version__
 app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
 app.command("score")(score.score)
 app.command("fit")(fit.fit)
+app.command("watch")(video.watch)
 app.command("judge")(scored.judge)
 app.command("check")(scored.check)
 app.command("train")(train.train)

@@ -20,9 +20,13 @@ from vlad.version import __version__
 DISTRIBUTION = "vlad-ad"
 MODULES = {"elpv-dataset": "elpv_dataset", "faiss-cpu": "faiss", "pillow-heif": "pillow_heif"}  # imported otherwise
 ADDS = {  # what an extra is for; those of developers are not named
+    "anomalib": "methods trained on many pictures, to compare with: vlad eval with-anomalib",
     "data": "two public data sets as packages: vlad eval textile-elpv",
     "faiss": "a faster search in memories of very many rows: search='faiss'",
     "images": "HEIC photos and rare TIFF codecs",
+    "parquet": "finished scores in parquet files",
+    "serve": "an address for software and a page for people: vlad serve",
+    "video": "clips and cameras: vlad score clip.mp4, vlad watch camera:0",
 }
 ROOM = 2 * 2**30  # bytes: a CLIP of the larger kind fits
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vlad.cli import video
 from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import (
     Adapter,
@@ -56,6 +57,9 @@ def fit(
         bool,
         typer.Option("--pictures/--no-pictures", help="Keep the good pictures, small, for a later --add-to."),
     ] = True,
+    every: video.Every = None,
+    smooth: video.Smooth = None,
+    block: video.Block = None,
     resolution: Resolution = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -70,6 +74,8 @@ def fit(
 
     Example: vlad fit good/ --name "metal bolt" --out bolt.safetensors
 
+    Good clips: vlad fit good1.mp4 good2.mp4 --method patch_memory --out belt.safetensors
+
     Further pictures later: vlad fit more/ --add-to bolt.safetensors --out better.safetensors
     """
 
@@ -81,7 +87,11 @@ def fit(
         if add_to is not None and (max_false_positive_rate is not None or anomalous is not None or review):
             raise ValueError(f"--add-to goes on as {add_to} was fitted: leave out --review, --anomalous and the rate")
         left_out: Counter[str] = Counter()
-        good = [found.path for found in list_images(inputs, left_out)]  # before the encoder: a mistake is quick to see
+        clips = video.are_clips(inputs, None)
+        # before the encoder: a mistake is quick to see
+        good = [] if clips else [found.path for found in list_images(inputs, left_out)]
+        if clips and (add_to is not None or anomalous is not None or review):
+            raise ValueError("--add-to, --anomalous and --review are for pictures; fit on all good clips at once")
         if anomalous is not None:
             list_images([anomalous], left_out)
         given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
@@ -89,7 +99,10 @@ def fit(
         model, _ = load_detector(method, name, add_to, given)
         with ProgressBar("pictures", quiet=as_json) as advance:
             model.report_progress(advance)
-            if add_to is None:
+            if clips:
+                when = video.timing(every or "1s", smooth=smooth)
+                video.fit_on_clips(model, inputs, when, block, max_false_positive_rate)
+            elif add_to is None:
                 model.fit(good, max_false_positive_rate=max_false_positive_rate, anomalous=anomalous, review=review)
             else:
                 model.add(good)

@@ -55,7 +55,7 @@ class ProgressBar:
             self.bar.update(self.task, completed=done, total=total or None, rate=words)
         elif not self.quiet and (self.last - self.shown > PAUSE or (self.stages and done == total)):
             self.shown = self.last
-            left = f" of {total}{unit}, {(total - done) / max(rate, 1e-9):.0f} s left" if total else ""
+            left = f" of {total}{unit}, {(total - done) / max(rate, 1e-9):.0f} s left" if total else unit
             print(f"{what + ': ' if what else ''}{done}{left}", file=sys.stderr)
 
 

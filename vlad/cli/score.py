@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlad.cli import video
 from vlad.cli.explain import KeyEnv, Remote, Rules, ServerKeys, Who, explainer
 from vlad.cli.progress import ProgressBar
 from vlad.cli.scored import Csv, Page, shown
@@ -76,6 +77,14 @@ def score(
     key_env: KeyEnv = None,
     server: ServerKeys = None,
     rules: Rules = None,
+    every: video.Every = None,
+    begin: video.From = None,
+    to: video.To = None,
+    smooth: video.Smooth = None,
+    min_event: video.MinEvent = None,
+    gap: video.Gap = None,
+    source_fps: video.SourceFps = None,
+    alarm: video.Alarm = None,
     resolution: Resolution = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -86,9 +95,11 @@ def score(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score pictures: the higher, the more anomalous.
+    """Score pictures or clips: the higher, the more anomalous.
 
     Example: vlad score photos/ "more/*.png" --name "metal bolt" --out results
+
+    A clip, with events: vlad score belt.mp4 --every 0.5s --detector belt.safetensors --out results
 
     A pile of which nobody knows what is good: vlad score pile/ --method musc --threshold auto
     """
@@ -117,8 +128,14 @@ def score(
         if out is not None:
             folder.refuse_existing(out, resume)
         told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
+        clips, when = (
+            video.are_clips(inputs, source_fps),
+            video.timing(every, begin, to, smooth, min_event, gap, source_fps),
+        )
         page_by_page = pages or "first"
-        pictures = folder.list_pictures(inputs, out, pages=page_by_page)  # before the encoder is loaded: quick to see
+        pictures = (
+            [] if clips else folder.list_pictures(inputs, out, pages=page_by_page)
+        )  # before the encoder is loaded: quick to see
         given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
         given |= {"bits": bits, "pages": pages}
         model, facts = load_detector(method, name, detector, given)
@@ -126,6 +143,10 @@ def score(
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
         elif model.scorer.needs_normals and not model.references:
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
+        how: dict[str, Any]
+        if clips:
+            how = {"threshold": cut, "resume": resume, "batch_size": batch_size, "maps": maps, "settings": facts}
+            return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
         held: list[Line] | None = None
         if cut == "auto":
             held = []
@@ -133,7 +154,7 @@ def score(
             if model.transductive:
                 model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
             show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
-            how: dict[str, Any] = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
+            how = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
             how |= {"save_maps": save_maps, "masks": masks}
             how["explain"] = told and partial(told, model)
             summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)

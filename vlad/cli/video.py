@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 Every = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: a frame each 0.5s (the default), 2m, ...")]
 From = Annotated[str | None, typer.Option("--from", metavar="TIME", help="Of clips: where to begin, 00:10.")]
 To = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: where to end, 1:02:03.5.")]
-Smooth = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of clips: time constant of smoothing. [default: 1s]")
-]
+Smooth = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: time constant of smoothing. [default: 1s]")]
 MinEvent = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: shorter events are dropped.")]
 Gap = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: calm that an event bridges. [default: 1s]")]
 SourceFps = Annotated[float | None, typer.Option(metavar="N", help="Pictures a second: the folder is a clip.")]
@@ -83,10 +81,20 @@ def with_alarms(detector: "Detector", alarms: list[str] | None) -> None:
 
 
 def score_clips(
-    detector: "Detector", inputs: list[str], out: Path | None, when: "Timing", as_json: bool, **how: Any
+    detector: "Detector",
+    inputs: list[str],
+    out: Path | None,
+    when: "Timing",
+    as_json: bool,
+    alarms: list[str] | None,
+    **how: Any,
 ) -> int:
     """Scores clips and says what was found; the exit code."""
     from vlad.video.scoring import score_video
+
+    if isinstance(how["threshold"], str):
+        raise ValueError("--threshold auto is for a pile of pictures; give a clip a number, or fit on good clips")
+    with_alarms(detector, alarms)
 
     with ProgressBar("frames", quiet=as_json or out is None) as advance:
 
@@ -95,7 +103,7 @@ def score_clips(
                 print(json.dumps(line), flush=True)
             advance("", done, total)
 
-        summary = score_video(detector, inputs, out, timing=when, progress=show, **how)
+        summary = score_video(detector, inputs, out, timing=when, alarms=alarms or (), progress=show, **how)
     return _closing(summary, out, detector, as_json)
 
 
@@ -121,6 +129,16 @@ def _closing(summary: "VideoSummary", out: Path | None, detector: "Detector", as
     for source, reason in summary.failed:
         print(f"failed: {one_line(reason if source in reason else f'{source}: {reason}')}", file=sys.stderr)
     return 0 if not summary.failed else 1 if summary.frames or summary.skipped else 2
+
+
+def fit_on_clips(
+    detector: "Detector", inputs: list[str], when: "Timing", block: str | None, rate: float | None
+) -> None:
+    """Learns from good clips, each 10 s of which count as one normal."""
+    from vlad.video.fitting import BLOCK, fit_clips
+    from vlad.video.reading import seconds
+
+    fit_clips(detector, inputs, timing=when, block=BLOCK if block is None else seconds(block), rate=rate)
 
 
 def watch(
