@@ -71,13 +71,19 @@ def are_clips(inputs: list[str], source_fps: float | None) -> bool:
     return any(clips)
 
 
-def with_alarms(detector: "Detector", alarms: list[str] | None) -> None:
-    """Words of alarms in place of the pack's anomalous ones; ValueError where the method has no words."""
+def with_alarms(detector: "Detector", alarms: list[str] | None) -> tuple[str, ...]:
+    """Puts words of alarms in the place of the pack's anomalous ones; the phrases by which predictions call them.
+
+    Raises:
+        ValueError: the method has no words, or the detector no name.
+    """
     if not alarms:
-        return
+        return ()
     if detector.scorer.words == "none" or detector.name is None:
         raise ValueError('--alarm says what to look for: it needs a method with words, and --name "conveyor belt"')
-    detector.describe(detector.name, {"normal": ["{}", "{} as usual"], "anomalous": alarms})
+    phrases = [text if "{}" in text else f"{{}} with {text}" for text in alarms]
+    detector.describe(detector.name, {"normal": ["{}", "{} as usual"], "anomalous": phrases})
+    return tuple(phrase.replace("{}", detector.name) for phrase in phrases)
 
 
 def score_clips(
@@ -94,7 +100,7 @@ def score_clips(
 
     if isinstance(how["threshold"], str):
         raise ValueError("--threshold auto is for a pile of pictures; give a clip a number, or fit on good clips")
-    with_alarms(detector, alarms)
+    how["alarms"] = with_alarms(detector, alarms)
 
     with ProgressBar("frames", quiet=as_json or out is None) as advance:
 
@@ -103,7 +109,7 @@ def score_clips(
                 print(json.dumps(line), flush=True)
             advance("", done, total)
 
-        summary = score_video(detector, inputs, out, timing=when, alarms=alarms or (), progress=show, **how)
+        summary = score_video(detector, inputs, out, timing=when, progress=show, **how)
     return _closing(summary, out, detector, as_json)
 
 
@@ -174,12 +180,11 @@ def watch(
 
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
         model, _ = load_detector(method, name, detector, given)
-        with_alarms(model, alarm)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # a service is stopped as cleanly as by hand
             signal.signal(number, lambda *_: stop.set())
         how: dict[str, Any] = {"timing": timing(every, None, None, smooth, min_event, gap), "threshold": threshold}
-        how |= {"alarms": alarm or (), "until": None if until is None else seconds(until), "stop": stop}
+        how |= {"alarms": with_alarms(model, alarm), "until": None if until is None else seconds(until), "stop": stop}
         for one in watching(model, source, **how):
             _say(one.kind, one.line, as_json)
             if out is not None and one.kind == "closed":
