@@ -69,7 +69,7 @@ def test_a_report_of_many_ranks_them_best_first_and_says_who_cannot_be_told_apar
     assert found.critical == pytest.approx(1.66, abs=0.01) and found.alike == [["a", "b"], ["b", "c"]]
     table = report(VALUES).table()
     assert "image AUROC, mean ranks over 4 data sets; Friedman test p = 0.0" in table
-    assert "not told apart: a, b" in table
+    assert "not told apart: a; b" in table
 
 
 def test_data_sets_on_which_one_has_no_value_do_not_count_and_few_rank_nothing():

@@ -138,8 +138,8 @@ def places(suite: Suite, data: Sequence[str]) -> tuple[list[tuple[str, str]], li
 
 
 def _name(spec: str) -> str:
-    name = spec.partition(":")[0]
-    return name if name in datasets() else "folder"
+    name, _, root = spec.partition(":")
+    return name if name in datasets() or (root and not Path(spec).expanduser().is_dir()) else "folder"
 
 
 class SharedEncoders:

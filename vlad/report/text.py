@@ -191,7 +191,7 @@ def _ranked(report: Findings) -> list[str]:
         if found := ranking.ranks(report, metric):
             cells = [[f"{number}.", label, f"{rank:.2f}"] for number, (label, rank) in enumerate(found.means, 1)]
             lines += [f"{heading(metric)}, {ranking.said(found)}", "", *aligned(cells)]
-            lines += [f"not told apart: {', '.join(group)}" for group in found.alike] + [""]
+            lines += [f"not told apart: {'; '.join(group)}" for group in found.alike] + [""]
     return lines
 
 
