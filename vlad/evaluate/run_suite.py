@@ -108,8 +108,9 @@ def _with_adapter(one: Mapping[str, Any]) -> dict[str, Any]:
     there = [file, *(file.with_suffix(suffix) for suffix in SUFFIXES)]
     found = next((place for place in there if place.exists()), None)
     if found is None:
+        method = one["method"]
         raise FileNotFoundError(
-            f"{one['method']} needs {file}, which is not there; adapters/README.md says where it is"
+            f"{method} needs {file}, which is not there; `vlad fetch {method}` says where it is published"
         )
     known = (one.get("sha256") or {}).get(found.name)
     if known and hashlib.sha256(found.read_bytes()).hexdigest() != known:
