@@ -1,5 +1,6 @@
 """The page in a real browser: from good pictures to verdicts, a region that does not count, and files to take along."""
 
+import base64
 import csv
 import json
 import time
@@ -209,3 +210,23 @@ def test_a_detector_of_words_only_sorts_and_a_broken_file_is_said(scored, tmp_pa
     window.type("#open-file", str(tmp_path / "a.safetensors"))
     wait(window, "!document.getElementById('notice').hidden")
     assert "not a readable .safetensors file" in window.all("#notice")[0]
+
+
+def test_pictures_that_are_dropped_and_a_folder_that_is_chosen_are_looked_at(scored, pictures, tmp_path):
+    window, _ = scored
+    window.run("document.getElementById('detectors').value = 'grain'")
+    window.run("document.getElementById('detectors').dispatchEvent(new Event('change'))")
+    assert window.run("return document.getElementById('results').hidden"), "pictures of another detector are gone"
+    script = """const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));
+        const held = new DataTransfer(); held.items.add(new File([bytes], 'dropped.png', {type: 'image/png'}));
+        document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: held, bubbles: true}))"""
+    window.run(script, base64.b64encode(drawn(95)).decode())
+    done(window, 1)
+    (tmp_path / "parts" / "left").mkdir(parents=True)
+    for number in range(2):
+        (tmp_path / "parts" / "left" / f"{number}.png").write_bytes(drawn(96 + number))
+    (tmp_path / "parts" / "notes.txt").write_text("no picture")
+    window.type("#folder", str(tmp_path / "parts"))
+    done(window, 3)
+    names = window.all(".card .name")
+    assert "dropped.png" in names and {"parts/left/0.png", "parts/left/1.png"} <= set(names)

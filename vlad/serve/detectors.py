@@ -101,7 +101,7 @@ async def fit(
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    return await finished(job, wait)
+    return await finished(server, job, wait)
 
 
 @router.put("/{name}", response_model=Facts, openapi_extra=RAW)

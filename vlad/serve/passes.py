@@ -1,4 +1,4 @@
-"""The one way to the encoder: a bounded queue, two threads that read pictures, one that computes."""
+"""The one way to the encoder: a bounded queue, threads that read pictures, one that computes, threads that draw."""
 
 import io
 import logging
@@ -16,10 +16,11 @@ from vlad.serve.shelf import Held, limited
 
 logger = logging.getLogger(__name__)
 
-READERS = 2
+READERS = FINISHERS = 2
 COMPANY = 0.002  # seconds that a pass on a GPU waits for more pictures
 
 Outcome = tuple[Reading, Prediction | ImageError]
+Finish = Callable[[str, IO[bytes], Outcome], Any]  # of a picture's name and opened file: what is to be answered
 
 
 class Full(RuntimeError):
@@ -33,11 +34,12 @@ class Item:
     held: Held
     name: str
     file: IO[bytes]
-    answer: "Future[Outcome]" = field(default_factory=Future)
+    finish: Finish
+    answer: "Future[Any]" = field(default_factory=Future)
 
 
 class Passes:
-    """Pictures in, futures out. Encoded pictures wait; decoded ones are never more than a few batches.
+    """Pictures in, futures out. Encoded pictures wait; decoded ones are never more than a few batches on their way.
 
     Attributes:
         limit: pictures that may be waiting or in work.
@@ -51,9 +53,11 @@ class Passes:
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._ready: queue.Queue[tuple[Item, Reading] | None] = queue.Queue(2 * batch_size)
+        self._seen: queue.Queue[tuple[Item, Outcome] | None] = queue.Queue(2 * batch_size)
         self._readers = [threading.Thread(target=self._read, daemon=True) for _ in range(READERS)]
         self._computer = threading.Thread(target=self._compute, daemon=True)
-        for thread in (*self._readers, self._computer):
+        self._finishers = [threading.Thread(target=self._finish, daemon=True) for _ in range(FINISHERS)]
+        for thread in (*self._readers, self._computer, *self._finishers):
             thread.start()
 
     def check_room(self, pictures: int) -> None:
@@ -61,12 +65,19 @@ class Passes:
         if self.count + pictures > self.limit:
             raise Full(f"{self.count} pictures are waiting and {self.limit} may; send these again in a second")
 
-    def submit(self, held: Held, pictures: Sequence[tuple[str, IO[bytes]]]) -> list["Future[Outcome]"]:
-        """One future for each (name, opened file), all or none admitted; cancelled ones are never computed. Full."""
+    def submit(self, held: Held, pictures: Sequence[tuple[str, IO[bytes]]], finish: Finish) -> list["Future[Any]"]:
+        """One future for each (name, opened file), all or none admitted; cancelled ones are never computed.
+
+        A future holds what `finish`, called in a thread of its own, makes of the picture; not the pixels, where that
+        leaves them out.
+
+        Raises:
+            Full: so many more do not fit.
+        """
         with self._lock:
             self.check_room(len(pictures))
             self.count += len(pictures)
-        items = [Item(held, name, file) for name, file in pictures]
+        items = [Item(held, name, file, finish) for name, file in pictures]
         for item in items:
             item.answer.add_done_callback(self._left)
             self._waiting.put(item)
@@ -80,8 +91,12 @@ class Passes:
             thread.join()
         self._ready.put(None)
         self._computer.join()
+        for _ in self._finishers:
+            self._seen.put(None)
+        for thread in self._finishers:
+            thread.join()
 
-    def _left(self, _: "Future[Outcome]") -> None:
+    def _left(self, _: "Future[Any]") -> None:
         with self._lock:
             self.count -= 1
 
@@ -130,9 +145,17 @@ class Passes:
                 held.detector.judge, [reading for _, reading in batch], limited(held.detector, self.max_pixels)
             )
             for item, outcome in zip(items, found, strict=True):
-                item.answer.set_result(outcome)
+                self._seen.put((item, outcome))
         except Exception as error:  # a pass that fails fails its own pictures, never the loop
             _fail(items, error)
+
+    def _finish(self) -> None:
+        while (one := self._seen.get()) is not None:
+            item, outcome = one
+            try:
+                item.answer.set_result(item.finish(item.name, item.file, outcome))
+            except Exception as error:
+                _fail([item], error)
 
 
 def named(name: str, content: bytes) -> io.BytesIO:

@@ -1,6 +1,5 @@
 """Routes that look at pictures: score and explain."""
 
-import asyncio
 import io
 from collections.abc import Sequence
 from typing import IO, Annotated, Any
@@ -11,6 +10,7 @@ import vlad
 from vlad.images import ImageError
 from vlad.serve.bodies import Explained, JobFacts, Maps, ScoreBody, Scored, Threshold
 from vlad.serve.jobs import Job
+from vlad.serve.passes import Outcome
 from vlad.serve.pictures import keep, label, line
 from vlad.serve.server import PROBLEMS, Here, Server, finished, mendable, outcomes
 from vlad.serve.shelf import Held
@@ -18,6 +18,7 @@ from vlad.serve.shelf import Held
 router = APIRouter(prefix="/v1", tags=["pictures"], responses=PROBLEMS)
 
 Wait = Annotated[float, Query(ge=0, le=600, description="Seconds to wait for the end; then the answer is the job.")]
+DRAWN_LARGE = 8  # pictures of one answer that has them at their full size
 Given = Sequence[tuple[str, IO[bytes]]]  # names and opened files
 
 
@@ -54,8 +55,9 @@ async def explain(
     """Says in words what is wrong with one picture."""
     with mendable():
         held = server.shelf.get(detector)
-        futures = server.passes.submit(held, [(label(file.filename), file.file)])
-    _, found = (await outcomes(request, futures))[0]
+        given = [(label(file.filename), file.file)]
+        futures = server.passes.submit(held, given, lambda name, file, outcome: outcome[1])
+    (found,) = await outcomes(request, futures)
     if isinstance(found, ImageError):
         raise HTTPException(422, str(found))
 
@@ -68,35 +70,29 @@ async def explain(
 
     with mendable():
         job = server.jobs.start("explain", held.name, work)
-    return await finished(job, wait)
+    return await finished(server, job, wait)
 
 
 async def _scored(
     request: Request, server: Server, detector: str, given: Given, maps: str, threshold: float | None
 ) -> dict[str, Any]:
-    if len(given) > server.settings.max_pictures:
-        raise HTTPException(413, f"{len(given)} pictures came; send {server.settings.max_pictures} at most at once")
+    most = min(server.settings.max_pictures, DRAWN_LARGE if maps == "png" else len(given))
+    if len(given) > most:
+        raise HTTPException(413, f"{len(given)} pictures came; send {most} at most at once")
+
+    def finish(name: str, file: IO[bytes], outcome: Outcome) -> dict[str, Any]:
+        made = line(name, outcome, held, maps, threshold)
+        if server.settings.keep is not None:
+            file.seek(0)
+            keep(server.settings.keep, held, file.read(), made)
+        return made
+
     with mendable():
         held = server.shelf.get(detector)
-        futures = server.passes.submit(held, given)
-    found = await outcomes(request, futures)
-    lines = []
-    for (name, file), outcome in zip(given, found, strict=True):
-        if maps == "none" and server.settings.keep is None:
-            lines.append(line(name, outcome, held, maps, threshold))
-        else:
-            lines.append(await asyncio.to_thread(_drawn, server, held, name, file, outcome, maps, threshold))
+        futures = server.passes.submit(held, given, finish)
+    lines = await outcomes(request, futures)
     _count(server, held, lines)
     return {"detector": held.name, "version": held.version, "results": lines}
-
-
-def _drawn(server: Server, held: Held, name: str, file: IO[bytes], outcome: Any, maps: str, threshold: Any) -> dict:
-    """The line with what takes a while: drawing, and keeping the picture."""
-    made = line(name, outcome, held, maps, threshold)
-    if server.settings.keep is not None:
-        file.seek(0)
-        keep(server.settings.keep, held, file.read(), made)
-    return made
 
 
 def _count(server: Server, held: Held, lines: list[dict[str, Any]]) -> None:

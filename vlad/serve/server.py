@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse
 from vlad.serve.bodies import Problem
 from vlad.serve.jobs import Job, Jobs
 from vlad.serve.metrics import Metrics
-from vlad.serve.passes import Full, Outcome, Passes
+from vlad.serve.passes import Full, Passes
 from vlad.serve.settings import Settings
 from vlad.serve.shelf import Conflict, Shelf, Unknown
 
 ON_A_GPU = 8  # pictures of a pass by default; on a CPU more than one gain nothing
+IN_TIME = 0.8  # of the time for a request
 CODES = {400: "malformed", 401: "no key", 403: "not allowed", 404: "there is none", 409: "changed meanwhile"}
 CODES |= {411: "no length", 413: "too much", 422: "cannot be done so", 503: "no room now", 504: "took too long"}
 CODES |= {507: "the disk is full"}
@@ -70,8 +71,8 @@ def mendable() -> Iterator[None]:
         raise HTTPException(507, f"the server cannot write it: {error.strerror or error}") from None
 
 
-async def outcomes(request: Request, futures: list["Future[Outcome]"]) -> list[Outcome]:
-    """What the passes say; a client that goes away, or waits too long, takes its pictures out of the queue."""
+async def outcomes(request: Request, futures: list["Future[Any]"]) -> list[Any]:
+    """What the passes make of the pictures; a client that leaves, or waits too long, takes its out of the queue."""
     found = asyncio.gather(*map(asyncio.wrap_future, futures))
     gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
     try:
@@ -93,10 +94,10 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def finished(job: Job, wait: float) -> Any:
-    """What the job gives, or after `wait` seconds the job itself (202), to be asked for."""
+async def finished(server: Server, job: Job, wait: float) -> Any:
+    """What the job gives, or after `wait` seconds, before its request has taken too long, the job itself (202)."""
     answer = asyncio.wrap_future(job.future)
-    await asyncio.wait([answer], timeout=wait)
+    await asyncio.wait([answer], timeout=min(wait, IN_TIME * server.settings.timeout))
     if not answer.done():
         return JSONResponse(job.to_dict(), 202, {"location": f"/v1/jobs/{job.id}"})
     with mendable():
