@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from vlad.explain.verdicts import judge, of_detector
+from vlad.explain.verdicts import judge
 from vlad.prediction import Prediction
 
-ANOMALOUS, NORMAL, UNSURE = "anomalous", "normal", "unsure"
+ANOMALOUS, NORMAL, UNSURE, UNCALIBRATED = "anomalous", "normal", "unsure", "uncalibrated"
 
 
 def predicted(verdict, **changes):
-    score = {ANOMALOUS: 0.9, NORMAL: 0.1, UNSURE: 0.5}[verdict]
-    made = Prediction(score, None, (4, 4), threshold=0.5, unsure=(0.4, 0.6), **changes)
-    assert of_detector(made) == verdict
+    score = {ANOMALOUS: 0.9, NORMAL: 0.1, UNSURE: 0.5, UNCALIBRATED: 0.5}[verdict]
+    threshold = None if verdict == UNCALIBRATED else 0.5
+    made = Prediction(score, None, (4, 4), threshold=threshold, unsure=(0.4, 0.6), **changes)
+    assert made.verdict == verdict
     return made
 
 
@@ -29,6 +30,8 @@ def predicted(verdict, **changes):
         (UNSURE, NORMAL, "detector_unsure", True),
         (ANOMALOUS, None, "no_reasoner", False),
         (UNSURE, None, "no_reasoner", True),
+        (UNCALIBRATED, ANOMALOUS, "detector_unsure", True),
+        (UNCALIBRATED, None, "no_reasoner", True),
     ],
 )
 def test_the_detector_decides_and_a_person_looks_where_the_two_disagree(detector, reasoner, agreement, review):

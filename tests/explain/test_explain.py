@@ -133,9 +133,9 @@ def test_a_shipped_pack_in_the_detector_leaves_the_vocabulary_to_the_pack_of_def
 # Verdicts
 
 
-def test_without_a_threshold_the_verdict_is_unsure_and_a_person_should_look(explained):
+def test_without_a_threshold_the_verdict_is_uncalibrated_and_a_person_should_look(explained):
     found = explained(plate(), seen(plate(), BOX, threshold=None, map_threshold=None))
-    assert found.verdict == "unsure" and found.needs_review and "no threshold" in found.review_reasons[0]
+    assert found.verdict == "uncalibrated" and found.needs_review and "no threshold" in found.review_reasons[0]
     assert "map_uncalibrated" in codes(found) and len(found.defects) == 1
 
 
@@ -294,7 +294,7 @@ def test_a_prediction_without_a_map_says_so(explained):
 def test_every_method_s_prediction_can_be_explained_without_its_detector(tiny_encoder):
     detector = vlad.load("winclip", "steel plate", encoder=tiny_encoder)
     found = vlad.explain(plate(), detector.predict(plate()))
-    assert found.verdict == "unsure" and found.detector.name is None
+    assert found.verdict == "uncalibrated" and found.detector.name is None
 
 
 # What leaves

@@ -164,7 +164,6 @@ def _case(
 ) -> tuple[Case, tuple[Limit, ...]]:
     from vlad.explain.regions import likeness, mark, reference_limit
     from vlad.explain.rules import read_rules
-    from vlad.explain.verdicts import of_detector
 
     good = [
         prediction.reader.read(one) for one in (references if isinstance(references, (list, tuple)) else [references])
@@ -174,7 +173,7 @@ def _case(
     limits = reference_limit(pixels, good)
     if name is None:
         limits = (*limits, Limit("object_unknown", "it is not known what the picture shows; give its name"))
-    verdict = of_detector(prediction)
+    verdict = prediction.verdict
     regions, seen = mark(pixels, prediction, good)
     if verdict == "normal":  # nothing is marked, so only what holds of the whole map is left to say
         regions, seen = (), tuple(limit for limit in seen if limit.code in ("no_map", "map_uncalibrated"))
@@ -235,11 +234,10 @@ def _image(pixels: np.ndarray) -> ImageFacts:
 
 
 def _detector(detector: Detector | None, prediction: Prediction) -> DetectorFacts:
-    from vlad.explain.verdicts import of_detector
 
     calibrated = prediction.threshold is not None and prediction.p_value is not None
     method = None if detector is None else detector.method
-    return DetectorFacts(method, prediction.score, prediction.threshold, calibrated, of_detector(prediction))
+    return DetectorFacts(method, prediction.score, prediction.threshold, calibrated, prediction.verdict)
 
 
 def _reasoner_facts(case: Case, encoder: Encoder, model: Reasoner | None, said: Interview | None) -> ReasonerFacts:

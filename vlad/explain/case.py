@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from vlad.images.places import Box
+from vlad.prediction import Verdict as Said
 
 RuleKind = Literal["normal", "abnormal", "ignore", "critical"]
-Verdict = Literal["normal", "anomalous", "unsure"]
+Verdict = Literal["normal", "anomalous", "unsure"]  # of a reasoner
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,4 @@ class Case:
     rules: tuple[Rule, ...]
     vocabulary: Mapping[str, Sequence[str]]  # defect type -> phrases with {} for the name
     question: str | None
-    detector_verdict: Verdict
+    detector_verdict: Said

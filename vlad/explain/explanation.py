@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlad.explain.case import Verdict
 from vlad.explain.reasoners.protocol import Usage
 from vlad.images.places import Box
+from vlad.prediction import Verdict as Said
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Severity = Literal["cosmetic", "minor", "major", "critical", "unknown"]
 Agreement = Literal["agree", "detector_only", "reasoner_only", "reasoner_unsure", "detector_unsure", "no_reasoner"]
@@ -98,7 +99,7 @@ class DetectorFacts:
     score: float
     threshold: float | None
     calibrated: bool  # on normal pictures
-    verdict: Verdict
+    verdict: Said
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Explanation:
     """A picture's defects in words, and how far the words can be trusted.
 
     Attributes:
-        verdict: the detector's, whatever a reasoner says; "unsure" without a threshold.
+        verdict: the detector's, whatever a reasoner says.
         agreement: between the two; "no_reasoner" where only one of them judges.
         needs_review: whether a person should look, `review_reasons` says why.
         defects: surest first.
@@ -133,7 +134,7 @@ class Explanation:
     name: str | None
     detector: DetectorFacts
     reasoner: ReasonerFacts
-    verdict: Verdict
+    verdict: Said
     policy: Literal["detector"]  # whose verdict counts
     agreement: Agreement
     needs_review: bool

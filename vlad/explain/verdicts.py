@@ -8,6 +8,7 @@ import numpy as np
 from vlad.explain.case import Verdict
 from vlad.explain.explanation import Agreement
 from vlad.prediction import Prediction
+from vlad.prediction import Verdict as Said
 
 CLOSE = 0.1  # share of the calibration scores that lie so close to the threshold
 
@@ -16,15 +17,9 @@ CLOSE = 0.1  # share of the calibration scores that lie so close to the threshol
 class Judgement:
     """What is said of the whole picture."""
 
-    verdict: Verdict
+    verdict: Said
     agreement: Agreement
     reasons: tuple[str, ...]  # why a person should look; empty where none need
-
-
-def of_detector(prediction: Prediction) -> Verdict:
-    """The detector's own verdict; unsure without a threshold and where the score is too close to call."""
-    said: dict[bool | None, Verdict] = {True: "anomalous", False: "normal", None: "unsure"}
-    return said[prediction.is_anomalous]
 
 
 def judge(prediction: Prediction, reasoner: Verdict | None, calibration: Sequence[float] = ()) -> Judgement:
@@ -35,10 +30,10 @@ def judge(prediction: Prediction, reasoner: Verdict | None, calibration: Sequenc
         reasoner: its verdict; None where none judged.
         calibration: scores of good pictures; they say how close to the threshold is close.
     """
-    detector = of_detector(prediction)
+    detector = prediction.verdict
     agreement = _agreement(detector, reasoner)
     reasons = []
-    if prediction.threshold is None:
+    if detector == "uncalibrated":
         reasons.append("the detector has no threshold from good pictures")
     elif detector == "unsure":
         reasons.append("the score is too close to the threshold to call")
@@ -51,12 +46,12 @@ def judge(prediction: Prediction, reasoner: Verdict | None, calibration: Sequenc
     return Judgement(detector, agreement, tuple(reasons))
 
 
-def _agreement(detector: Verdict, reasoner: Verdict | None) -> Agreement:
+def _agreement(detector: Said, reasoner: Verdict | None) -> Agreement:
     if reasoner is None:
         return "no_reasoner"
     if reasoner == "unsure":
         return "reasoner_unsure"
-    if detector == "unsure":
+    if detector in ("unsure", "uncalibrated"):
         return "detector_unsure"
     if detector == reasoner:
         return "agree"
