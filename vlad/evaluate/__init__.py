@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import statistics
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +25,12 @@ from vlad.evaluate.decided import decided
 from vlad.evaluate.guests import Guest
 from vlad.evaluate.inputs import Group, Place, Plan, check_plan, grouped, keeps_words, labelled, leaks_of
 from vlad.evaluate.measure import Collector, Measures, Value
+from vlad.evaluate.over_seeds import part_of, rows_of
 from vlad.evaluate.parts import Part, Parts, write_maps
 from vlad.evaluate.settings import peak_memory, settings_of_run
 from vlad.evaluate.walk import Clock, Condition, Entrant, MetricSize, walk
 from vlad.metrics import resampling
 from vlad.report import Report, Row
-from vlad.report.pictures import thumbnails
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -162,11 +160,11 @@ def _category(
                     measure.values["image_fpr_at_clean_threshold"] = _alarms(collector, threshold)
         for label in named:
             own = [m for m, entrant in zip(measures, entrants, strict=True) if entrant.label == label]
-            rows[label] += _rows(label, place, condition, own, group)
+            rows[label] += rows_of(label, place, condition, own, group)
     for number, label in enumerate(named):
         pairs = [(m, entrant) for m, entrant in zip(clean, entrants, strict=True) if entrant.label == label]
         with clock("report pictures"):
-            part = _part(rows[label], pairs)
+            part = part_of(rows[label], pairs)
         said = [(one.seed, found) for one, found in zip(entrants, verdicts, strict=True) if one.label == label]
         part["predictions"] = [{**line, "seed": seed} for seed, found in said for line in found]
         part["seconds"] = {label: clock.seconds.pop(label, 0.0), **(clock.seconds if number == len(named) - 1 else {})}
@@ -233,71 +231,6 @@ def _decide(entrant: Entrant, collected: Collector, measures: Measures, bootstra
 def _alarms(collected: Collector, threshold: float) -> Value:
     rate = _alarm_rate(collected, threshold)
     return Value(rate, "no picture is normal" if np.isnan(rate) else "", None if np.isnan(rate) else threshold)
-
-
-def _rows(label: str, place: Place, condition: Condition, measures: list[Measures], group: Group) -> list[Row]:
-    """One row for each metric, over the seeds."""
-    labels = Counter(sample.label for sample in group.tests)
-    rows = []
-    for metric, value in _merged(measures, statistics.fmean).items():
-        drawn = [one.draws[metric] for one in measures if metric in one.draws]
-        rows.append(
-            Row(
-                detector=label,
-                dataset=place[0],
-                category=place[1],
-                metric=metric,
-                value=value.value,
-                n=labels.total(),
-                normal=labels[0],
-                anomalous=labels[1],
-                reason=value.reason,
-                interval=value.interval or (resampling.interval(np.mean(drawn, axis=0)) if drawn else None),
-                deviation=_deviation([one.values[metric].value for one in measures]),
-                threshold=value.threshold,
-                error=value.error,
-                condition=str(condition),
-                empty_masks=measures[0].counts["empty_masks"],
-            )
-        )
-    return rows
-
-
-def _part(rows: list[Row], own: list[tuple[Measures, Entrant]]) -> Part:
-    first = own[0][0]
-    shared = [name for name in first.draws if all(name in one.draws for one, _ in own)]  # NaN for a seed: no draws
-    draws = {name: np.mean([one.draws[name] for one, _ in own], axis=0) for name in shared}
-    return {
-        "rows": [row.to_dict() for row in rows],
-        "curves": first.curves,
-        "shown": thumbnails(first.shown, first.colours),
-        "draws": {
-            name: [round(value, 6) if np.isfinite(value) else None for value in column.tolist()]
-            for name, column in draws.items()
-        },
-        "references": {str(entrant.seed): entrant.references for _, entrant in own if entrant.references},
-    }
-
-
-def _merged(parts: Sequence[Measures], combine: Callable[[list[float]], float]) -> dict[str, Value]:
-    """The values over the seeds of a few-shot run; a metric that is NaN for one seed is NaN."""
-    first = parts[0].values
-    found = {}
-    for name in first:
-        values = [part.values[name] for part in parts]
-        reason = next((one.reason for one in values if one.reason), "")
-        error = max(one.error for one in values)
-        threshold = first[name].threshold if len(parts) == 1 else None
-        interval = first[name].interval if len(parts) == 1 else None
-        found[name] = Value(combine([one.value for one in values]), reason, threshold, error, interval)
-    return found
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds (ddof 1); None for a single one or where one is NaN."""
-    if len(values) < 2 or any(math.isnan(value) for value in values):
-        return None
-    return float(np.std(values, ddof=1))
 
 
 def _alarm_rate(collected: Collector, threshold: float) -> float:
