@@ -143,4 +143,65 @@ def test_10000_lines_stay_usable(window, tmp_path):
     started = time.monotonic()
     slide(window, 900)
     assert time.monotonic() - started < 1
-    assert counts(window)["anomalous"] == 1000
+    assert counts(window)["anomalous"] == 1001, "from .8999 on"
+
+
+def test_the_command_for_a_tried_threshold_gives_what_the_page_shows(window, tmp_path):
+    scores = [0.0123456789, 0.0129, 0.0151, 0.0163]
+    window.open(write_folder(tmp_path, scores, overlays=False))
+    slide(window, 5)
+    said = window.all("#changes")[0].rpartition("--threshold ")[2]
+    assert len(said) <= 7 and window.all("#shown")[0] == f"{said} (tried)"
+    assert counts(window)["anomalous"] == sum(score >= float(said) for score in scores)
+
+
+def test_a_folder_without_a_scored_picture_and_one_without_a_threshold_have_a_page(window, tmp_path):
+    for number, lines in enumerate(([], [{"source": "a.png", "error": "a.png: cut off", "regions": []}])):
+        (out := tmp_path / str(number)).mkdir()
+        whole = [dict.fromkeys(("verdict", "score", "threshold", "name"), None) | line for line in lines]
+        (out / LINES).write_text("".join(json.dumps(line) + "\n" for line in whole))
+        (out / SETTINGS).write_text(json.dumps({"name": "bolt", "method": "patch_text"}))
+        window.open(write_page(out))
+        assert window.all("h1") == [f"bolt: 0 scored{', 1 not readable' if number else ''}"]
+        assert "No picture here has a score." in window.all("main p")[0]
+        assert counts(window)[""] == number and not window.run(
+            "return document.getElementById('slider').checkVisibility()"
+        )
+    page = write_folder(tmp_path, [0.2, 0.4], overlays=False)
+    text = (
+        (tmp_path / LINES)
+        .read_text()
+        .replace('"threshold": 0.5', '"threshold": null')
+        .replace("normal", "uncalibrated")
+    )
+    (tmp_path / LINES).write_text(text)
+    (tmp_path / SETTINGS).write_text(json.dumps({"name": "bolt", "method": "patch_text", "calibration": None}))
+    window.open(write_page(tmp_path))
+    assert counts(window) == {"": 2, "uncalibrated": 2} and window.all("#shown") == ["none"]
+    slide(window, 500)
+    assert counts(window) == {"": 2, "anomalous": 1, "normal": 1} and page.exists()
+
+
+@pytest.mark.slow
+def test_500_real_pictures_are_there_in_two_seconds_with_slider_and_filter(window, shared, tmp_path):
+    """With their own pixels as overlays, so that thumbnails and large views are those of photos."""
+    real = [path for path in sorted((shared / "data").glob("*/*/test/*/*")) if path.is_file()][:500]
+    sources = [str(path.relative_to(shared / "data")) for path in real]
+    for number, path in enumerate(real):
+        sources[number] = f"{path.parent.parent.parent.name}/{path.parent.name}/{number:03}.png"
+        (overlay := tmp_path / "maps" / f"{number:03}.png.png").parent.mkdir(exist_ok=True)
+        overlay.symlink_to(path)
+    write_folder(tmp_path, [(7 * n % 500) / 500 for n in range(500)], sources, overlays=False)
+    text = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
+    lines = [line | {"overlay": f"maps/{number:03}.png.png"} for number, line in enumerate(text)]
+    (tmp_path / LINES).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_page(tmp_path)
+    started = time.monotonic()
+    window.open(page)
+    assert len(window.all(".card")) == 200
+    assert time.monotonic() - started < 2
+    assert counts(window)["anomalous"] == 250
+    slide(window, 800)
+    assert counts(window)["anomalous"] < 110
+    window.click("#counts button[data-verdict=anomalous]")
+    assert min(shown_scores(window)) > 0.79

@@ -37,7 +37,8 @@ def write_page(folder: Path) -> Path:
         raise FileNotFoundError(f"there is no {folder / LINES}; score pictures into the folder first")
     lines = list(recorded(folder / LINES))
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    inside = len(lines) <= INSIDE
+    inside, failed = len(lines) <= INSIDE, sum(line["error"] is not None for line in lines)
+    scored = len(lines) - failed
     calibration = settings.get("calibration") or {}
     data = {
         "pictures": [_picture(folder, line, inside) for line in lines],
@@ -46,7 +47,9 @@ def write_page(folder: Path) -> Path:
         "unsure": calibration.get("unsure"),
     }
     facts = {
-        "title": f"{settings.get('name') or 'Pictures'}: {len(lines)} scored",
+        "title": f"{settings.get('name') or 'Pictures'}: {scored} scored"
+        + (f", {failed} not readable" if failed else ""),
+        "scored": scored,
         "promise": calibration.get("note") or "",
         "unlike": unlike_normals(lines, _calibration(calibration)),
         "made": f"{settings.get('method')} on {settings.get('encoder')}, VLAD {settings.get('vlad')}",
