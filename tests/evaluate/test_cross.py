@@ -96,5 +96,6 @@ def test_the_commands_learn_measure_and_join(sets, recipe, tmp_path):
     }
     assert Report.load(tmp_path / "joined").detectors == ["quick, learned on nuts", "patch_text"]
     assert run("join", out, out).exit_code == 2
+    assert f"there is no report {tmp_path / 'nowhere'}" in run("join", out, tmp_path / "nowhere").stderr
     nothing = run("cross", "--recipe", recipe, "--learn", sets["nuts"], "--out", tmp_path / "new")
     assert nothing.exit_code == 2 and "give both, or all sets with pairs" in nothing.stderr

@@ -94,6 +94,8 @@ class Report(Findings):
             FileNotFoundError: there is no report.json.
         """
         file = Path(folder) / "report.json" if Path(folder).is_dir() else Path(folder)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no report {file}; give a folder that `vlad eval --out` wrote")
         raw = json.loads(file.read_text(encoding="utf-8"))
         references = {_place(key, raw["settings"]): value for key, value in raw["references"].items()}
         rows = tuple(Row.from_dict(row) for row in raw["rows"])
