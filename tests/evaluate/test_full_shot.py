@@ -63,6 +63,7 @@ def test_anomalibs_models_are_trained_and_measured_by_the_suites_keywords(tree, 
     assert report.settings["detectors"][label]["method"] == "anomalib Padim, backbone resnet18, UNTRAINED"
     assert f"{label}: full-shot, anomalib Padim, backbone resnet18, UNTRAINED" in report.table()
     assert 0 <= report.value("pixel_auroc", detector=label) <= 1
+    assert Anomalib("Patchcore").method == "anomalib Patchcore, backbone wide_resnet50_2, UNTRAINED"
     first, again = (Anomalib("Padim", backbone="resnet18", n_features=20, layers=["layer1"]) for _ in range(2))
     normals = sorted((tree / "nut" / "train" / "good").iterdir())
     pictures = [np.full((40, 50, 3), 100, np.uint8)]

@@ -11,8 +11,9 @@ clamps them.
 
 from __future__ import annotations
 
+import inspect
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Anomalib:
     Args:
         name: of its class in `anomalib.models`.
         weights: file with a state_dict of the backbone; without it, and without pre_trained=True, the backbone keeps
-            the random weights that it is made with. Of models without a backbone nothing is said.
+            the random weights that it is made with. A model without the keyword pre_trained may fetch its tower.
         epochs: of training; None is what the model asks for.
         seed: of all that is random.
         options: keywords of the class.
@@ -55,17 +56,19 @@ class Anomalib:
         if not isinstance(kind := getattr(models, name, None), type):
             raise ValueError(f"anomalib has no model {name!r}; see anomalib.models, such as Padim or Patchcore")
         self.kind, self.weights, self.epochs, self.seed = kind, weights, epochs, seed
-        self.options = {"post_processor": False, "evaluator": False, "visualizer": False, **options}
-        if "backbone" in options:
-            self.options.setdefault("pre_trained", False)
-        self.method = f"anomalib {name}{self._backbone()}"
+        takes = inspect.signature(kind).parameters
+        ours = {"post_processor": False, "evaluator": False, "visualizer": False, "pre_trained": False}
+        self.options = {key: value for key, value in ours.items() if key in takes} | options
+        self.method = f"anomalib {name}{self._backbone(takes)}"
         self.model: Any = None
 
-    def _backbone(self) -> str:
-        if "backbone" not in self.options:
+    def _backbone(self, takes: Mapping[str, inspect.Parameter]) -> str:
+        """Which backbone it has, and whose weights; "" where the model lets nobody choose."""
+        if not {"backbone", "pre_trained"} <= takes.keys():
             return ""
         trained = "pretrained" if self.options["pre_trained"] else "UNTRAINED"
-        return f", backbone {self.options['backbone']}, {Path(self.weights).name if self.weights else trained}"
+        name = self.options.get("backbone", takes["backbone"].default)
+        return f", backbone {name}, {Path(self.weights).name if self.weights else trained}"
 
     def fit(self, normals: Sequence[Path]) -> None:
         """Trains a new model on pictures without a defect."""
