@@ -33,6 +33,7 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 WITH_KEY = ("/v1/", "/metrics")
 READING = ("/v1/score", "/v1/score/json", "/v1/explain")  # what a read-only server still takes
 AT_ONCE = 12  # bodies of the largest size that may be on their way
+LONGEST_NUMBER = 20  # digits
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -109,8 +110,8 @@ class Guard:
             if "transfer-encoding" in headers:
                 raise Refusal(411, "the request does not say how long it is: send Content-Length, not chunks")
             return 0
-        if not given.isascii() or not given.isdecimal():
-            raise Refusal(400, "Content-Length is no number")
+        if not (given.isascii() and given.isdecimal() and len(given) < LONGEST_NUMBER):
+            raise Refusal(400, "Content-Length is no number of bytes")
         if int(given) > limit:
             raise Refusal(413, f"the request has {given} bytes and {limit} are allowed; send fewer pictures at once")
         if self.on_its_way + int(given) > AT_ONCE * limit:

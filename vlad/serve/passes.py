@@ -47,7 +47,7 @@ class Passes:
         observe: told the number of pictures of each pass before it, for metrics.
     """
 
-    def __init__(self, limit: int, batch_size: int, max_pixels: int, observe: Callable[[int], Any] = id):
+    def __init__(self, limit: int, batch_size: int, max_pixels: int, observe: Callable[[int], Any]):
         self.limit, self.batch_size, self.max_pixels, self.observe = limit, batch_size, max_pixels, observe
         self.count = 0  # pictures admitted and not answered yet
         self._lock = threading.Lock()
