@@ -223,6 +223,48 @@ def test_nothing_depends_on_what_an_ignored_place_shows(load, detector, normals,
         assert one.full_map()[:28].max() == one.map.min() == framed.scorer.map_range[0]
 
 
+CLOSER = {
+    "tiles": {"tiles": 2, "ignore": [(0, 0, 0.5, 0.25)]},
+    "looks": {"looks": (1, 2)},
+    "aspect": {"keep_aspect": True},
+    "scale": {"smallest_defect": 20, "roi": (0, 0, 1, 0.9)},
+}
+WHOLE_ONLY = {"musc": CLOSER, "inp_former": ("looks", "aspect"), "metauas": ("aspect",)}
+QUICK = ("patch_text", "patch_memory", "musc", "inp_former", "metauas")  # the others look in tiles by default, no more
+
+
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [
+        pytest.param(method, how, marks=[] if how == "tiles" or method in QUICK else pytest.mark.slow)
+        for method in METHODS
+        for how in CLOSER
+    ],
+)
+def test_every_method_looks_closer_learns_so_and_comes_back_so(method, how, load, normals, pictures, tmp_path):
+    if how in WHOLE_ONLY.get(method, ()):
+        with pytest.raises(TypeError, match=f"{method} (scores a set as one|frames whole pictures|compares pictures)"):
+            made(load, method, normals, **CLOSER[how])
+        return
+    detector = made(load, method, normals, **CLOSER[how])
+    if method in FITTED and not detector.references:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            detector.fit(normals)
+    shown = [pictures[0][:70], pictures[1]]
+    found, alone = detector.predict(shown), detector.predict(shown[0])
+    for prediction in found:
+        low, high = detector.scorer.map_range
+        assert np.isfinite(prediction.score)
+        assert prediction.map is None or low <= prediction.map.min() <= prediction.map.max() <= high
+    assert found[0].score == pytest.approx(alone.score, abs=1e-5 if method in SHARP else 1e-6)
+    detector.save(file := tmp_path / "closer.safetensors")
+    loaded = vlad.load(file, encoder=detector.encoder)
+    assert loaded.framing == detector.framing and loaded.references == detector.references
+    for one, other in zip(found, loaded.predict(shown), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        check_same_map(one, other, atol=1e-6)
+
+
 def test_a_broken_picture_raises_or_takes_its_place(detector, pictures, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("not a picture")

@@ -416,7 +416,7 @@ class Detector(Placed):
             "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
             "normals": normals.facts() if normals else {},
         }
-        tensors = {**judge.scorer.state_dict(), **(normals.tensors() if normals else {})}
+        tensors = {**judge.scorer.tensors(), **(normals.tensors() if normals else {})}
         detector_file.write(Path(path).expanduser(), header, tensors)
 
     def push_to_hub(self, repo: str, *, private: bool = True) -> str:
@@ -435,7 +435,6 @@ class Detector(Placed):
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
-        scorer.framing = Framing.from_dict(header["framing"])
         pictures = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
         scorer.restore(header, {key: tensor for key, tensor in tensors.items() if key not in pictures})
         normals = NormalPictures.restored(header["normals"], pictures, len(header["references"]))

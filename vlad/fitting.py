@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.framing.looking import Views, framed_views, remember, scores_of, views_of
+from vlad.framing.looking import Views, framed_views, memories, remember, scores_of, views_of, wholes
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
@@ -56,10 +56,10 @@ def learn(
     earlier = dict(zip(scorer.references, before.pictures, strict=True)) if before else {}
     normals = Normals(images, scorer, reader, earlier=earlier)
     with ExitStack() as stack:
-        if len(normals.images) <= SHARED:
+        if len(normals.images) * scorer.framing.looks[-1] ** 2 <= SHARED:
             stack.enter_context(scorer.encoder.sharing())
         _fill(scorer, normals, len(normals.images), normals.drawn)
-        for memory in scorer.memories().values():
+        for memory in memories(scorer):
             if normals.drawn and memory.share < 1:  # a coreset anew without each of them would take too long
                 memory.condense()
         scores, peaks = _leave_one_out(scorer, normals.compared()) if len(normals.ids) > 1 else ([], [])
@@ -68,7 +68,7 @@ def learn(
     if len(normals.ids) == 1 and min((picture := normals.read(normals.images[0])).shape[:2]) > 1:
         made = from_halves(*_between_halves(scorer, picture))
         _fill(scorer, normals)
-    for memory in scorer.memories().values():
+    for memory in memories(scorer):
         memory.ids = list(normals.ids)
         memory.condense()
     score = replace(made[0], note=made[0].note + _said_of_many(scorer, normals))
@@ -106,10 +106,12 @@ def _with_odd_one(made: Calibration, ids: Sequence[str], scores: Sequence[float]
 
 
 def _fill(scorer: Scorer, batches: Iterable[Views], pictures: int = 1, alone: Sequence[int] = ()) -> None:
-    for memory in scorer.memories().values():
+    for memory in memories(scorer):
         memory.clear()
-        memory.expect(pictures, alone)
-    remember(scorer, batches)
+    for one in wholes(scorer):
+        for memory in one.memories().values():
+            memory.expect(pictures, alone)
+    remember(scorer, batches, pictures)
 
 
 def _leave_one_out(scorer: Scorer, batches: Iterable[tuple[Tensor, Views]]) -> tuple[list[float], list[float]]:
@@ -120,10 +122,7 @@ def _leave_one_out(scorer: Scorer, batches: Iterable[tuple[Tensor, Views]]) -> t
     scores: list[float] = []
     peaks: list[float] = []
     for numbers, views in batches:
-        with ExitStack() as stack:
-            for memory in scorer.memories().values():
-                stack.enter_context(memory.excluding(numbers))
-            found = scores_of(scorer, views)
+        found = scores_of(scorer, views, numbers)
         scores += [one.score.item() for one in found]
         scorer.report("comparing with each other", len(scores), 0)
         peaks += [one.peaks().item() for one in found if one.map is not None]
@@ -140,7 +139,7 @@ def _between_halves(scorer: Scorer, picture: np.ndarray) -> tuple[list[float], l
     framed = scorer.framing.places.framed(picture)
     for axis in (0, 1):
         both = framed_views(scorer, _halves(framed, axis))
-        _fill(scorer, [both])
+        _fill(scorer, [both], 2)
         of_axis = _leave_one_out(scorer, [(torch.arange(2), both)])
         scores, peaks = scores + of_axis[0], peaks + of_axis[1]
     return scores, peaks
@@ -275,7 +274,7 @@ class Normals:
     def read(self, image: Any) -> np.ndarray:
         """uint8 [H, W, 3] of one of `images`; what is no path was read when it was pulled."""
         picture = image if isinstance(image, np.ndarray) else self.reader.read_for(self.side, image, self.remarks)[0]
-        return fit_to_frame(picture, image, self.scorer.framing)
+        return fit_to_frame(picture, image, self.scorer)
 
     def _views(self, pictures: list[Any]) -> Views:
         with torch.no_grad():

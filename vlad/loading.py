@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,8 +14,8 @@ from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.encoders.weights import from_hub
-from vlad.framing import Framing
-from vlad.framing.places import places
+from vlad.framing import OPTIONS as FRAMINGS
+from vlad.framing import framing
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers
@@ -35,8 +35,6 @@ def load(
     bits: int | None = None,
     channels: str | None = None,
     pages: str | None = None,
-    roi: Any = None,
-    ignore: Any = None,
     **options: Any,
 ) -> Detector:
     """A detector: of a method by its name, or one that `save` wrote.
@@ -54,11 +52,9 @@ def load(
         device, dtype: of an encoder given by name; see `Encoder.load`.
         bits, channels, pages: how pictures are read, see `vlad.images.Reader`; kept by `save`. None is what the file
             records, else full range, "RGB" and "first".
-        roi: a box (x0, y0, x1, y1) that is cut out of every picture before anything looks, in its pixels or, with no
-            number above 1, in shares of width and height.
-        ignore: places that do not count in any score, map or memory: boxes like that, polygons [(x, y), (x, y), ...],
-            or a mask (a file, or [H, W]; white or True is ignored) for pictures of its shape, whatever their size.
-        options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to.
+        options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to,
+            and those of `vlad.framing.framing`: `roi` and `ignore` say what counts of every picture, `tiles` and others
+            how closely it is looked at. Of a file only `ignore` may be given anew.
 
     Raises:
         ValueError: unknown method or encoder, a wrong option value, or a file made with other weights.
@@ -67,22 +63,23 @@ def load(
         vlad.WeightsError: the encoder's weights are not here and cannot be fetched.
     """
     given = str(os.fspath(method_or_file))
-    if given in METHODS and _are_words(ignore) and "ignore" in _known_options(method_class(given)):
-        options["ignore"], ignore = ignore, None
-    framing = Framing(places(roi, ignore))
+    own = _known_options(method_class(given)) if given in METHODS else []
+    words = "ignore" in own and _are_words(options.get("ignore"))
+    asked_framing = {key: options.pop(key) for key in FRAMINGS if key in options and not (words and key == "ignore")}
     if given.startswith(HUB):
         given = str(shared(given))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
-        framed = {"roi": framing.places.roi}
-        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, framed)
+        ignore = asked_framing.pop("ignore", None)
+        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, list(asked_framing))
         if ignore is not None:
             detector.ignore = ignore
     else:
+        frame = framing(**asked_framing)
         detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
         if prompts is not None:
             detector.take_pack(prompts)
-        detector.scorer.framing = framing
+        detector.scorer.frame(frame)
     asked: dict[str, Any] = {"bits": bits, "channels": channels, "pages": pages}
     detector.reader = replace(detector.reader, **{key: value for key, value in asked.items() if value is not None})
     detector.scorer.to(detector.encoder.device)
@@ -154,15 +151,14 @@ def _load_file(
     device: str | None,
     dtype: Any,
     options: Mapping[str, Any],
-    framed: Mapping[str, Any],
+    framed: Sequence[str],
 ) -> Detector:
     header, tensors = detector_file.read(path)
     try:
         kind = method_class(header["method"])
     except ValueError as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    asked = [key for key, value in framed.items() if value is not None]
-    if own := [*(option for option in options if option not in kind.towers), *asked]:
+    if own := [*(option for option in options if option not in kind.towers), *framed]:
         raise TypeError(f"{path.name} records its own options; leave out {', '.join(own)}, or build the method anew")
     check_towers(kind, header["options"], options, path.name)
     if encoder is None and not may_be_named(header["encoder"]):

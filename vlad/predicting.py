@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.framing import Framing
-from vlad.framing.looking import Views, finished, scores_of, views_of
+from vlad.framing.looking import PASS, Views, check_size, finished, scores_of, views_of
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
@@ -28,7 +27,6 @@ from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
 
-PASS = 8  # pictures computed at once, whatever the batch: kernels of bfloat16 round a larger pass otherwise
 BATCH_PIXELS = LARGE  # H * W of the pictures of one batch, and at most as many more: 150 MB
 
 
@@ -175,7 +173,7 @@ def _of_a_set(
             good = [one.picture for one in batch if one.picture is not None]
             for views in (views_of(judge.scorer, part) for part in passes(good)):
                 framed.extend(views.framed)
-                yield views.pixels
+                yield views.wholes[0][0]
 
     def whole(scores: Scores) -> list[Scores]:
         parts, framed[:] = framed[: len(scores.score)], framed[len(scores.score) :]
@@ -252,7 +250,7 @@ def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer) -> 
     """One picture read, or why it cannot be."""
     try:
         picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks)
-        fit_to_frame(picture, image, scorer.framing)
+        fit_to_frame(picture, image, scorer)
     except ImageError as error:
         return Reading(image, None, error=error)
     flat = is_flat(picture)
@@ -261,10 +259,10 @@ def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer) -> 
     return Reading(image, picture, size, notes=(FLAT,) if flat else ())
 
 
-def fit_to_frame(picture: np.ndarray, given: Any, framing: Framing) -> np.ndarray:
+def fit_to_frame(picture: np.ndarray, given: Any, scorer: Scorer) -> np.ndarray:
     """The picture [H, W, 3] as it is; ImageError, which names what was given, where it cannot be framed so."""
     try:
-        framing.places.check((picture.shape[0], picture.shape[1]))
+        check_size(scorer, (picture.shape[0], picture.shape[1]))
     except ValueError as error:
         path = path_of(given)
         raise ImageError(f"{path or 'a picture'}: {error}", path) from error

@@ -78,6 +78,8 @@ class Scorer(nn.Module):
         paper_resolution: native side of a published encoder -> the side at which the paper uses it.
         towers: those of its keywords that name a further encoder: what a file names there is looked at before it is
             opened.
+        framing: what is done with pictures before it sees them; see `frame`.
+        closer: itself again for each closer look that the framing asks for, with that look's memories.
         options: its keywords by name, for files: a method adds its own.
         trained_on: data sets whose annotated pictures it has learned from.
         progress: told (stage, done, total) while a set is scored; total 0: unknown.
@@ -92,7 +94,8 @@ class Scorer(nn.Module):
     towers: ClassVar[tuple[str, ...]] = ()
 
     encoder: Encoder
-    framing: Framing = Framing()  # what is done with pictures before; replaced as a whole
+    framing: Framing = Framing()
+    closer: Sequence["Scorer"] = ()
     progress: Callable[[str, int, int], None] | None = None
     trained_on: tuple[str, ...] = ()
     prototypes: Tensor  # [2, D]; None until described
@@ -155,7 +158,8 @@ class Scorer(nn.Module):
 
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
         """uint8, all that is needed of a picture [H, W, 3] to see it again; kept of normals, which others may join."""
-        return self.encoder.as_seen(picture, self.resolution) if self.framing == Framing() else picture
+        side = self.resolution
+        return self.encoder.as_seen(picture, (side, side)) if self.framing == Framing() else picture
 
     def look(self, picture: np.ndarray) -> str:
         """`look_of` a picture [H, W, 3] or of what `as_seen` gave of it, which is the same."""
@@ -183,17 +187,55 @@ class Scorer(nn.Module):
         if self.progress is not None:
             self.progress(stage, done, total)
 
+    def frame(self, framing: Framing) -> None:
+        """Takes another framing; what closer looks have learnt is forgotten.
+
+        Raises:
+            TypeError, ValueError: the method cannot look so.
+        """
+        self._check_framing(framing)
+        self.framing, self.closer = framing, ()
+        self.closer = [self.copied() for _ in framing.closer(self.encoder.patch_size)]
+        for memory in (memory for one in self.closer for memory in one.memories().values()):
+            memory.clear()
+            memory.in_parts = True
+
+    def _check_framing(self, framing: Framing) -> None:
+        looks = framing.closer(self.encoder.patch_size)
+        if self.score_set is not None and (looks or framing.keep_aspect):
+            raise TypeError(f"{self.method} scores a set as one, each picture as a whole; take a larger resolution")
+        if type(self).pixels is not Scorer.pixels and (framing.keep_aspect or framing.looks != (1,)):
+            raise TypeError(f"{self.method} frames whole pictures in a way of its own; tiles can be had of it")
+        if framing.keep_aspect and any(memory.per_picture for memory in self.memories().values()):
+            raise TypeError(f"{self.method} compares pictures of one shape, which a square gives them all")
+        if (side := framing.looks[-1] * self.resolution) > LARGEST_SIDE:
+            raise ValueError(f"looks is {framing.looks}, the last of which sees {side} px; {LARGEST_SIDE} is the most")
+
     def describe(self, pack: PromptPack, name: str) -> None:
         """Takes these words, filled with the name."""
         self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
         if self.words == "required":
             self.prototypes = self.prototypes_of(pack, name)
         self.pack, self.name = pack, name
+        for one in self.closer:
+            one.describe(pack, name)
 
     def copied(self) -> Self:
         """Another one with the same tensors, which are never changed in place; what it learns next is its own."""
-        shared = [*self.parameters(), *self.buffers(), self.encoder]
+        scorers: list[Scorer] = [self, *self.closer]
+        shared: list[Any] = [self.encoder]
+        for one in scorers:
+            shared += [*one.parameters(), *one.buffers()]
         return copy.deepcopy(self, {id(one): one for one in shared})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a detector's file holds of it: its own, and of closer looks their memories."""
+        found = dict(self.state_dict())
+        for number, one in enumerate(self.closer):
+            for name, memory in one.memories().items():
+                parts = memory.state_dict().items()
+                found |= {f"closer.{number}.{name}.{part}": value for part, value in parts}
+        return found
 
     def restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes what a detector's file holds of it: words, memories and learned tensors.
@@ -201,7 +243,10 @@ class Scorer(nn.Module):
         Raises:
             ValueError: they do not fit the method, its encoder or each other.
         """
-        left = self._restore_learned(self._restore_memories(dict(tensors), header["references"]))
+        framing = Framing.from_dict(header["framing"])
+        self._check_framing(framing)
+        own = {key: value for key, value in tensors.items() if not key.startswith("closer.")}
+        left = self._restore_learned(self._restore_memories(own, header["references"]))
         for key, value in left.items():
             if key not in self._buffers or value.ndim != 2 or not torch.isfinite(value).all():
                 raise ValueError(f"it holds a tensor {key!r} {list(value.shape)} that {self.method} does not have")
@@ -216,6 +261,15 @@ class Scorer(nn.Module):
         self.trained_on = tuple(header["trained_on"])
         if header["prompts"]:
             self.pack = replace(PromptPack.load(header["prompts"]), name=header["prompts_name"])
+        self.frame(framing)
+        own = {key: value for key, value in tensors.items() if key.startswith("closer.")}
+        for number, one in enumerate(self.closer):
+            start = f"closer.{number}."
+            parts = {key.removeprefix(start): own.pop(key) for key in list(own) if key.startswith(start)}
+            if one._restore_memories(parts, header["references"]) or one.references != self.references:
+                raise ValueError(f"the memories of its closer look {number + 1} do not fit those of the first")
+        if own:
+            raise ValueError(f"it holds {next(iter(own))!r} of a look that it does not have")
 
     def _restore_memories(self, tensors: dict[str, Tensor], references: Sequence[str]) -> dict[str, Tensor]:
         """Takes from a file's tensors those of its memories; returns the others."""

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 import vlad
 from vlad.cli import app
-from vlad.framing.places import cells, places, restored
+from vlad.framing import Framing, framing
+from vlad.framing.places import cells, places
 
 LEFT = np.zeros((60, 80), bool)
 LEFT[:, :30] = True
@@ -92,8 +93,8 @@ def test_a_cell_is_ignored_from_half_of_it_on():
 
 @pytest.mark.parametrize("given", [{"roi": (1, 2, 30, 40)}, {"ignore": [(0, 0, 0.5, 1)]}, {"ignore": LEFT}])
 def test_places_come_back_from_plain_values(given):
-    kept = json.loads(json.dumps(places(**given).to_dict()))
-    assert restored(kept) == places(**given)
+    kept = json.loads(json.dumps(framing(**given).to_dict()))
+    assert Framing.from_dict(kept) == framing(**given)
 
 
 @pytest.mark.parametrize(

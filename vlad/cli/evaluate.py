@@ -15,11 +15,10 @@ from vlad.cli.shared import (
     BatchSize,
     Device,
     Dtype,
-    Ignore,
     Resolution,
-    Roi,
     Split,
     framed,
+    framing_options,
     guarded,
     many_lines,
 )
@@ -52,7 +51,9 @@ eval_app = typer.Typer(cls=Evals, **PLAIN)
 
 
 @eval_app.command("run")
+@framed
 def run(
+    framing: dict[str, Any],
     suite: Annotated[str | None, typer.Argument(metavar="[SUITE.toml]", help="`vlad list suites`, or a file.")] = None,
     data: Data = None,
     method: Method = None,
@@ -78,8 +79,6 @@ def run(
         bool, typer.Option("--subset", help="Also where published values belong to a whole data set.")
     ] = False,
     resolution: Resolution = None,
-    roi: Roi = None,
-    ignore: Ignore = None,
     bootstrap: Bootstrap = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -95,7 +94,7 @@ def run(
 
         _check(table)
         flags = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-        plan = _suite(suite, method, data, **flags, **framed(roi, ignore))
+        plan = _suite(suite, method, data, **flags, **framing_options(framing))
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
         how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap}

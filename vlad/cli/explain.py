@@ -15,13 +15,12 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
-    Ignore,
     Method,
     Name,
     Prompts,
     Resolution,
-    Roi,
     framed,
+    framing_options,
     guarded,
     load_detector,
     loaded,
@@ -49,7 +48,9 @@ ServerKeys = Annotated[
 SERVER_KEYS = ("timeout_s", "max_images", "longest_side", "send", "extra_body")
 
 
+@framed
 def explain(
+    framing: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
     name: Name = None,
     method: Method = None,
@@ -66,8 +67,6 @@ def explain(
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
     resolution: Resolution = None,
-    roi: Roi = None,
-    ignore: Ignore = None,
     bits: Bits = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -90,7 +89,7 @@ def explain(
             raise ValueError("--json and --markdown both print on standard output; give one of them")
         stated = read_rules(rules)  # before the encoder: a mistake is quick to see
         who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framing_options(framing)
         given |= {"bits": bits}
         model, _ = load_detector(method, name, detector, given)
         if normals is not None:

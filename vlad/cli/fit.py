@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,22 +18,23 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
-    Ignore,
     Method,
     Name,
     Pages,
     Prompts,
     Rate,
     Resolution,
-    Roi,
     framed,
+    framing_options,
     guarded,
     load_detector,
     loaded,
 )
 
 
+@framed
 def fit(
+    framing: dict[str, Any],
     inputs: Annotated[
         list[str], typer.Argument(metavar="FOLDER|IMAGE|GLOB", help="Good pictures; folders are searched whole.")
     ],
@@ -61,8 +62,6 @@ def fit(
     smooth: video.Smooth = None,
     block: video.Block = None,
     resolution: Resolution = None,
-    roi: Roi = None,
-    ignore: Ignore = None,
     bits: Bits = None,
     channels: Channels = None,
     pages: Pages = None,
@@ -94,7 +93,7 @@ def fit(
             raise ValueError("--add-to, --anomalous and --review are for pictures; fit on all good clips at once")
         if anomalous is not None:
             list_images([anomalous], left_out)
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framing_options(framing)
         given |= {"bits": bits, "channels": channels, "pages": pages}
         model, _ = load_detector(method, name, add_to, given)
         with ProgressBar("pictures", quiet=as_json) as advance:

@@ -22,15 +22,14 @@ from vlad.cli.shared import (
     Device,
     Dtype,
     Encoder,
-    Ignore,
     Method,
     Name,
     Pages,
     Prompts,
     Rate,
     Resolution,
-    Roi,
     framed,
+    framing_options,
     guarded,
     load_detector,
     loaded,
@@ -51,7 +50,9 @@ Threshold = Annotated[
 ]
 
 
+@framed
 def score(
+    framing: dict[str, Any],
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Folders are searched whole.")],
     name: Name = None,
     method: Method = None,
@@ -86,8 +87,6 @@ def score(
     source_fps: video.SourceFps = None,
     alarm: video.Alarm = None,
     resolution: Resolution = None,
-    roi: Roi = None,
-    ignore: Ignore = None,
     bits: Bits = None,
     pages: Pages = None,
     batch_size: BatchSize = 8,
@@ -136,7 +135,7 @@ def score(
         pictures = (
             [] if clips else folder.list_pictures(inputs, out, pages=page_by_page)
         )  # before the encoder is loaded: quick to see
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framed(roi, ignore)
+        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framing_options(framing)
         given |= {"bits": bits, "pages": pages}
         model, facts = load_detector(method, name, detector, given)
         if normals is not None:

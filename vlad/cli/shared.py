@@ -1,12 +1,14 @@
 """What the verbs share: common options, one sentence for every mistake, and the detector that the flags describe."""
 
 import hashlib
+import inspect
 import logging
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,12 +40,31 @@ Bits = Annotated[
 ]
 Channels = Annotated[str | None, typer.Option(help='"RGB" or "BGR", of the arrays that the detector will be given.')]
 Pages = Annotated[str | None, typer.Option(help='"first", or "all": each page or frame of a file is a picture.')]
-Roi = Annotated[
-    str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Cut this box out of every picture; pixels, or shares to 1.")
-]
-Ignore = Annotated[
-    Path | None, typer.Option(metavar="MASK", help="Picture of the same shape; what is white in it does not count.")
-]
+# Keyword of `vlad.load` -> its flag; `framed` gives them to a verb.
+FRAMING: dict[str, Any] = {
+    "roi": Annotated[
+        str | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Cut this box out of every picture; pixels, or shares to 1."),
+    ],
+    "ignore": Annotated[
+        Path | None, typer.Option(metavar="MASK", help="Picture of the same shape; what is white in it does not count.")
+    ],
+    "keep_aspect": Annotated[
+        bool | None, typer.Option("--keep-aspect", help="Keep the pictures' shape instead of squeezing them.")
+    ],
+    "looks": Annotated[
+        str | None, typer.Option(metavar="1,2", help="Look at the whole a second time, at twice the side.")
+    ],
+    "tiles": Annotated[
+        str | None, typer.Option(metavar="N[,N]", help="Look closer in tiles, so many along the shorter side.")
+    ],
+    "tile_scale": Annotated[
+        float | None, typer.Option(help="Of large photos: tiles of a copy of this scale, up to 2.")
+    ],
+    "smallest_defect": Annotated[
+        float | None, typer.Option(metavar="PX", help="Of large photos: tiles so fine that it can be seen.")
+    ],
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Rate = Annotated[
     float | None,
@@ -86,9 +107,32 @@ def loaded(
     return {key: value for key, value in {**given, "device": device, "dtype": dtype}.items() if value is not None}
 
 
-def framed(roi: str | None, ignore: Path | None) -> dict[str, Any]:
-    """The keywords of `vlad.load` that say what counts of every picture."""
-    return {"roi": roi and roi.split(","), "ignore": ignore}
+def framed(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the flags of FRAMING, which it gets as its argument `framing`."""
+    own = inspect.signature(verb, eval_str=True)
+    kept = [one for one in own.parameters.values() if one.name != "framing"]
+    how: dict[str, Any] = {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
+    flags = [inspect.Parameter(name, annotation=flag, **how) for name, flag in FRAMING.items()]
+
+    @wraps(verb)
+    def called(*args: Any, **given: Any) -> None:
+        verb(*args, framing={name: given.pop(name) for name in FRAMING}, **given)
+
+    called.__signature__ = own.replace(parameters=[*kept, *flags])  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in [*kept, *flags]}
+    return called
+
+
+def framing_options(framing: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `vlad.load` that these flags state."""
+    found = {key: value for key, value in framing.items() if value is not None}
+    if "roi" in found:
+        found["roi"] = found["roi"].split(",")
+    for key in {"looks", "tiles"} & found.keys():
+        if not all(part.strip().isdecimal() for part in found[key].split(",")):
+            raise ValueError(f"--{key} is {found[key]!r}; expected whole numbers such as 2, or 2,3")
+        found[key] = [int(part) for part in found[key].split(",")]
+    return found
 
 
 def load_detector(

@@ -60,8 +60,8 @@ class ClipEncoder(ReadingEncoder):
         self.text_width, self.text_depth = self.text_shape()
         self.logit_scale = float(self.model.logit_scale.exp())
 
-    def levelled(self, pixels: Tensor) -> Tensor:
-        return per_picture(pixels) if self.per_picture else pixels
+    def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:
+        return per_picture(pixels, like) if self.per_picture else pixels
 
     def embed(self, pixels: Tensor, positions: str = "bicubic-antialias", first: Tensor | None = None) -> Tensor:
         patches = self.visual.conv1(pixels)  # [B, C, rows, columns]

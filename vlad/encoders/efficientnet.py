@@ -83,18 +83,16 @@ class EfficientNet(Encoder):
         if side < STRIDE or (side % STRIDE and side != self.resolution):
             raise ValueError(f"resolution is {side}; expected a positive multiple of {STRIDE}")
 
-    def squares(self, pictures: Sequence[np.ndarray], side: int) -> Tensor:
+    def in_colours(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
         """As ever for a tower alone; of MetaUAS's, as it resizes: bilinear, corners aligned, not antialiased."""
         if self.resolution == SIDE:
-            return super().squares(pictures, side)
+            return super().in_colours(pictures, size)
         colours = [torch.from_numpy(picture.copy()).to(self.device).permute(2, 0, 1)[None] for picture in pictures]
-        return torch.cat(
-            [F.interpolate(c.float() / 255, (side, side), mode="bilinear", align_corners=True) for c in colours]
-        )
+        return torch.cat([F.interpolate(c.float() / 255, size, mode="bilinear", align_corners=True) for c in colours])
 
-    def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
+    def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """As ever for a tower alone; MetaUAS's takes the picture itself, whose resized pixels are no whole numbers."""
-        return super().as_seen(picture, resolution) if self.resolution == SIDE else picture
+        return super().as_seen(picture, size) if self.resolution == SIDE else picture
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         return -(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE)

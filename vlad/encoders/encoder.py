@@ -146,22 +146,33 @@ class Encoder(Placed):
 
     # Pictures
 
-    def pixels(self, pictures: Sequence[np.ndarray], resolution: int | None = None) -> Tensor:
-        """[B, 3, S, S] float32, normalised as the tower wants it, from uint8 [H, W, 3] pictures.
+    def pixels(
+        self,
+        pictures: Sequence[np.ndarray],
+        resolution: int | tuple[int, int] | None = None,
+        like: np.ndarray | None = None,
+    ) -> Tensor:
+        """[B, 3, h, w] float32, normalised as the tower wants it, from uint8 [H, W, 3] pictures.
 
-        Both sides are resized to S with `resampling`, nothing is cut off; S is `resolution` or the native one.
+        Each is resized with `resampling`, nothing is cut off. `resolution` is the side of a square, or (h, w); None is
+        the native square. `like` is the picture that all of them are parts of, for towers that level brightness.
 
         Raises:
             ValueError: resolution is not a positive multiple of the patch size.
         """
-        side = self.resolution if resolution is None else resolution
-        self.check_side(side)
-        return (self.levelled(self.squares(pictures, side)) - self.mean) / self.std
+        given = self.resolution if resolution is None else resolution
+        size = given if isinstance(given, tuple) else (given, given)
+        for side in size:
+            self.check_side(side)
+        whole = None if like is None else self._as_floats([like])
+        return (self.levelled(self.in_colours(pictures, size), whole) - self.mean) / self.std
 
-    def squares(self, pictures: Sequence[np.ndarray], side: int) -> Tensor:
-        """[B, 3, S, S] in [0, 1]: the pictures resized."""
-        squares = [self.as_seen(picture, side) for picture in pictures]
-        return torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255
+    def in_colours(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+        """[B, 3, h, w] in [0, 1]: the pictures resized."""
+        return self._as_floats([self.as_seen(picture, size) for picture in pictures])
+
+    def _as_floats(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def check_side(self, side: int) -> None:
         """ValueError where pictures cannot have this side."""
@@ -170,12 +181,13 @@ class Encoder(Placed):
                 f"resolution is {side}; expected a positive multiple of {self.name}'s patch size {self.patch_size}"
             )
 
-    def as_seen(self, picture: np.ndarray, resolution: int) -> np.ndarray:
-        """uint8, all that `pixels` takes of a picture [H, W, 3]: of what comes out, it makes the same to the bit."""
-        return np.array(Image.fromarray(picture).resize((resolution, resolution), self.resampling))
+    def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """uint8, all that `pixels` of (h, w) takes of a picture [H, W, 3]: of it, it makes the same to the bit."""
+        return np.array(Image.fromarray(picture).resize(size[::-1], self.resampling))
 
-    def levelled(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first."""
+    def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:
+        """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first, to that
+        of the picture `like` [1, 3, h, w] where it is given."""
         return pixels
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:

@@ -122,13 +122,15 @@ class Tokenizer(SimpleTokenizer):
         self.sot_token_id, self.eot_token_id = self.all_special_ids = [len(pieces) - 2, len(pieces) - 1]
 
 
-def per_picture(pixels: Tensor) -> Tensor:
+def per_picture(pixels: Tensor, like: Tensor | None = None) -> Tensor:
     """Brightness and contrast taken out: (x - mean) / (std + 0.02) * 0.2 + 0.5 over each picture's pixels and channels.
 
     Pixels are [B, 3, H, W] in [0, 1]; the result has the same shape, mean 0.5 and a standard deviation of about 0.2.
+    Of parts of a picture mean and spread are those of the whole, `like` [1, 3, h, w].
     """
-    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    spread = pixels.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
+    whole = pixels if like is None else like
+    mean = whole.mean(dim=(1, 2, 3), keepdim=True)
+    spread = whole.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
     return (pixels - mean) / (spread + 0.02) * 0.2 + 0.5
 
 

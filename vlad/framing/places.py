@@ -11,7 +11,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -135,12 +135,6 @@ def places(roi: Any = None, ignore: Any = None) -> Places:
     if isinstance(ignore, list | tuple):
         return Places(roi, shapes=tuple(_shape(one, "ignore") for one in ignore))
     return Places(roi, mask=_png(ignore))
-
-
-def restored(kept: Mapping[str, Any]) -> Places:
-    """Of what `Places.to_dict` gave; ValueError at anything else."""
-    ignore = kept.get("ignore")
-    return places(kept.get("roi"), base64.b64decode(ignore, validate=True) if isinstance(ignore, str) else ignore)
 
 
 def cells(ignored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

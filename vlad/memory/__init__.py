@@ -128,6 +128,7 @@ class Memory(nn.Module):
         ids: one text per picture, each once; never read as a path.
         share: part of the rows that `condense` keeps, chosen as a coreset.
         search: "exact", or "faiss": approximate above FAISS_ROWS rows on the CPU, never within `excluding`.
+        in_parts: whether a picture may have several parts, each of `per_picture` rows.
         rows_each: rows kept of each picture, its own coreset; None: all.
     """
 
@@ -165,7 +166,7 @@ class Memory(nn.Module):
         self.width, self.share, self.metric = width, share, metric
         self.ids: list[str] = []
         self.rows_each: int | None = None
-        self.condensed = False
+        self.condensed = self.in_parts = False
         self.excluded: Tensor | None = None
         self.register_buffer("rows", None)
         self.register_buffer("owners", None)
@@ -207,6 +208,15 @@ class Memory(nn.Module):
         self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
         self.owners = owners if self.owners is None else torch.cat([self.owners, owners])
         self.ids = [*self.ids, *ids]
+
+    def join(self, number: int, rows: int) -> None:
+        """Makes the pictures from `number` on, parts of one, this one; of its rows a coreset of so many is kept."""
+        own = self.owners >= number
+        self.ids, self.owners = self.ids[: number + 1], self.owners.clamp_max(number)
+        if self.per_picture is None and int(own.sum()) > max(1, rows):
+            part = self.rows[own]
+            kept = torch.cat([self.rows[~own], part[coreset(part, max(1, rows)).sort().values]])
+            self.rows, self.owners = kept, self.owners[: len(kept)]
 
     def kept(self, tokens: Tensor) -> Tensor:
         """[B, R, C]: the rows that are kept of pictures' tokens [B, P, C]."""
@@ -314,8 +324,9 @@ class Memory(nn.Module):
         if int(owners.min()) < 0 or int(owners.max()) >= len(ids):
             raise ValueError(f"rows belong to pictures {int(owners.min())} to {int(owners.max())} of {len(ids)}")
         if self.per_picture is not None:
-            expected = torch.arange(len(ids), dtype=torch.int32).repeat_interleave(self.per_picture)
-            if not torch.equal(owners.cpu(), expected):
+            counts = owners.long().bincount(minlength=len(ids))
+            whole = counts % self.per_picture == 0 if self.in_parts else counts == self.per_picture
+            if not whole.all() or not counts.all() or (owners.diff() < 0).any():
                 raise ValueError(f"of each of its {len(ids)} pictures it should hold {self.per_picture} rows, in order")
         lengths = rows.float().norm(dim=1)
         if not torch.isfinite(lengths).all() or (self.metric == "cosine" and (lengths - 1).abs().max() > 0.01):

@@ -64,6 +64,11 @@ class Statistics(Memory):
         """Of the tokens whose sums these rows [M, ...] hold."""
         return _moments(rows.sum(0), self.token_width)
 
+    def join(self, number: int, rows: int) -> None:
+        own = self.owners >= number
+        self.ids, self.owners = self.ids[: number + 1], torch.cat([self.owners[~own], self.owners[own][:1]])
+        self.rows = torch.cat([self.rows[~own], self.rows[own].sum(0, keepdim=True)])
+
     def condense(self, seed: int = 0) -> None:
         """Makes one row of all."""
         if len(self):
