@@ -234,7 +234,7 @@ def test_each_page_is_a_picture_where_asked_for_and_the_first_with_a_warning_els
 
 def test_photo_that_is_made_much_smaller_is_warned_of_once(load):
     large = Image.fromarray(FRAMES[0]).resize((3000, 2000))
-    with pytest.warns(PictureWarning, match="3000 x 2000 pixels and is made 27 times smaller") as told:
+    with pytest.warns(PictureWarning, match="3000 x 2000 pixels and is seen 27 times smaller") as told:
         load().predict([large, large.rotate(180)])
     assert len(told) == 1
     with warnings.catch_warnings():

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlad.framing.looking import Views, framed_views, memories, remember, scores_of, views_of, wholes
+from vlad.framing.looking import (
+    Views,
+    framed_views,
+    memories,
+    remember,
+    scores_of,
+    smallest_seen,
+    views_of,
+    wholes,
+)
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
@@ -232,7 +241,8 @@ class Normals:
             seen[digest] = name
             if is_flat(picture):
                 self.remarks.flat(path_of(image) or "a normal picture")
-            self.remarks.shrunk(path_of(image) or "a normal picture", picture.shape[:2], self.scorer.resolution)
+            size = (picture.shape[0], picture.shape[1])
+            self.remarks.shrunk(path_of(image) or "a normal picture", size, *smallest_seen(self.scorer, size))
             if kept < (KEPT_BYTES if len(seen) - 1 in drawn else MOST_BYTES):
                 self._seen[len(seen) - 1] = small
                 kept += small.nbytes

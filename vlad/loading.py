@@ -65,17 +65,18 @@ def load(
     given = str(os.fspath(method_or_file))
     own = _known_options(method_class(given)) if given in METHODS else []
     words = "ignore" in own and _are_words(options.get("ignore"))
-    asked_framing = {key: options.pop(key) for key in FRAMINGS if key in options and not (words and key == "ignore")}
+    closer = {key: options.pop(key) for key in FRAMINGS if key in options and not (words and key == "ignore")}
+    closer = {key: value for key, value in closer.items() if value is not None}
     if given.startswith(HUB):
         given = str(shared(given))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
-        ignore = asked_framing.pop("ignore", None)
-        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, list(asked_framing))
+        ignore = closer.pop("ignore", None)
+        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, list(closer))
         if ignore is not None:
             detector.ignore = ignore
     else:
-        frame = framing(**asked_framing)
+        frame = framing(**closer)
         detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
         if prompts is not None:
             detector.take_pack(prompts)
@@ -129,7 +130,7 @@ def _check_options(method: str, kind: type[Scorer], options: Mapping[str, Any]) 
     known = _known_options(kind)
     for option in options:
         if option not in known:
-            close = get_close_matches(option, known, n=1)
+            close = get_close_matches(option, [*known, *FRAMINGS], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{method} has no option {option!r}; it has {', '.join(known)}{hint}")
 

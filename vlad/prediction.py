@@ -15,7 +15,7 @@ from vlad.framing.places import Places
 from vlad.images import Reader
 from vlad.images.drawing import draw_overlay
 from vlad.images.places import place_of
-from vlad.images.sizes import LARGE, resized
+from vlad.images.sizes import LARGE, resized, scaled
 
 Verdict = Literal["anomalous", "normal", "unsure", "uncalibrated"]
 
@@ -172,32 +172,42 @@ class Prediction:
         level = self.region_level if self.map_threshold is None else self.map_threshold
         return self.full_map() >= (level if threshold is None else threshold)
 
-    def overlay(self, picture: Any = None, stretch: bool = False) -> Image.Image:
+    def overlay(self, picture: Any = None, stretch: bool = False, side: int | None = None) -> Image.Image:
         """The picture with its map in colour and its strongest regions outlined, RGB of the original size.
 
         Args:
             picture: anything `predict` takes; None takes the one kept, else reads `source` again.
             stretch: colours from this map's own minimum to its maximum, and says so on the picture; otherwise the
                 method's fixed scale, so that a good part stays cold.
+            side: px; a longer picture is drawn smaller.
 
         Raises:
             ValueError: no map, no picture to be had, or one of another size.
         """
-        hidden = self.places.hidden(self.size, self.size)
-        in_bands = hidden is None and self.size[0] * self.size[1] > LARGE  # drawn so, without a whole map
-        full = self.full_map() if self.map is None or not in_bands else self.map
+        shape = self.size if side is None else scaled(self.size, min(1.0, side / max(self.size)))
+        hidden = self.places.hidden(self.size, shape)
+        in_bands = hidden is None and shape[0] * shape[1] > LARGE  # drawn so, without a whole map
+        amap = self._map_of(shape) if self.map is not None and not in_bands else self.map
+        if amap is None:
+            self.full_map()  # which says why there is none
+        photo, size = self._photo(picture, None if shape == self.size else max(shape))
+        if size != self.size:
+            raise ValueError(f"picture has size {size}, the scored one had {self.size}; give that one")
+        assert amap is not None
+        low, high = (float(amap.min()), float(amap.max())) if stretch else self.scale
+        regions = self._own_regions(amap if shape == self.size else None)[:DRAWN_BOXES]
+        boxes = [_stretched(region, self.size, shape).box for region in regions]
+        photo = photo if photo.shape[:2] == shape else resized(photo, shape)
+        return draw_overlay(photo, amap, low=low, high=high, boxes=boxes, stretched=stretch, hidden=hidden)
+
+    def _photo(self, picture: Any, side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+        """The picture, perhaps smaller but of `side` px at least, and the size that it has."""
         given = self.source if picture is None else picture
         if picture is None and self.picture is not None:
-            photo = self.picture if self.picture.shape[:2] == self.size else resized(self.picture, self.size)
-        elif given is not None:
-            photo = self.reader.read(given)
-        else:
+            return self.picture, self.size
+        if given is None:
             raise ValueError("this prediction has neither its picture nor a path to it; pass it: overlay(picture)")
-        if photo.shape[:2] != self.size:
-            raise ValueError(f"picture has size {photo.shape[:2]}, the scored one had {self.size}; give that one")
-        low, high = (float(full.min()), float(full.max())) if stretch else self.scale
-        boxes = [region.box for region in self._own_regions(full)[:DRAWN_BOXES]]
-        return draw_overlay(photo, full, low=low, high=high, boxes=boxes, stretched=stretch, hidden=hidden)
+        return self.reader.read_for(side, given)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the overlay as PNG, beside and renamed; parent folders are made."""

@@ -21,7 +21,7 @@ GIGABYTES = 2.0
 HEIGHT, WIDTH = 5000, 5200  # above LARGE
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is made .* times smaller", "ignore:Image size")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is seen .* times smaller", "ignore:Image size")
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def score(
     save_maps: Annotated[
         str | None, typer.Option(metavar="npy|tiff", help="Write the maps as numbers into --out too.")
     ] = None,
+    overlay_side: Annotated[int, typer.Option(min=64, metavar="PX", help="Of overlays, at most.")] = 1600,
     masks: Annotated[bool, typer.Option("--masks", help="Write masks of what reaches the map's threshold.")] = False,
     csv: Csv = False,
     page: Page = False,
@@ -154,7 +155,7 @@ def score(
                 model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
             show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
             how = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
-            how |= {"save_maps": save_maps, "masks": masks}
+            how |= {"save_maps": save_maps, "masks": masks, "overlay_side": overlay_side}
             how["explain"] = told and partial(told, model)
             summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
         if held is not None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlad import records
 from vlad.files import write_whole
-from vlad.folder.lines import MAPS, Explain, LineMaker, Wanted, is_scored, judged, recorded, stamp
+from vlad.folder.lines import MAPS, SIDE, Explain, LineMaker, Wanted, is_scored, judged, recorded, stamp
 from vlad.images.listing import Found, list_images
 from vlad.images.looks import is_look
 from vlad.records import Line
@@ -78,6 +78,7 @@ def score_folder(
     maps: bool = True,
     save_maps: str | None = None,
     masks: bool = False,
+    overlay_side: int = SIDE,
     explain: Explain | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -93,6 +94,7 @@ def score_folder(
         threshold: decides instead of the detector's own; "auto" cuts where the scores of all pictures part in two
             groups, once all are scored, or leaves them without a verdict.
         maps: write overlays.
+        overlay_side: px; pictures with a longer side are drawn so small, as JPEG.
         save_maps: write the maps themselves too, float32 at the method's own resolution: "npy" or "tiff".
         masks: write where the map reaches the threshold, as PNG of 0 and 255 in the picture's size.
         explain: what a line's "explanation" is made with; say what it depends on in `settings`.
@@ -111,7 +113,7 @@ def score_folder(
         raise ValueError(f"threshold is {threshold!r}; expected a finite score, or 'auto'")
     left_out: Counter[str] = Counter()
     pictures = list_pictures(inputs, out, pages=detector.reader.pages, left_out=left_out)
-    wanted = Wanted(None if out is None else Path(out), maps, save_maps, masks)
+    wanted = Wanted(None if out is None else Path(out), maps, save_maps, masks, overlay_side)
     make = LineMaker(detector, wanted, batch_size, threshold, explain)
     if out is None:
         scores: list[float] = []

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
 MAPS, RAW, MASKS = "maps", "raw", "masks"  # folders of overlays, of maps as numbers, of masks
 FORMATS = ("npy", "tiff")
+SIDE = 1600  # px of the longer side of an overlay, at most
 LONGEST_NAME = 240  # bytes
 NO_PLACE = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 REGION = {"box", "area"}  # of what a region says, without which it cannot be shown
@@ -42,7 +43,7 @@ class Wanted:
 
     Attributes:
         folder: where to; None: nothing is written.
-        overlays: PNG.
+        overlays: PNG, or JPEG of pictures with a longer side than `side` px, which are drawn smaller.
         raw: the maps as numbers, "npy" or "tiff"; None: not.
         masks: PNG of 0 and 255.
 
@@ -54,6 +55,7 @@ class Wanted:
     overlays: bool = True
     raw: str | None = None
     masks: bool = False
+    side: int = SIDE
 
     def __post_init__(self) -> None:
         if self.raw is not None and self.raw not in FORMATS:
@@ -67,6 +69,7 @@ class Wanted:
             "maps": self.overlays,
             **({"save_maps": self.raw} if self.raw else {}),
             **({"masks": True} if self.masks else {}),
+            **({"overlay_side": self.side} if self.side != SIDE else {}),
         }
 
     def written(self, prediction: Prediction, picture: Any, relative: Path) -> dict[str, str]:
@@ -81,7 +84,8 @@ class Wanted:
         name = relative.with_name(_fitting(relative.name)).as_posix()
         try:
             if self.overlays:
-                found[f"{MAPS}/{name}.png"] = _png(prediction.overlay(picture), level=1)
+                drawn, large = prediction.overlay(picture, side=self.side), max(prediction.size) > self.side
+                found[f"{MAPS}/{name}.{'jpg' if large else 'png'}"] = _jpeg(drawn) if large else _png(drawn, level=1)
             if self.raw == "npy":
                 found[f"{RAW}/{name}.npy"] = _npy(prediction.map)
             if self.raw == "tiff":
@@ -218,6 +222,12 @@ def judged(line: Line, threshold: float | None) -> Line:
 def _png(picture: Image.Image, level: int = 6) -> bytes:
     kept = io.BytesIO()
     picture.save(kept, format="PNG", compress_level=level)  # 1 is four times as fast as 6, overlays as large
+    return kept.getvalue()
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    kept = io.BytesIO()
+    picture.save(kept, format="JPEG", quality=90)
     return kept.getvalue()
 
 

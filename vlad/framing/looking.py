@@ -62,6 +62,17 @@ def passes(scorer: Scorer, size: tuple[int, int]) -> int:
     return found
 
 
+def smallest_seen(scorer: Scorer, size: tuple[int, int]) -> tuple[float, int]:
+    """How many times smaller than it is a picture of this size (H, W) is seen at best, and a patch's side."""
+    x0, y0, x1, y1 = scorer.framing.places.box(size)
+    cut, side = (y1 - y0, x1 - x0), scorer.resolution
+    times = max(cut) / side / scorer.framing.looks[-1]
+    for look, _ in closer(scorer):
+        if look.kind != "whole":
+            times = min(times, cut[0] / _layout(scorer, look, cut).size[0])
+    return times, scorer.encoder.patch_size
+
+
 def closer(scorer: Scorer) -> list[tuple[Look, Scorer]]:
     """The looks beside the first, each with the scorer that has its memory."""
     return list(zip(scorer.framing.closer(scorer.encoder.patch_size), scorer.closer, strict=True))

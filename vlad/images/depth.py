@@ -82,14 +82,17 @@ class Remarks:
         """Notes a file of which only the first of `count` pages was read."""
         self._paged.append((label, count))
 
-    def shrunk(self, label: str, size: tuple[int, int], side: int) -> None:
-        """Warns at once, the first time that a picture of `size` (H, W) is made so much smaller that defects vanish."""
-        times = max(size) / side
+    def shrunk(self, label: str, size: tuple[int, int], times: float, patch: int) -> None:
+        """Warns at once, the first time that a picture of `size` (H, W) is seen so much smaller that defects vanish.
+
+        `patch` is the side of an encoder's patch: what is smaller than one is hardly ever found.
+        """
         if times > SHRUNK and not self._shrunk:
             self._shrunk = True
             _warn(
-                f"{label} has {size[1]} x {size[0]} pixels and is made {times:.0f} times smaller ({side} x {side}): "
-                f"what is narrower than {times:.0f} pixels vanishes; cut out what matters, or take a larger resolution"
+                f"{label} has {size[1]} x {size[0]} pixels and is seen {times:.0f} times smaller: a defect of less "
+                f"than {times * patch:.0f} pixels is hardly found; smallest_defect=PX (--smallest-defect) looks "
+                "closer, in tiles, and roi= (--roi) cuts out what matters"
             )
 
     def flat(self, label: str) -> None:
