@@ -153,3 +153,17 @@ def test_it_takes_no_words(small_encoder):
         vlad.load("patch_memory", "bolt", encoder=small_encoder)
     with pytest.raises(TypeError, match="takes no prompts"):
         vlad.load("patch_memory", encoder=small_encoder, prompts="winclip")
+
+
+def test_a_cloth_of_another_grain_stands_out_by_its_texture_where_no_place_does(tiny_encoder, tmp_path):
+    def cloth(seed, period):
+        noise = np.random.default_rng(seed).normal(0, 12, (224, 224))
+        waves = 50 * np.sin(np.arange(224)[:, None] * 2 * np.pi / period) + 50 * np.sin(np.arange(224) * 2 * np.pi / 9)
+        return np.clip(128 + waves + noise, 0, 255).astype(np.uint8)
+
+    detector = vlad.load("patch_memory", encoder=tiny_encoder, score="texture").fit([cloth(i, 12) for i in range(6)])
+    good, other = detector.predict([cloth(8, 12), cloth(9, 11)])
+    assert not good.is_anomalous and other.score > 3 * max(detector.calibration.scores)
+    detector.save(tmp_path / "cloth.safetensors")
+    loaded = vlad.load(tmp_path / "cloth.safetensors", encoder=tiny_encoder)
+    assert loaded.predict(cloth(9, 11)).score == other.score

@@ -8,7 +8,8 @@ dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture a
 3. The grid is half the distance to the closest row (the mean over the k closest), in [0, 1]; the map is the grid at the
    encoder's input size, bilinear (align_corners=False), smoothed with a gaussian.
 4. The score is the grid's maximum, that maximum re-weighted by how lonely the row it is closest to is, or the mean of
-   its largest hundredth.
+   its largest hundredth. `score="texture"` (ours) compares the mean row of the picture with those of the normals: it
+   finds what no single place shows, such as a whole cloth of another grain, and overlooks what is small.
 
 `preset` sets all of it at once: "few" (ours, two middle layers, patches alone and over 3 x 3, every row kept),
 "patchcore" (a coreset of a tenth, re-weighted maximum) or "anomaly_dino" (last layer after its norm, cosine distances,
@@ -39,7 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "patchcore": dict(neighbours=(3,), metric="euclidean", score="reweighted", coreset=0.1, rotations=1),
     "anomaly_dino": dict(neighbours=(1,), metric="cosine", score="top", coreset=1.0, rotations=8),
 }
-SCORES = ("max", "reweighted", "top")
+SCORES = ("max", "reweighted", "top", "texture")
 DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
 
 
@@ -124,6 +125,8 @@ class PatchMemory(Scorer):
         how: dict[str, Any] = dict(share=chosen["coreset"], metric=chosen["metric"], search=search)
         width = len(chosen["layers"]) * len(chosen["neighbours"]) * encoder.width
         self.memory = Memory(width, exact=encoder.dtype == torch.float32, **how)
+        if chosen["score"] == "texture":
+            self.means = Memory(width, metric=chosen["metric"])  # of each normal and each of its turns
 
     def forward(self, pixels: Tensor) -> Scores:
         tokens, grid = self.tokens(pixels), self.encoder.grid(pixels)
@@ -143,6 +146,8 @@ class PatchMemory(Scorer):
         return {"top": top_mean(values), "max": values.amax(1)}.get(self.settings["score"])
 
     def _image_score(self, distance: Tensor, tokens: Tensor) -> Tensor:
+        if self.settings["score"] == "texture":
+            return self.means.distance(tokens.mean(1, keepdim=True))[:, 0]
         if self.settings["score"] == "top":
             return top_mean(distance)
         if self.settings["score"] == "max":
@@ -159,7 +164,10 @@ class PatchMemory(Scorer):
     def remember(self, batches: Iterable[Tensor]) -> None:
         for pixels in batches:
             # the rotations of a picture are that picture's own rows
-            self.memory.add(rotated_tokens(self.encoder, pixels, self.settings["rotations"], self.tokens))
+            rows = rotated_tokens(self.encoder, pixels, self.settings["rotations"], self.tokens)
+            self.memory.add(rows)
+            if self.settings["score"] == "texture":
+                self.means.add(rows.unflatten(1, (self.settings["rotations"], -1)).mean(2))
 
 
 def _check(chosen: Mapping[str, Any]) -> None:
