@@ -187,13 +187,13 @@ class Prediction:
         shape = self.size if side is None else scaled(self.size, min(1.0, side / max(self.size)))
         hidden = self.places.hidden(self.size, shape)
         in_bands = hidden is None and shape[0] * shape[1] > LARGE  # drawn so, without a whole map
-        amap = self._map_of(shape) if self.map is not None and not in_bands else self.map
-        if amap is None:
-            self.full_map()  # which says why there is none
+        if self.map is None or (shape == self.size and not in_bands):
+            amap = self.full_map()
+        else:
+            amap = self.map if in_bands else self._map_of(shape)
         photo, size = self._photo(picture, None if shape == self.size else max(shape))
         if size != self.size:
             raise ValueError(f"picture has size {size}, the scored one had {self.size}; give that one")
-        assert amap is not None
         low, high = (float(amap.min()), float(amap.max())) if stretch else self.scale
         regions = self._own_regions(amap if shape == self.size else None)[:DRAWN_BOXES]
         boxes = [_stretched(region, self.size, shape).box for region in regions]
