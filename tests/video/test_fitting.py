@@ -61,6 +61,14 @@ def test_such_a_detector_is_saved_and_takes_no_further_pictures(good, tiny_encod
         again.add([np.zeros((64, 64, 3), np.uint8)])
 
 
+def test_clips_that_are_too_short_for_a_threshold_say_so_in_blocks(tiny_encoder, tmp_path, caplog):
+    short = [belt(tmp_path / f"{seed}.mp4", seed, seconds=4) for seed in (1, 2)]
+    with caplog.at_level(logging.WARNING):
+        detector = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), short, timing=TIMING)
+    assert detector.threshold is None
+    assert "no threshold: 2 blocks of 10 s are too few; give longer or more good clips" in caplog.text
+
+
 def test_a_block_that_is_none_is_refused(good, tiny_encoder):
     with pytest.raises(ValueError, match="block is 0"):
         fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, block=0)

@@ -14,6 +14,7 @@ from vlad.cli import (
     datasets,
     doctor,
     eval_explain,
+    eval_video,
     evaluate,
     explain,
     fetch,
@@ -36,6 +37,7 @@ app.command("watch")(video.watch)
 app.command("judge")(scored.judge)
 app.command("check")(scored.check)
 app.command("train")(train.train)
+evaluate.eval_app.command("video")(eval_video.eval_video)
 app.add_typer(evaluate.eval_app, name="eval", help="Measure detectors on labelled pictures.")
 app.command("eval-explain")(eval_explain.eval_explain)
 app.command("explain")(explain.explain)

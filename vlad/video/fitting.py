@@ -6,6 +6,7 @@ the largest smoothed score of each block is one calibration score.
 """
 
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -64,9 +65,9 @@ def fit_clips(
     peaks: list[float] = []
     for number, clip in enumerate(clips if len(clips) > 1 else ()):
         others = [picture for other in clips[:number] + clips[number + 1 :] for picture in other.pictures]
-        of_clip = _largest(detector.copy().fit(others), clip, timing, block)
+        of_clip = _largest(_fitted(detector.copy(), others), clip, timing, block)
         scores, peaks = scores + of_clip[0], peaks + of_clip[1]
-    detector.fit([picture for clip in clips for picture in clip.pictures])
+    _fitted(detector, [picture for clip in clips for picture in clip.pictures])
     if len(clips) == 1:
         words = (
             "no threshold: frames of one clip are alike, so their scores promise nothing for another; give two good "
@@ -75,8 +76,17 @@ def fit_clips(
         logger.warning(words)
         return detector.decide_by(Calibration(None, "none", 0, note=words), None)
     made = ladder(scores, rate)
+    if made.threshold is None:
+        logger.warning(f"no threshold: {len(scores)} blocks of {block:g} s are too few; give longer or more good clips")
     note = f"{len(scores)} blocks of {block:g} s of {len(clips)} clips, each compared with the other clips; {made.note}"
     return detector.decide_by(replace(made, note=note), ladder(peaks, rate) if peaks else None)
+
+
+def _fitted(detector: "Detector", pictures: list[np.ndarray]) -> "Detector":
+    """Learns from frames; what it says of a threshold from single frames does not count here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no threshold from")
+        return detector.fit(pictures)
 
 
 def _read(source: str, timing: Timing) -> Clip:

@@ -115,6 +115,12 @@ def _due(found: Iterator[Frame], name: str, every: float, start: float, end: flo
         raise ValueError(f"--from {clock(start)} lies behind the end of {name} ({clock(max(last, 0.0))})")
 
 
+def count_frames(source: str | os.PathLike[str]) -> int:
+    """How many frames a video file holds, without decoding them; errors as `frames`."""
+    with opened(os.fspath(source)) as container:
+        return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
 def clock(seconds: float) -> str:
     """12.5 -> "00:00:12", 3723 -> "01:02:03"."""
     whole = int(seconds)

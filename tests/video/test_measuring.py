@@ -1,0 +1,94 @@
+"""Figures of labelled videos: counted by hand, held scores, and a drawn belt measured through the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av", reason="PyAV is not installed: pip install 'vlad-ad[video]'")
+
+from sklearn.metrics import roc_auc_score
+from small_sets import brightness
+from typer.testing import CliRunner
+
+from vlad.cli import app
+from vlad.video import belt
+from vlad.video.measuring import Watched, figures, held, overlap, table, watched
+from vlad.video.scoring import Timing
+
+
+def video(name, scores, labels, alarms=(), step=1.0):
+    scores = np.asarray(scores, float)
+    return Watched(name, scores, np.asarray(labels, bool), np.arange(len(scores)) * step, tuple(alarms))
+
+
+def test_a_frame_has_the_score_of_the_last_scored_one_and_before_the_first_its():
+    assert held([2, 5], [0.1, 0.9], 8).tolist() == [0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9]
+
+
+def test_micro_is_over_all_frames_and_macro_over_the_videos_that_hold_both():
+    rng = np.random.default_rng(0)
+    videos = [video(str(k), rng.normal(k, 1, 50), rng.random(50) < 0.3) for k in range(3)]
+    videos.append(video("good", rng.normal(0, 1, 50), np.zeros(50)))
+    found = figures(videos)
+    scores, labels = (np.concatenate([getattr(one, key) for one in videos]) for key in ("scores", "labels"))
+    assert found.micro == pytest.approx(roc_auc_score(labels, scores))
+    assert found.macro == pytest.approx(np.mean([roc_auc_score(one.labels, one.scores) for one in videos[:3]]))
+    assert found.both == 3 and found.frames == 200
+
+
+def test_events_and_alarms_are_counted_as_by_hand():
+    labels = np.zeros(100, bool)
+    labels[10:20] = labels[50:60] = labels[90:95] = True
+    found = figures([video("a", labels * 1.0, labels, alarms=[(12, 22), (30, 33), (50, 59)])])
+    assert (found.events, found.found, found.alarms, found.right) == (3, 2, 3, 2)
+    assert overlap((10, 20), (12, 22)) == pytest.approx(8 / 12)
+    assert found.overlapping == pytest.approx((2 / 3, 2 / 3))
+    assert found.delay == pytest.approx(1.0), "2 s and 0 s"
+    assert found.per_hour == pytest.approx(3600 / (99 * 0.75))
+    assert found.in_alarm == pytest.approx((3 + 4) / 75)
+
+
+def test_what_cannot_be_measured_is_said():
+    found = figures([video("good", np.arange(10), np.zeros(10))])
+    assert math.isnan(found.micro) and math.isnan(found.delay) and found.per_hour == 0
+    assert "| good | 10 | n/a | n/a (0) | n/a | 0 of 0 | n/a / n/a | 0 of 0 | 0.0 | 0.0 % | n/a |" in table(
+        {"good": found}
+    )
+
+
+@pytest.fixture
+def short(monkeypatch):
+    plans = {"fit-1": belt.Plan(12, 1), "fit-2": belt.Plan(12, 2), "faults": belt.Plan(16, 4, faults=8)}
+    plans |= {"fast": belt.Plan(6, 7, fast=(2, 4)), "light": belt.Plan(2, 5, light=0.15, shake=3)}
+    monkeypatch.setattr(belt, "PLANS", plans)
+
+
+def test_a_drawn_belt_has_its_faults_where_its_labels_say(short, small_encoder, tmp_path):
+    faults, fast = belt.clips(tmp_path, ["faults", "fast"])
+    assert faults.labels.any() and not faults.labels[:5].any() and len(faults.labels) == 160
+    assert fast.labels.tolist() == [20 <= k < 40 for k in range(60)]
+    seen = watched(brightness(small_encoder), faults, Timing(every=1.0), threshold=1e9)
+    assert len(seen.scores) == 160 and seen.times[-1] == pytest.approx(15.9, abs=0.05) and not seen.alarms
+    assert all(end > start for start, end in seen.events)
+
+
+def test_the_command_learns_from_good_clips_and_gives_a_table_and_json(short, tmp_path):
+    out = tmp_path / "belt.md"
+    done = CliRunner().invoke(app, ["eval", "video", "belt", "--every", "3s", "--json", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    rows = out.read_text().splitlines()[2:]
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert [row.split("|")[1].strip() for row in rows] == list(told) == ["faults", "fast", "light", "all"]
+    assert told["all"]["frames"] == 240 and told["light"]["micro"] is None
+    assert "blocks of 10 s of 2 clips" in done.stderr
+
+
+def test_the_command_refuses_what_it_cannot_do(tmp_path):
+    for given, said in (
+        (["belt", "--detector", "a.safetensors"], "give --method instead of --detector"),
+        (["ped3:x"], "ped3 is no data set of videos; known: avenue"),
+    ):
+        failed = CliRunner().invoke(app, ["eval", "video", *given, "--name", "street"])
+        assert failed.exit_code == 2 and said in failed.stderr, (failed.stdout, failed.stderr)

@@ -1,0 +1,84 @@
+"""`vlad eval video`: labelled videos, and the drawn belt."""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlad.cli import video
+from vlad.cli.shared import AsJson, Device, Dtype, Encoder, Method, Name, Prompts, Resolution, guarded, loaded
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.video.scoring import Timing
+
+BELT = "belt"
+
+
+def eval_video(
+    data: Annotated[str, typer.Argument(metavar="belt|avenue:ROOT|shanghaitech:ROOT|ucsd:ROOT|ubnormal:ROOT")],
+    name: Name = None,
+    method: Method = None,
+    encoder: Encoder = None,
+    prompts: Prompts = None,
+    detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
+    every: video.Every = None,
+    smooth: video.Smooth = None,
+    min_event: video.MinEvent = None,
+    gap: video.Gap = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the belt's drawings.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the table, Markdown.")] = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a detector on labelled videos, or learn from two good drawn clips and watch the others.
+
+    Example: vlad eval video belt --method patch_memory --every 1s
+
+    Example: vlad eval video avenue:ROOT --method patch_text --name "a street with people" --out avenue.md
+    """
+
+    def work() -> int:
+        from vlad.cli.shared import load_detector
+        from vlad.report.values import plain
+        from vlad.video import measuring
+
+        place, _, root = data.partition(":")
+        if place == BELT and detector is not None:
+            raise ValueError("the belt's own good clips are learned from; give --method instead of --detector")
+        given = loaded(encoder, prompts, None, resolution, device, dtype)
+        when = video.timing(every, None, None, smooth, min_event, gap)
+        known = method or (None if detector else "patch_memory" if place == BELT else "patch_text")
+        model, _ = load_detector(known, name, detector, given)
+        with tempfile.TemporaryDirectory() as folder:
+            videos = _videos(place, root, Path(folder), seed, model, when)
+            seen = [measuring.watched(model, one, when, threshold) for one in videos]
+        rows = {one.name: measuring.figures([one]) for one in seen} | {"all": measuring.figures(seen)}
+        text = measuring.table(rows)
+        print(json.dumps(plain({key: asdict(row) for key, row in rows.items()})) if as_json else text, flush=True)
+        if model.calibration is not None:
+            print(f"threshold {model.threshold}: {model.calibration.note}", file=sys.stderr)
+        if out is not None:
+            out.write_text(text, encoding="utf-8")
+        return 0
+
+    guarded(work)
+
+
+def _videos(place: str, root: str, folder: Path, seed: int, model: "Detector", when: "Timing") -> list:
+    """The labelled videos; those of the belt are drawn, and the detector has learned from its good clips."""
+    from vlad.video import belt, labelled
+    from vlad.video.fitting import fit_clips
+
+    if place != BELT:
+        return labelled.read(place, root)
+    drawn = {one.name: one for one in belt.clips(folder, list(belt.PLANS), seed)}
+    fit_clips(model, [drawn.pop(name).source for name in belt.FITTED], timing=when)
+    return list(drawn.values())
