@@ -131,6 +131,20 @@ def test_boxes_are_in_pixels_of_the_file_also_where_frames_were_shrunk(detector,
     assert box[2] == 192 and box[3] == 128 and box[0] > 48
 
 
+def test_an_annotated_clip_has_the_scored_frames_at_their_times_and_a_red_rim_in_events(detector, clip, tmp_path):
+    from vlad.video.reading import frames
+
+    out = tmp_path / "out"
+    score_video(detector, [clip, clip], out, timing=TIMING, threshold=bounds(detector, clip), video=True)
+    drawn = list(frames(out / "annotated.mp4", every=0))
+    assert [frame.time for frame in drawn] == pytest.approx([k / 2 for k in range(16)], abs=2e-3)
+    red = [frame.picture[30, 94, 0] > frame.picture[30, 94, 2] + 60 for frame in drawn]
+    assert [k for k, on in enumerate(red) if on] == [4, 5, 6, 7, 12], "the flash at 6 s was open while it lasted"
+    assert (out / "annotated-2.mp4").is_file()
+    with pytest.raises(ValueError, match="in a run that does not go on"):
+        score_video(detector, clip, out, timing=TIMING, resume=True, video=True)
+
+
 def test_a_method_that_scores_sets_is_refused(small_encoder, clip):
     import vlad
 

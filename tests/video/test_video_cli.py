@@ -72,3 +72,20 @@ def test_a_watch_says_its_events_as_json_and_ends_with_the_file(clip):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["state"] for line in lines if "state" in line][:1] == ["open"]
     assert [line["state"] for line in lines if "state" in line][-1:] == ["closed"]
+
+
+@pytest.mark.slow
+def test_a_watch_that_was_killed_goes_on_with_whole_events_and_further_numbers(clip, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--name", "surface", "--threshold", "0.01", "--every", "100ms", "--smooth", "0", "--gap", "500ms"]
+    words = [sys.executable, "-m", "vlad.cli", "watch", str(clip), *flags, "--min-event", "0s", "--out", str(out)]
+    subprocess.run(words, check=True, capture_output=True)
+    watching = subprocess.Popen([*words, "--json"], stdout=subprocess.PIPE)
+    assert watching.stdout.readline()
+    watching.kill()
+    watching.wait()
+    with (out / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": 9, "sta')  # what a kill within a write leaves
+    subprocess.run(words, check=True, capture_output=True)
+    numbers = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
+    assert len(numbers) >= 2 and numbers == sorted(set(numbers)) and 9 not in numbers

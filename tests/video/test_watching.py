@@ -126,6 +126,15 @@ def test_a_file_is_played_at_its_own_speed(detector, tmp_path):
     assert 3 <= len(lines) <= 11 and lines[-1]["time"] >= 1.0
 
 
+def test_a_watch_counts_on_from_the_events_that_are_whole(detector, tmp_path):
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"event": 1, "state": "closed"}\n{"event": 2, "state": "closed"}\n{"event": 3, "sta')
+    assert [line["event"] for line in watching.recorded(file)] == [1, 2] and not watching.recorded(tmp_path / "none")
+    timing = Timing(every=0.1, smooth=0, least=0)
+    said = list(watch(detector, Played([200] * 10), timing=timing, threshold=cut_of(detector), after=2))
+    assert {one.line["event"] for one in said if one.kind in ("opened", "closed")} == {3}
+
+
 def test_a_file_that_is_not_there_is_an_error_and_not_a_wait(detector):
     with pytest.raises(ImageError, match="no such file"):
         list(watch(detector, "no.mp4"))

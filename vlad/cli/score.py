@@ -87,6 +87,7 @@ def score(
     gap: video.Gap = None,
     source_fps: video.SourceFps = None,
     alarm: video.Alarm = None,
+    annotate: video.Annotate = False,
     resolution: Resolution = None,
     bits: Bits = None,
     pages: Pages = None,
@@ -145,7 +146,14 @@ def score(
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
         how: dict[str, Any]
         if clips:
-            how = {"threshold": cut, "resume": resume, "batch_size": batch_size, "maps": maps, "settings": facts}
+            how = {
+                "threshold": cut,
+                "resume": resume,
+                "batch_size": batch_size,
+                "maps": maps,
+                "settings": facts,
+                "video": annotate,
+            }
             return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
         held: list[Line] | None = None
         if cut == "auto":

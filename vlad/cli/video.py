@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ MinEvent = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: sh
 Gap = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: calm that an event bridges. [default: 1s]")]
 SourceFps = Annotated[float | None, typer.Option(metavar="N", help="Pictures a second: the folder is a clip.")]
 Alarm = Annotated[list[str] | None, typer.Option(help='What to look for: "a box that has fallen"; repeatable.')]
+Annotate = Annotated[bool, typer.Option("--video", help="Of clips: write annotated.mp4 into --out too.")]
 Block = Annotated[
     str | None, typer.Option(metavar="TIME", help="Of clips: longer than a part stays in view. [default: 10s]")
 ]
@@ -176,6 +178,8 @@ def watch(
     def work() -> int:
         from vlad import records
         from vlad.video.reading import seconds
+        from vlad.video.scoring import EVENTS
+        from vlad.video.watching import recorded
         from vlad.video.watching import watch as watching
 
         given = loaded(encoder, prompts, adapter, resolution, device, dtype)
@@ -185,11 +189,15 @@ def watch(
             signal.signal(number, lambda *_: stop.set())
         how: dict[str, Any] = {"timing": timing(every, None, None, smooth, min_event, gap), "threshold": threshold}
         how |= {"alarms": with_alarms(model, alarm), "until": None if until is None else seconds(until), "stop": stop}
-        for one in watching(model, source, **how):
-            _say(one.kind, one.line, as_json)
-            if out is not None and one.kind == "closed":
-                out.mkdir(parents=True, exist_ok=True)
-                list(records.append([one.line], out / "events.jsonl"))
+        with records.locked(out) if out is not None else nullcontext():
+            if out is not None:
+                before = recorded(out / EVENTS)
+                records.keep(out / EVENTS, before)
+                how["after"] = max((line["event"] for line in before), default=0)
+            for one in watching(model, source, **how):
+                _say(one.kind, one.line, as_json)
+                if out is not None and one.kind == "closed":
+                    list(records.append([one.line], out / EVENTS))
         return 130 if stop.is_set() else 0
 
     guarded(work)

@@ -4,6 +4,7 @@
     out/events.jsonl     one line an event
     out/events/0003.png  overlay of an event's peak
     out/timeline.html    the whole run at a glance
+    out/annotated.mp4    on request: the scored frames with what was found drawn in; annotated-2.mp4 of a second clip
     out/settings.json    what the numbers depend on; going on with other settings is refused
 
 A run that goes on decodes a clip again, scores the frames that have no line yet, and finds all events anew: what was
@@ -15,6 +16,7 @@ import json
 import time as clocks
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +32,12 @@ from vlad.video import timeline
 from vlad.video.events import Event, Finder, Rule, followed
 from vlad.video.reading import Damage, Frame, frames, safe
 from vlad.video.smoothing import Smoother
+from vlad.video.writing import ClipWriter, annotated
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
 
-EVENTS, PEAKS, TIMELINE = "events.jsonl", "events", "timeline.html"
+EVENTS, PEAKS, TIMELINE, ANNOTATED = "events.jsonl", "events", "timeline.html", "annotated.mp4"
 
 Progress = Callable[[Line, int, int], None]
 
@@ -106,6 +109,7 @@ def score_video(
     resume: bool = False,
     batch_size: int = 8,
     maps: bool = True,
+    video: bool = False,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> VideoSummary:
@@ -121,6 +125,7 @@ def score_video(
         resume: go on in a folder that holds results.
         batch_size: frames computed at once; never changes a result.
         maps: draw the peaks of events.
+        video: write annotated.mp4 too; not when going on, as every frame is drawn.
         settings: further facts to record and to compare when going on.
         progress: called with (line, lines done, 0) as lines come.
 
@@ -129,6 +134,8 @@ def score_video(
         TypeError: the method scores a set of pictures against each other.
     """
     given = [str(sources)] if isinstance(sources, str | Path) else [str(one) for one in sources]
+    if video and (resume or out is None):
+        raise ValueError("an annotated clip has every frame: write it into a folder, in a run that does not go on")
     if detector.transductive:
         raise TypeError(
             f"{detector.method} scores a set of pictures against each other, and a stream is none; take another method"
@@ -136,7 +143,7 @@ def score_video(
     cut = detector.threshold if threshold is None else threshold
     made = detector.calibration
     calm = sorted(made.scores)[len(made.scores) // 2] if made and made.scores and threshold is None else None
-    run = Run(detector, timing, timing.rule(cut, calm), cut, tuple(alarms), batch_size, maps, progress)
+    run = Run(detector, timing, timing.rule(cut, calm), cut, tuple(alarms), batch_size, maps, video, progress)
     if out is None:
         return run.over(given, None, {})
     folder = Path(out)
@@ -163,18 +170,21 @@ class Run:
     alarms: tuple[str, ...]
     batch_size: int
     maps: bool
+    video: bool
     progress: Progress | None
     events: list[Event] = field(default_factory=list)
     scored: int = 0
     count: int = 0
+    clip: ClipWriter | None = None
 
     def over(self, sources: Iterable[str], folder: Path | None, done: dict[str, Line]) -> VideoSummary:
         """All sources, one after the other; one that cannot be read, or breaks off, leaves what came before."""
         began, notes, failed = clocks.monotonic(), [], []
-        for source in sources:
+        for number, source in enumerate(sources, start=1):
             damage = Damage()
             try:
-                self._one(source, folder, done, damage)
+                with self._annotating(folder, number):
+                    self._one(source, folder, done, damage)
             except ImageError as error:
                 failed.append((source, str(error)))
                 if folder:
@@ -184,6 +194,15 @@ class Run:
         return VideoSummary(
             self.scored, skipped, tuple(self.events), tuple(notes), tuple(failed), clocks.monotonic() - began
         )
+
+    @contextmanager
+    def _annotating(self, folder: Path | None, number: int) -> Iterator[None]:
+        """The annotated clip of one source, where it is asked for."""
+        if not self.video or folder is None:
+            yield
+            return
+        with ClipWriter(folder / (ANNOTATED if number == 1 else ANNOTATED.replace(".", f"-{number}."))) as self.clip:
+            yield
 
     def _one(self, source: str, folder: Path | None, done: dict[str, Line], damage: Damage) -> None:
         lines = self.lines(source, done, damage, folder)
@@ -207,12 +226,14 @@ class Run:
             line = self._line(frame, prediction, done)
             line["smoothed"] = smooth(frame.time, line["score"])
             if find is None:
+                self._annotate(frame, prediction, line, False)
                 yield {**line, "event": None}
                 continue
             region = self._region(prediction, line, find.open)
             before = find.open
             ended = find(frame.time, line["smoothed"], region, self._phrase(prediction))
             self._keep(ended, peak, folder)
+            self._annotate(frame, prediction, line, find.open is not None)
             if find.open and (before is None or ended or find.open.peak > before.peak):
                 peak = Peak(frame, prediction)
             yield from _settled(waiting, line, find, ended)
@@ -238,6 +259,10 @@ class Run:
             frame = held.popleft()
             yield frame, replace(prediction, size=frame.size, source=frame.source)
         yield from ((frame, None) for frame in held)
+
+    def _annotate(self, frame: Frame, prediction: Prediction | None, line: Line, alarmed: bool) -> None:
+        if self.clip and prediction:
+            self.clip.add(frame.time, annotated(frame, prediction, line["smoothed"], self.rule, alarmed))
 
     def _line(self, frame: Frame, prediction: Prediction | None, done: dict[str, Line]) -> Line:
         if prediction is None:

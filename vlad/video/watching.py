@@ -4,11 +4,13 @@ A thread decodes without pause into one slot that the newest frame overwrites, a
 frame is due. So the delay is at most one scoring and one frame, whatever the load; a queue would grow without end.
 """
 
+import json
 import threading
 import time as clocks
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -103,6 +105,7 @@ def watch(
     threshold: float | None = None,
     alarms: Sequence[str] = (),
     until: float | None = None,
+    after: int = 0,
     stop: threading.Event | None = None,
     pause: Callable[[float], None] = clocks.sleep,
 ) -> Iterator[Said]:
@@ -118,6 +121,7 @@ def watch(
         threshold: in place of the detector's own; without either there are no events.
         alarms: phrases of the detector's pack, the best of which an event names.
         until: seconds after which it stops.
+        after: the number of the last event of an earlier watch; its own are counted on.
         stop: once it is set, the open event is closed and it stops.
         pause: waits before a lost camera is opened again.
 
@@ -130,7 +134,7 @@ def watch(
     live = Live(source) if isinstance(source, str) else source
     name = safe(source) if isinstance(source, str) else "camera"
     cut = detector.threshold if threshold is None else threshold
-    state = _State(detector, name, timing, cut, tuple(alarms), until, stop or threading.Event())
+    state = _State(detector, name, timing, cut, tuple(alarms), until, stop or threading.Event(), events=after)
     tries = 0
     while True:
         before = state.count
@@ -147,6 +151,19 @@ def watch(
         wait = PAUSES[min(tries, len(PAUSES) - 1)]
         yield Said("camera", {"camera": "lost", "source": name, "why": slot.ended, "again_in": wait})
         pause(wait)
+
+
+def recorded(path: Path) -> list[Line]:
+    """The whole events that earlier watches wrote; a line that a kill tore is left out."""
+    found = []
+    for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            line = json.loads(raw) if raw.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("event"), int):
+            found.append(line)
+    return found
 
 
 def _fill(live: Source, slot: Newest, state: "_State") -> None:
