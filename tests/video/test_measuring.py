@@ -67,10 +67,14 @@ def short(monkeypatch):
 
 def test_a_drawn_belt_has_its_faults_where_its_labels_say(short, small_encoder, tmp_path):
     faults, fast = belt.clips(tmp_path, ["faults", "fast"])
-    assert faults.labels.any() and not faults.labels[:5].any() and len(faults.labels) == 160
-    assert fast.labels.tolist() == [20 <= k < 40 for k in range(60)]
+    assert faults.labels.any() and not faults.labels[:5].any() and len(faults.labels) == 16 * belt.RATE
+    assert fast.labels.tolist() == [2 <= k / belt.RATE < 4 for k in range(6 * belt.RATE)]
     seen = watched(brightness(small_encoder), faults, Timing(every=1.0), threshold=1e9)
-    assert len(seen.scores) == 160 and seen.times[-1] == pytest.approx(15.9, abs=0.05) and not seen.alarms
+    assert (
+        len(seen.scores) == 16 * belt.RATE
+        and seen.times[-1] == pytest.approx(16 - 1 / belt.RATE, abs=0.05)
+        and not seen.alarms
+    )
     assert all(end > start for start, end in seen.events)
 
 
@@ -81,7 +85,7 @@ def test_the_command_learns_from_good_clips_and_gives_a_table_and_json(short, tm
     rows = out.read_text().splitlines()[2:]
     told = json.loads(done.stdout, parse_constant=pytest.fail)
     assert [row.split("|")[1].strip() for row in rows] == list(told) == ["faults", "fast", "light", "all"]
-    assert told["all"]["frames"] == 240 and told["light"]["micro"] is None
+    assert told["all"]["frames"] == 24 * belt.RATE and told["light"]["micro"] is None
     assert "blocks of 10 s of 2 clips" in done.stderr
 
 

@@ -14,7 +14,7 @@ from vlad.synthetic.scenes import Scene, draw_scene
 from vlad.video.labelled import Labelled
 from vlad.video.writing import write
 
-HEIGHT, WIDTH, RATE = 270, 480, 10  # px, px, frames a second
+HEIGHT, WIDTH, RATE = 270, 480, 5  # px, px, frames a second
 PACE = 80.0  # px a second: a part of 270 px passes every 3.4 s and is in view for 9.4 s
 DARK = 0.15  # mean of a black ground, in [0, 1]: scans lie on one
 TURN = 4.0  # degrees by which parts lie askew
