@@ -12,7 +12,6 @@ from numpy.random import default_rng
 from PIL import Image
 from tiny_kinds import Kind
 
-from vlad.encoders.views import moved
 from vlad.synthetic import camera
 from vlad.synthetic.defects import spoil
 from vlad.synthetic.scenes import draw_scene

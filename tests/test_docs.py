@@ -1,0 +1,79 @@
+"""The pages say what the code does: tutorials run as they are written, tables of files have every key."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vlad import detector_file
+from vlad.evaluate.suites import DetectorTable, SuiteFile
+from vlad.folder.lines import KEYS
+from vlad.learning.recipes import Optimizer, Recipe
+from vlad.prompts import PromptPack
+
+ROOT = Path(__file__).parents[1]
+FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8") if (ROOT / "docs").is_dir() else ""
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.skipif(not FORMATS, reason="the pages are not in an installed package")
+
+
+def section(title):
+    return FORMATS.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def names(form):
+    return {one.name for one in fields(form) if not one.name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("title", "keys"),
+    [
+        ("A line of `results.jsonl`", {"source", "error", *KEYS}),
+        ("The header of a detector's file", set(detector_file.KEYS)),
+        ("Suites", names(SuiteFile) | names(DetectorTable)),
+        ("Recipes", names(Recipe) | names(Optimizer)),
+        ("Prompt packs", names(PromptPack) - {"name"}),
+    ],
+)
+def test_every_key_of_a_file_is_on_the_page(title, keys):
+    assert not {key for key in keys if f"`{key}`" not in section(title)}
+
+
+def test_no_key_of_a_line_is_made_up():
+    known = {"source", "error", "overlay", "map", "mask", "file", "notes", "explanation", *KEYS}
+    known |= {"time", "frame", "smoothed", "event"}
+    rows = [line.split("|")[1] for line in section("A line of `results.jsonl`").splitlines() if line.startswith("| `")]
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == known
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", text)
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "docs").glob("*.md"):
+        links = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (page.parent / link).exists()], page.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["inspect", "software", "compare"])
+def test_a_tutorial_runs_as_it_is_written(page, tmp_path):
+    shutil.copytree(ROOT / "examples" / "parts", tmp_path / "examples" / "parts")
+    blocks = BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    assert blocks
+    program = "\n".join(code for kind, code in blocks if kind == "python")
+    lines = [line for kind, code in blocks if kind == "bash" for line in code.splitlines()]
+    words = [shlex.split(line)[1:] for line in lines if line.startswith("vlad ")]
+    commands = [["-m", "vlad.cli", *own] for own in words] + ([["-c", program]] if program else [])
+    for command in commands:
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, (command, done.stderr)
