@@ -59,3 +59,12 @@ def test_what_an_extra_asks_for_is_read_from_the_package():
         assert doctor._packages("data") == ["conformal-clip-data", "elpv-dataset"]
     except doctor.metadata.PackageNotFoundError:
         pytest.skip("the package is not installed here, so it has no metadata")
+
+
+def test_a_zero_shot_run_with_tiny_says_once_what_a_clip_would_add(tmp_path):
+    picture = str(Path(__file__).parents[2] / "examples" / "pictures" / "brick_good.jpg")
+    words = ["score", picture, "--name", "brick", "--out", str(tmp_path / "a")]
+    assert "vlad fetch ViT-B-16-plus-240/laion400m_e32" in CliRunner().invoke(app, words).stderr
+    assert "vlad fetch" not in CliRunner().invoke(app, [*words, "--resume"]).stderr
+    quiet = [*words[:-1], str(tmp_path / "b"), "--quiet"]
+    assert "vlad fetch" not in CliRunner().invoke(app, quiet).stderr

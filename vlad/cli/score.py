@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from vlad.images.listing import Found
     from vlad.records import Line
 
+SECOND_STEP = (
+    "tiny is a demonstration encoder; a CLIP trained on photographs finds more from words: "
+    "vlad fetch ViT-B-16-plus-240/laion400m_e32, then --encoder with that name (--quiet: not this line)"
+)
 Threshold = Annotated[
     str | None,
     typer.Option(
@@ -95,6 +99,7 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No advice about encoders.")] = False,
 ) -> None:
     """Score pictures or clips: the higher, the more anomalous.
 
@@ -175,6 +180,8 @@ def score(
             )
         if out is not None:
             shown(out, csv, page, silent=as_json)
+            if model.encoder.name == "tiny" and not model.references and not (resume or as_json or quiet):
+                print(SECOND_STEP, file=sys.stderr)
         return _closing(summary, out, silent=as_json or out is None)
 
     guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
