@@ -1,6 +1,7 @@
 """What `fit` learns from: one normal picture alone, and normal beside anomalous ones."""
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,19 @@ def test_a_chosen_coreset_of_many_is_chosen_once(small_encoder, dozen, few_are_m
     with pytest.warns(UserWarning):
         detector = vlad.load("patch_memory", encoder=small_encoder, coreset=0.5).fit(dozen)
     assert len(detector.scorer.memory) == 30 and min(detector.calibration.scores) > 0
+
+
+def test_progress_may_go_to_a_method_of_something_that_cannot_be_copied(tiny_encoder):
+    class Shown:
+        def __init__(self):
+            self.lock, self.stages = threading.Lock(), []
+
+        def show(self, stage, done, total):
+            with self.lock:
+                self.stages.append(stage)
+
+    shown = Shown()
+    detector = vlad.load("patch_memory", encoder=tiny_encoder)
+    detector.report_progress(shown.show)
+    detector.fit([np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8) for seed in range(3)])
+    assert "comparing with each other" in shown.stages

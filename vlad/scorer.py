@@ -225,7 +225,7 @@ class Scorer(nn.Module):
         scorers: list[Scorer] = [self, *self.closer]
         shared: list[Any] = [self.encoder]
         for one in scorers:
-            shared += [*one.parameters(), *one.buffers()]
+            shared += [one.progress, *one.parameters(), *one.buffers()]
         return copy.deepcopy(self, {id(one): one for one in shared})
 
     def tensors(self) -> dict[str, Tensor]:
