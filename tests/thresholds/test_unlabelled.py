@@ -173,3 +173,21 @@ def test_a_summary_counts_the_verdicts_of_this_run(score, pile, tmp_path):
 def test_a_threshold_that_is_neither_number_nor_auto_is_refused(score, pile):
     done = run(*score, pile, "--threshold", "high")
     assert done.exit_code == 2 and "expected a score such as 0.4, or auto" in done.stderr
+
+
+@pytest.mark.slow
+def test_real_piles_of_good_pictures_alone_are_cut_in_at_most_five_percent(shared, tiny_encoder):
+    """By the words, of every set: twenty draws each of 12, 20 and 30 good pictures, and all of them."""
+    from vlad import datasets
+
+    good = [sample for sample in datasets.load(f"folder:{shared / 'data'}") if not sample.label]
+    cut = []
+    for category in dict.fromkeys(sample.category for sample in good):
+        mine = [sample for sample in good if sample.category == category]
+        said = vlad.load("patch_text", mine[0].name, encoder=tiny_encoder).predict([sample.image for sample in mine])
+        scores = np.array([prediction.score for prediction in said])
+        piles = [
+            np.random.default_rng(seed).choice(scores, n, replace=False) for n in (12, 20, 30) for seed in range(20)
+        ]
+        cut += [from_unlabelled(pile.tolist()).threshold is not None for pile in (*piles, scores)]
+    assert len(cut) == 427 and np.mean(cut) <= 0.05
