@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -259,6 +261,34 @@ def parity() -> Path:
     if not (folder := SHARED / "parity").is_dir():
         pytest.skip("the goldens of ../shared/parity are not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def golden(request):
+    """The numbers of the official code for the method that the test's file is named after."""
+    name = f"{request.module.__name__.removeprefix('test_')}.npz"
+    return np.load(GOLDEN / name if (GOLDEN / name).exists() else request.getfixturevalue("parity") / name)
+
+
+@pytest.fixture(scope="module")
+def file(request, parity) -> Path:
+    """A file in the form of that method's authors."""
+    return parity / f"{request.module.__name__.removeprefix('test_')}_official_format.pth"
+
+
+@pytest.fixture(scope="session")
+def own_weights(golden_weights, tmp_path_factory):
+    """Writes a golden's own weights as a file of ours; `draw` gives them by name and shape."""
+    from learned_goldens import weights_file
+
+    def plain(prefix, name, shape):
+        return golden_weights.tensor(f"{prefix}.{name.removeprefix('prompt_learner.')}", shape, 0)
+
+    def written(scorer, draw=None):
+        path = tmp_path_factory.mktemp(scorer.method) / "a.safetensors"
+        return weights_file(path, scorer, draw or partial(plain, scorer.method))
+
+    return written
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlad.detector import Detector as Detector
     from vlad.encoders import encoders as encoders
     from vlad.encoders.encoder import Encoder as Encoder
-    from vlad.encoders.weights import WeightsError as WeightsError
+    from vlad.encoders.fetching import WeightsError as WeightsError
     from vlad.evaluate import evaluate as evaluate
     from vlad.explain import explain as explain
     from vlad.explain.explanation import Explanation as Explanation
@@ -43,7 +43,7 @@ _HOME = {
     "Region": "prediction",
     "Report": "report",
     "Sample": "datasets.samples",
-    "WeightsError": "encoders.weights",
+    "WeightsError": "encoders.fetching",
     "frames": "video.reading",
     "load": "loading",
     "train": "learning.train",

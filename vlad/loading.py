@@ -13,12 +13,12 @@ from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
-from vlad.encoders.weights import from_hub
+from vlad.encoders.fetching import from_hub
 from vlad.framing import OPTIONS as FRAMINGS
 from vlad.framing import framing
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
-from vlad.scorer import Scorer, check_towers
+from vlad.scorer import Scorer, check_towers, towers_of
 
 HUB, HUB_FILE = "hf-hub:", "detector.safetensors"  # what `push_to_hub` writes
 
@@ -159,7 +159,7 @@ def _load_file(
         kind = method_class(header["method"])
     except ValueError as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    if own := [*(option for option in options if option not in kind.towers), *framed]:
+    if own := [*(option for option in options if option not in towers_of(kind)), *framed]:
         raise TypeError(f"{path.name} records its own options; leave out {', '.join(own)}, or build the method anew")
     check_towers(kind, header["options"], options, path.name)
     if encoder is None and not may_be_named(header["encoder"]):

@@ -101,6 +101,10 @@ class Prediction:
         """What the verdict says: True, False, or None where it is "unsure" or "uncalibrated"."""
         return {"anomalous": True, "normal": False}.get(self.verdict)
 
+    def of_pixels(self) -> "Prediction":
+        """The same, to be shown its picture as pixels that were read already and are RGB whatever a camera gives."""
+        return replace(self, reader=replace(self.reader, channels="RGB"))
+
     def full_map(self) -> np.ndarray:
         """The map at the picture's size, float32 [H, W].
 

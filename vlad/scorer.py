@@ -6,6 +6,7 @@ differs in six values. Reading pictures, batches, thresholds and files are not i
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -42,7 +43,7 @@ def check_towers(kind: "type[Scorer]", recorded: Mapping[str, Any], given: Mappi
 
     `given` are the user's own options.
     """
-    for option in kind.towers:
+    for option in towers_of(kind):
         name = recorded.get(option)
         if name is not None and option not in given and not may_be_named(str(name)):
             raise ValueError(
@@ -65,6 +66,12 @@ def check_counts(**options: Any) -> None:
             raise ValueError(f"{option} is {number!r}; expected a whole number, 1 or more")
 
 
+def towers_of(kind: "type[Scorer]") -> list[str]:
+    """Those of a method's keywords that take a further encoder, as their annotations say."""
+    options = inspect.signature(kind).parameters.values()
+    return [one.name for one in options if one.kind is one.KEYWORD_ONLY and "Encoder" in str(one.annotation)]
+
+
 class Scorer(nn.Module):
     """One method round one (shared, frozen) encoder.
 
@@ -76,8 +83,6 @@ class Scorer(nn.Module):
         map_range: smallest and largest map value; the overlay's colour range unless `colours` narrows it.
         region_level: where its maps are cut into regions when nothing was calibrated.
         paper_resolution: native side of a published encoder -> the side at which the paper uses it.
-        towers: those of its keywords that name a further encoder: what a file names there is looked at before it is
-            opened.
         framing: what is done with pictures before it sees them; see `frame`.
         closer: itself again for each closer look that the framing asks for, with that look's memories.
         options: its keywords by name, for files: a method adds its own.
@@ -91,7 +96,6 @@ class Scorer(nn.Module):
     map_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
     paper_resolution: ClassVar[Mapping[int, int]] = {}
-    towers: ClassVar[tuple[str, ...]] = ()
 
     encoder: Encoder
     framing: Framing = Framing()

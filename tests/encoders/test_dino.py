@@ -6,8 +6,8 @@ import torch
 
 import vlad
 from vlad.encoders.dino import DinoEncoder, load
+from vlad.encoders.fetching import WeightsError
 from vlad.encoders.views import rotated, rotated_tokens
-from vlad.encoders.weights import WeightsError
 
 
 def tower(seed=0, registers=False):

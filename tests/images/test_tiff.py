@@ -234,3 +234,13 @@ def test_circle_of_pages_ends():
     end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
     content[end : end + 4] = content[4:8]
     assert count_pages(bytes(content)) == 1
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_one_long_uncompressed_strip_is_read_in_parts_and_found_to_be_cut(planar):
+    samples = np.random.default_rng(0).integers(0, 65535, (2100, 2000, 3), np.uint16)  # more than is read at once
+    stored = samples if planar == "contig" else samples.transpose(2, 0, 1)
+    content = written(stored, photometric="rgb", planarconfig=planar, rowsperstrip=len(samples))
+    assert np.array_equal(read(content), np.round(samples / np.float32(257)).astype(np.uint8))
+    with pytest.raises(ImageError, match="truncated"):
+        read(content[:-100_000])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from learned_goldens import batch_of, check_gradients, check_steps, close, weights_file
+from learned_goldens import batch_of, check_gradients, check_steps, close
 
 import vlad
 from vlad.learning.losses import dice, focal, whole_picture
@@ -22,11 +22,6 @@ from vlad.methods.aaclip import SCALE, AaClip
 FEATURES, MAPS, SCORES, TRAINING = 1e-5, 5e-5, 1e-5, 1e-3
 NAME = "metal nut which has four notched edges"
 SIDES = (112, 154)
-
-
-@pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "aaclip.npz")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +39,8 @@ def gelu_encoder(small_folder):
 
 
 @pytest.fixture(scope="module")
-def weights(golden_weights, gelu_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
-    def draw(name, shape):
-        return golden_weights.tensor(f"aaclip.{name}", shape, 0)
-
-    return weights_file(tmp_path_factory.mktemp("aaclip") / "a.safetensors", AaClip(gelu_encoder), draw)
+def weights(own_weights, gelu_encoder):
+    return own_weights(AaClip(gelu_encoder))
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ SIDES = (112, 154)
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "adaclip.npz")
-
-
-@pytest.fixture(scope="module")
 def picture(golden, golden_weights):
     return golden_weights.image(int(golden["seed"]), 200)
 

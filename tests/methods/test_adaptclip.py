@@ -31,11 +31,6 @@ def trained(detector):
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "adaptclip.npz")
-
-
-@pytest.fixture(scope="module")
 def picture(golden, golden_weights):
     return golden_weights.image(int(golden["seed"]), 200)
 

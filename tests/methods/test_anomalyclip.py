@@ -32,11 +32,6 @@ def trained(detector):
     return detector
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "anomalyclip.npz")
-
-
 def official(small_folder, file=FILE, **options):
     return vlad.load(
         "anomalyclip", encoder=f"local-dir:{small_folder}", adapter=file, device="cpu", dtype="float32", **options

@@ -21,11 +21,6 @@ NOISE = ("decoder.blocks.0.conv1.bias", "decoder.blocks.0.conv2.bias")  # a norm
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "anomalyvfm.npz")
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory, golden_weights, radio_content):
     """Kind of adapter -> the file as the hub has it."""
     found = {}

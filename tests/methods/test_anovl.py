@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, _written
+from conftest import _written
 
 import vlad
 from vlad.methods.anovl import PatchAdapter, adapted, neighbour_mean, views
 
 TOKENS, SCORES = 2e-5, 1e-6  # the golden's own suggested tolerances
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "anovl.npz")
 
 
 @pytest.fixture(scope="module")

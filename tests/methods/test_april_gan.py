@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
 
 import vlad
 from vlad.detector import Detector
@@ -15,11 +14,6 @@ from vlad.maps import to_size
 from vlad.methods.april_gan import AprilGan
 
 TOKENS, SCORES = 5e-5, 5e-6  # the golden's own suggested tolerances
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "april_gan.npz")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from learned_goldens import batch_of, check_gradients, close, weights_file
+from learned_goldens import batch_of, check_gradients, close
 
 import vlad
 from vlad.learning.flows import planar_flows
@@ -23,19 +23,7 @@ SIDES = (112, 154)
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "bayes_pfl.npz")
-
-
-@pytest.fixture(scope="module")
-def file(parity):
-    return parity / "bayes_pfl_official_format.pth"
-
-
-@pytest.fixture(scope="module")
-def weights(golden_weights, wide_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
+def weights(golden_weights, own_weights, wide_encoder):
     def draw(name, shape):
         if name.startswith("temperature_"):
             return math.log(1 / 0.07) + 0.1 * golden_weights.tensor(f"bayespfl.{name}", (1,), 0)[0]
@@ -44,7 +32,7 @@ def weights(golden_weights, wide_encoder, tmp_path_factory):
             return torch.from_numpy(0.1 * stream.standard_normal(shape).astype(np.float32))
         return golden_weights.tensor(f"bayespfl.{name}", shape, 0)
 
-    return weights_file(tmp_path_factory.mktemp("bayes_pfl") / "a.safetensors", BayesPfl(wide_encoder), draw)
+    return own_weights(BayesPfl(wide_encoder), draw)
 
 
 @pytest.fixture(scope="module")

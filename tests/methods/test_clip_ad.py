@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
 
 import vlad
 from vlad.detector import Detector
@@ -15,11 +14,6 @@ from vlad.prompts import state_rows
 
 TOKENS, SDP, PLUS, SCORES = 5e-5, 1e-6, 5e-5, 5e-6  # the golden's own suggested tolerances
 QUIRK = "after_next_attention"
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "clip_ad.npz")
 
 
 @pytest.fixture(scope="module")

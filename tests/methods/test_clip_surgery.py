@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
 
 import vlad
 from vlad.maps import feature_surgery, to_size
@@ -12,11 +11,6 @@ from vlad.methods.clip_surgery import SHARPNESS
 from vlad.prompts import PromptPack, embed
 
 TOKENS, MAPS, EXACT = 2e-5, 1e-5, 1e-6  # the golden's own suggested tolerances
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "clip_surgery.npz")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, SHARED
-from learned_goldens import batch_of, check_gradients, check_steps, weights_file
+from learned_goldens import batch_of, check_gradients, check_steps
 
 import vlad
 from vlad.detector import Detector
@@ -43,23 +43,13 @@ class GivenDino:
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "crane.npz")
-
-
-@pytest.fixture(scope="module")
 def seed(golden):
     return int(golden["seed"])
 
 
 @pytest.fixture(scope="module")
-def weights(golden_weights, broad_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
-    def draw(name, shape):
-        return golden_weights.tensor(f"crane.{name.removeprefix('prompt_learner.')}", shape, 0)
-
-    return weights_file(tmp_path_factory.mktemp("crane") / "a.safetensors", Crane(broad_encoder), draw)
+def weights(own_weights, broad_encoder):
+    return own_weights(Crane(broad_encoder))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from learned_goldens import batch_of, check_gradients, check_steps, weights_file
+from learned_goldens import batch_of, check_gradients, check_steps
 
 import vlad
 from vlad.detector import Detector
@@ -25,18 +25,8 @@ PRIORS = ("first", "ranked")
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "faprompt.npz")
-
-
-@pytest.fixture(scope="module")
-def weights(golden_weights, broad_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
-    def draw(name, shape):
-        return golden_weights.tensor(f"faprompt.{name.removeprefix('prompt_learner.')}", shape, 0)
-
-    return weights_file(tmp_path_factory.mktemp("faprompt") / "a.safetensors", FaPrompt(broad_encoder), draw)
+def weights(own_weights, broad_encoder):
+    return own_weights(FaPrompt(broad_encoder))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from learned_goldens import batch_of, check_gradients, check_steps, close, weights_file
+from learned_goldens import batch_of, check_gradients, check_steps, close
 
 import vlad
 from vlad.learning.losses import dice, focal
@@ -31,16 +31,6 @@ BOXES = [(10.7, 20.2, 60.9, 80.1), (70, 5.5, 99.9, 33.3)]
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "filo.npz")
-
-
-@pytest.fixture(scope="module")
-def file(parity):
-    return parity / "filo_official_format.pth"
-
-
-@pytest.fixture(scope="module")
 def pack():
     """The golden's words: the shipped pack's general ones, and its own phrases for the defects of a nut."""
     own = vlad.PromptPack.load("filo").to_dict()
@@ -48,13 +38,8 @@ def pack():
 
 
 @pytest.fixture(scope="module")
-def weights(golden_weights, wide_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
-    def draw(name, shape):
-        return golden_weights.tensor(f"filo.{name}", shape, 0)
-
-    return weights_file(tmp_path_factory.mktemp("filo") / "a.safetensors", Filo(wide_encoder), draw)
+def weights(own_weights, wide_encoder):
+    return own_weights(Filo(wide_encoder))
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ FEATURES, GRIDS, MAPS, SCORES, TRAINING = 2e-5, 5e-5, 5e-5, 1e-5, 1e-3
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "inp_former.npz")
-
-
-@pytest.fixture(scope="module")
 def encoder(inp_files):
     return vlad.Encoder.load(f"dino:{inp_files[0]}", device="cpu", dtype="float32")
 

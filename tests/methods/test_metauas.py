@@ -20,11 +20,6 @@ FEATURES, ALIGNED, DECODED, MAPS, SCORES = 2e-5, 5e-4, 1e-4, 1e-4, 1e-5
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "metauas.npz")
-
-
-@pytest.fixture(scope="module")
 def pair(golden_weights):
     """A function: (query, prompt) of a side, uint8 [S, S, 3]."""
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN
 
 import vlad
 from vlad.detector import Detector
@@ -37,11 +36,6 @@ def rscin(scores, classes, ks=(1, 2, 3)):
 
 def made(encoder, **options):
     return Detector(MuSc(encoder, **options))
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "musc.npz")
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,6 @@ SIDES = (112, 168)
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "sowa.npz")
-
-
-@pytest.fixture(scope="module")
 def shots(golden, golden_weights):
     return [golden_weights.image(int(golden["seed"]) + 100 + number, 200) for number in range(2)]
 

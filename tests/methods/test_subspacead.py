@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from PIL import Image
 
 import vlad
@@ -15,11 +14,6 @@ from vlad.methods.subspacead import measured, paper_layers, subspace
 
 SIZES = {"image_size": 112, "patch_size": 14, "hidden_size": 64, "num_hidden_layers": 20, "num_attention_heads": 2}
 LAYERS = tuple(range(3, 10))  # hidden states -18 to -12 of 21
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "subspacead.npz")
 
 
 @pytest.fixture(scope="module")

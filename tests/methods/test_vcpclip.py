@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from learned_goldens import batch_of, check_gradients, check_steps, close, weights_file
+from learned_goldens import batch_of, check_gradients, check_steps, close
 
 import vlad
 from vlad.learning.losses import dice, focal
@@ -23,25 +23,13 @@ NO_GRADIENT = ("Zero_try.k_proj_pre_1.bias", "New_Lan_Embed.prompt_linear1.fc.bi
 
 
 @pytest.fixture(scope="module")
-def golden(parity):
-    return np.load(parity / "vcpclip.npz")
-
-
-@pytest.fixture(scope="module")
-def file(parity):
-    return parity / "vcpclip_official_format.pth"
-
-
-@pytest.fixture(scope="module")
-def weights(golden_weights, wide_encoder, tmp_path_factory):
-    """The golden's own weights as a file of ours."""
-
+def weights(golden_weights, own_weights, wide_encoder):
     def draw(name, shape):
         if ".prompt_temp" in name:
             return math.log(1 / 0.07) + 0.1 * golden_weights.tensor(f"vcpclip.{name}", (1,), 0)[0]
         return golden_weights.tensor(f"vcpclip.{name}", shape, 0)
 
-    return weights_file(tmp_path_factory.mktemp("vcpclip") / "a.safetensors", VcpClip(wide_encoder), draw)
+    return own_weights(VcpClip(wide_encoder), draw)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 
 import vlad
 from vlad.learning.scorer import Batch
@@ -12,11 +11,6 @@ from vlad.methods.visualad import Realignment, SpatialAttention, VisualAD
 
 LAYERS = (6, 12, 18, 24)
 C = 128
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "visualad.npz")
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 
 import vlad
 from vlad.encoders.blocks import window_index
 from vlad.methods.winclip import WinClip, covering_mean
 
 EMBEDDINGS, SCORES = 2e-5, 2e-6  # the golden's own suggested tolerances
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return np.load(GOLDEN / "winclip.npz")
 
 
 @pytest.fixture(scope="module")

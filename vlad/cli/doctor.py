@@ -139,14 +139,14 @@ def _weights() -> Iterator[Finding]:
     import open_clip
     from huggingface_hub import try_to_load_from_cache
 
-    from vlad.encoders import dino, encoders, weights
+    from vlad.encoders import dino, encoders, fetching
 
     def here(repo: str, names: tuple[str, ...]) -> bool:
         return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
 
     tags = [name for name in encoders() if name != "tiny"]
     at_hand = [
-        name for name in tags if here(*weights.hub_files(open_clip.pretrained.get_pretrained_cfg(*name.split("/"))))
+        name for name in tags if here(*fetching.hub_files(open_clip.pretrained.get_pretrained_cfg(*name.split("/"))))
     ]
     at_hand += [f"dino:{size}" for size, repo in dino.REPOSITORIES.items() if here(repo, ("model.safetensors",))]
     if at_hand:

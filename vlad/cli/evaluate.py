@@ -15,12 +15,12 @@ from vlad.cli.shared import (
     BatchSize,
     Device,
     Dtype,
+    FramingFlags,
     Resolution,
     Split,
-    framed,
-    framing_options,
     guarded,
     many_lines,
+    spelled_out,
 )
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ eval_app = typer.Typer(cls=Evals, **PLAIN)
 
 
 @eval_app.command("run")
-@framed
+@spelled_out
 def run(
-    framing: dict[str, Any],
+    framed: FramingFlags,
     suite: Annotated[str | None, typer.Argument(metavar="[SUITE.toml]", help="`vlad list suites`, or a file.")] = None,
     data: Data = None,
     method: Method = None,
@@ -94,7 +94,7 @@ def run(
 
         _check(table)
         flags = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-        plan = _suite(suite, method, data, **flags, **framing_options(framing))
+        plan = _suite(suite, method, data, **flags, **framed.options())
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
         how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap}

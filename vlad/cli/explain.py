@@ -3,33 +3,20 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlad.cli.shared import (
-    Adapter,
-    AsJson,
-    Bits,
-    Device,
-    Dtype,
-    Encoder,
-    Method,
-    Name,
-    Prompts,
-    Resolution,
-    framed,
-    framing_options,
-    guarded,
-    load_detector,
-    loaded,
-)
+from vlad.cli.shared import AsJson, DetectorFlags, Normals, SavedDetector, guarded, spelled_out
 from vlad.cli.shared import one_line as line
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.explain.explanation import Explanation
+    from vlad.explain.reasoners import Unusable
+    from vlad.explain.reasoners.protocol import Reasoner
     from vlad.prediction import Prediction
 
 Who = Annotated[str, typer.Option("--reasoner", metavar="clip|hf:FOLDER|openai:MODEL@URL", help="Who explains.")]
@@ -48,28 +35,32 @@ ServerKeys = Annotated[
 SERVER_KEYS = ("timeout_s", "max_images", "longest_side", "send", "extra_body")
 
 
-@framed
+@dataclass(frozen=True)
+class ReasonerFlags:
+    """Who explains, and by which rules."""
+
+    reasoner: Who = "clip"
+    allow_remote: Remote = False
+    key_env: KeyEnv = None
+    server: ServerKeys = None
+    rules: Rules = None
+
+    def model(self) -> "Reasoner | Unusable | None":
+        """The language model; None: the encoder's own words."""
+        from vlad.explain.reasoners import usable
+
+        return usable(self.reasoner, **endpoint_options(self.reasoner, self.allow_remote, self.key_env, self.server))
+
+
+@spelled_out
 def explain(
-    framing: dict[str, Any],
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    name: Name = None,
-    method: Method = None,
-    encoder: Encoder = None,
-    prompts: Prompts = None,
-    adapter: Adapter = None,
-    detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
-    normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
-    reasoner: Who = "clip",
-    allow_remote: Remote = False,
-    key_env: KeyEnv = None,
-    server: ServerKeys = None,
-    rules: Rules = None,
+    flags: DetectorFlags,
+    speaker: ReasonerFlags,
+    detector: SavedDetector = None,
+    normals: Normals = None,
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
-    resolution: Resolution = None,
-    bits: Bits = None,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with crops.")] = None,
@@ -81,31 +72,20 @@ def explain(
 
     def work() -> int:
         import vlad.explain as tiers
-        from vlad.explain.reasoners import usable
         from vlad.explain.rules import read_rules
         from vlad.files import write_whole
 
         if as_json and markdown:
             raise ValueError("--json and --markdown both print on standard output; give one of them")
-        stated = read_rules(rules)  # before the encoder: a mistake is quick to see
-        who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framing_options(framing)
-        given |= {"bits": bits}
-        model, _ = load_detector(method, name, detector, given)
+        stated, who = read_rules(speaker.rules), speaker.model()  # before the encoder: a mistake is quick to see
+        model, _ = flags.load(detector)
         if normals is not None:
             model.fit(normals)
-        found = tiers.explain(
-            image,
-            model.predict(image),
-            detector=model,
-            reasoner=who or "clip",
-            references=reference or (),
-            rules=stated,
-            question=question,
-            name=name,
-        )
+        picture, prediction = _scored(model, image)
+        more: dict[str, Any] = {"references": reference or (), "rules": stated, "question": question}
+        found = tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", name=flags.name, **more)
         for error in found.errors:
-            print(f"{reasoner}: {line(error)}", file=sys.stderr)
+            print(f"{speaker.reasoner}: {line(error)}", file=sys.stderr)
         if html is not None:
             write_whole(html, found.to_html().encode())
         if as_json:
@@ -119,23 +99,30 @@ def explain(
     guarded(work)
 
 
-def explainer(
-    reasoner: str, allow_remote: bool, key_env: str | None, server: list[str] | None, rules: Path | None
-) -> "tuple[Callable[[Detector, Any, Prediction], dict[str, Any]], dict[str, Any]]":
+def _scored(model: "Detector", image: Path) -> "tuple[Any, Prediction]":
+    """The picture, decoded once if it is not a very large one, and what the detector says of it."""
+    from vlad.images import ImageError
+
+    reading, prediction = next(model.predictions([image]))
+    if isinstance(prediction, ImageError):
+        raise prediction
+    return (image, prediction) if reading.whole is None else (reading.whole, prediction.of_pixels())
+
+
+def explainer(speaker: ReasonerFlags) -> "tuple[Callable[[Detector, Any, Prediction], dict[str, Any]], dict[str, Any]]":
     """For `vlad score`: what makes the explanation of a line, and what it depends on beside the detector."""
     import vlad.explain as tiers
-    from vlad.explain.reasoners import Unusable, usable
+    from vlad.explain.reasoners import Unusable
     from vlad.explain.rules import read_rules
 
-    stated = read_rules(rules)
-    who = usable(reasoner, **endpoint_options(reasoner, allow_remote, key_env, server))
+    stated, who = read_rules(speaker.rules), speaker.model()
     if isinstance(who, Unusable):
         print(f"{line(who.reason)}; explanations have the words of the tier clip", file=sys.stderr)
 
     def told(model: "Detector", picture: Any, prediction: "Prediction") -> dict[str, Any]:
         return tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", rules=stated).to_dict()
 
-    return told, {"explain": {"reasoner": reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}
+    return told, {"explain": {"reasoner": speaker.reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}
 
 
 def endpoint_options(

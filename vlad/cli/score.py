@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,32 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli import video
-from vlad.cli.explain import KeyEnv, Remote, Rules, ServerKeys, Who, explainer
+from vlad.cli.explain import ReasonerFlags, explainer
 from vlad.cli.progress import ProgressBar
 from vlad.cli.scored import Csv, Page, shown
 from vlad.cli.shared import (
-    Adapter,
     AsJson,
     BatchSize,
-    Bits,
-    Device,
-    Dtype,
-    Encoder,
-    Method,
-    Name,
+    DetectorFlags,
+    Normals,
     Pages,
-    Prompts,
     Rate,
-    Resolution,
-    framed,
-    framing_options,
+    SavedDetector,
     guarded,
-    load_detector,
-    loaded,
     one_line,
+    spelled_out,
 )
 
 if TYPE_CHECKING:
+    from vlad.detector import Detector
     from vlad.folder import Progress, Summary
     from vlad.images.listing import Found
     from vlad.records import Line
@@ -54,50 +46,49 @@ Threshold = Annotated[
 ]
 
 
-@framed
-def score(
-    framing: dict[str, Any],
-    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Folders are searched whole.")],
-    name: Name = None,
-    method: Method = None,
-    encoder: Encoder = None,
-    prompts: Prompts = None,
-    adapter: Adapter = None,
-    detector: Annotated[Path | None, typer.Option(help="A saved detector instead of method and encoder.")] = None,
-    normals: Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")] = None,
-    max_false_positive_rate: Rate = None,
-    threshold: Threshold = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False,
-    maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True,
+@dataclass(frozen=True)
+class OutFlags:
+    """What is written, and where."""
+
+    out: Annotated[Path | None, typer.Option(help="Folder for results.jsonl and overlays.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results in --out.")] = False
+    maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Write overlays into --out.")] = True
     save_maps: Annotated[
         str | None, typer.Option(metavar="npy|tiff", help="Write the maps as numbers into --out too.")
-    ] = None,
-    overlay_side: Annotated[int, typer.Option(min=64, metavar="PX", help="Of overlays, at most.")] = 1600,
-    masks: Annotated[bool, typer.Option("--masks", help="Write masks of what reaches the map's threshold.")] = False,
-    csv: Csv = False,
-    page: Page = False,
+    ] = None
+    overlay_side: Annotated[int, typer.Option(min=64, metavar="PX", help="Of overlays, at most.")] = 1600
+    masks: Annotated[bool, typer.Option("--masks", help="Write masks of what reaches the map's threshold.")] = False
+    csv: Csv = False
+    page: Page = False
+
+    def check(self) -> None:
+        """ValueError where something is to be written and no folder is named, or it holds results already."""
+        from vlad import folder
+
+        if self.resume and self.out is None:
+            raise ValueError("--resume goes on with recorded results; say where they are with --out")
+        if self.out is None and (self.csv or self.page or self.save_maps or self.masks):
+            raise ValueError("--csv, --page, --save-maps and --masks write files; say where to with --out FOLDER")
+        if self.out is not None:
+            folder.refuse_existing(self.out, self.resume)
+
+
+@spelled_out
+def score(
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Folders are searched whole.")],
+    flags: DetectorFlags,
+    into: OutFlags,
+    speaker: ReasonerFlags,
+    times: video.ClipFlags,
+    detector: SavedDetector = None,
+    normals: Normals = None,
+    max_false_positive_rate: Rate = None,
+    threshold: Threshold = None,
     explain: Annotated[bool, typer.Option("--explain", help="Add an explanation to every JSON line.")] = False,
-    reasoner: Who = "clip",
-    allow_remote: Remote = False,
-    key_env: KeyEnv = None,
-    server: ServerKeys = None,
-    rules: Rules = None,
-    every: video.Every = None,
-    begin: video.From = None,
-    to: video.To = None,
-    smooth: video.Smooth = None,
-    min_event: video.MinEvent = None,
-    gap: video.Gap = None,
-    source_fps: video.SourceFps = None,
     alarm: video.Alarm = None,
     annotate: video.Annotate = False,
-    resolution: Resolution = None,
-    bits: Bits = None,
     pages: Pages = None,
     batch_size: BatchSize = 8,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No advice about encoders.")] = False,
 ) -> None:
@@ -118,73 +109,61 @@ def score(
 
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
-        if resume and out is None:
-            raise ValueError("--resume goes on with recorded results; say where they are with --out")
-        cut = _parsed(threshold)
-        if explain and out is None and not as_json:
-            raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
-        if explain and cut == "auto":
-            raise ValueError(
-                "--threshold auto decides when all are scored and --explain as it goes; leave one of them out"
-            )
-        if not explain and (reasoner != "clip" or rules is not None):
-            raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
-        if out is None and (csv or page or save_maps or masks):
-            raise ValueError("--csv, --page, --save-maps and --masks write files; say where to with --out FOLDER")
-        if out is not None:
-            folder.refuse_existing(out, resume)
-        told, about = explainer(reasoner, allow_remote, key_env, server, rules) if explain else (None, {})
-        clips, when = (
-            video.are_clips(inputs, source_fps),
-            video.timing(every, begin, to, smooth, min_event, gap, source_fps),
-        )
-        page_by_page = pages or "first"
-        pictures = (
-            [] if clips else folder.list_pictures(inputs, out, pages=page_by_page)
-        )  # before the encoder is loaded: quick to see
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype) | framing_options(framing)
-        given |= {"bits": bits, "pages": pages}
-        model, facts = load_detector(method, name, detector, given)
+        cut, out = _parsed(threshold), into.out
+        _check_explaining(explain, speaker, out is not None or as_json, cut)
+        into.check()
+        told, about = explainer(speaker) if explain else (None, {})
+        clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
+        pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
+        model, facts = flags.load(detector, pages=pages)
         if normals is not None:
             model.fit(normals, max_false_positive_rate=max_false_positive_rate)
         elif model.scorer.needs_normals and not model.references:
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
-        how: dict[str, Any]
+        how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}
         if clips:
-            how = {
-                "threshold": cut,
-                "resume": resume,
-                "batch_size": batch_size,
-                "maps": maps,
-                "settings": facts,
-                "video": annotate,
-            }
+            how |= {"settings": facts, "video": annotate}
             return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
-        held: list[Line] | None = None
-        if cut == "auto":
-            held = []
-        with ProgressBar("pictures", quiet=out is None and sys.stdout.isatty()) as advance:
-            if model.transductive:
-                model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
-            show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
-            how = {"resume": resume, "batch_size": batch_size, "threshold": cut, "maps": maps}
-            how |= {"save_maps": save_maps, "masks": masks, "overlay_side": overlay_side}
-            how["explain"] = told and partial(told, model)
-            summary = folder.score_folder(model, inputs, out, settings=facts | about, progress=show, **how)
-        if held is not None:
-            show = _printed(lambda *_: None, pictures, as_json, out is None)
-            summary = _decided(summary, held, show, as_json)
+        how |= {key: getattr(into, key) for key in ("save_maps", "masks", "overlay_side")}
+        how["explain"] = told and partial(told, model)
+        summary = _scored(model, inputs, out, pictures, as_json, settings=facts | about, **how)
         if as_json and (said := left_out_line(summary.left_out)):
-            print(
-                json.dumps({**line_of("", ImageError(said), model.name), "source": None, "left_out": summary.left_out})
-            )
+            line = line_of("", ImageError(said), model.name)
+            print(json.dumps({**line, "source": None, "left_out": summary.left_out}))
         if out is not None:
-            shown(out, csv, page, silent=as_json)
-            if model.encoder.name == "tiny" and not model.references and not (resume or as_json or quiet):
+            shown(out, into.csv, into.page, silent=as_json)
+            if model.encoder.name == "tiny" and not (model.references or into.resume or as_json or quiet):
                 print(SECOND_STEP, file=sys.stderr)
         return _closing(summary, out, silent=as_json or out is None)
 
-    guarded(work, "" if out is None else f"; the same command with --resume goes on with {out}")
+    guarded(work, "" if into.out is None else f"; the same command with --resume goes on with {into.out}")
+
+
+def _scored(
+    model: "Detector", inputs: list[str], out: Path | None, pictures: "list[Found]", as_json: bool, **how: Any
+) -> "Summary":
+    """Scores the pictures and prints their lines as they come, or with --threshold auto once all are scored."""
+    from vlad.folder import score_folder
+
+    held: list[Line] | None = [] if how["threshold"] == "auto" else None
+    with ProgressBar("pictures", quiet=out is None and sys.stdout.isatty()) as advance:
+        if model.transductive:
+            model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
+        show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
+        summary = score_folder(model, inputs, out, progress=show, **how)
+    if held is None:
+        return summary
+    return _decided(summary, held, _printed(lambda *_: None, pictures, as_json, out is None), as_json)
+
+
+def _check_explaining(asked: bool, speaker: ReasonerFlags, shown: bool, cut: float | str | None) -> None:
+    """ValueError where --explain and the other flags do not go together."""
+    if not asked and (speaker.reasoner != "clip" or speaker.rules is not None):
+        raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
+    if asked and not shown:
+        raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
+    if asked and cut == "auto":
+        raise ValueError("--threshold auto decides when all are scored and --explain as it goes; leave one of them out")
 
 
 def _parsed(threshold: str | None) -> float | str | None:

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,31 +41,10 @@ Bits = Annotated[
 ]
 Channels = Annotated[str | None, typer.Option(help='"RGB" or "BGR", of the arrays that the detector will be given.')]
 Pages = Annotated[str | None, typer.Option(help='"first", or "all": each page or frame of a file is a picture.')]
-# Keyword of `vlad.load` -> its flag; `framed` gives them to a verb.
-FRAMING: dict[str, Any] = {
-    "roi": Annotated[
-        str | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="Cut this box out of every picture; pixels, or shares to 1."),
-    ],
-    "ignore": Annotated[
-        Path | None, typer.Option(metavar="MASK", help="Picture of the same shape; what is white in it does not count.")
-    ],
-    "keep_aspect": Annotated[
-        bool | None, typer.Option("--keep-aspect", help="Keep the pictures' shape instead of squeezing them.")
-    ],
-    "looks": Annotated[
-        str | None, typer.Option(metavar="1,2", help="Look at the whole a second time, at twice the side.")
-    ],
-    "tiles": Annotated[
-        str | None, typer.Option(metavar="N[,N]", help="Look closer in tiles, so many along the shorter side.")
-    ],
-    "tile_scale": Annotated[
-        float | None, typer.Option(help="Of large photos: tiles of a copy of this scale, up to 2.")
-    ],
-    "smallest_defect": Annotated[
-        float | None, typer.Option(metavar="PX", help="Of large photos: tiles so fine that it can be seen.")
-    ],
-}
+SavedDetector = Annotated[
+    Path | None, typer.Option("--detector", help="A saved detector instead of method and encoder.")
+]
+Normals = Annotated[Path | None, typer.Option(help="Folder of good pictures to learn from first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Rate = Annotated[
     float | None,
@@ -94,51 +74,94 @@ def guarded(work: Callable[[], int], resume_hint: str = "") -> None:
     raise typer.Exit(code)
 
 
-def loaded(
-    encoder: str | None,
-    prompts: str | None,
-    adapter: Path | None,
-    resolution: int | None,
-    device: str | None,
-    dtype: str | None,
-) -> dict[str, Any]:
-    """The keywords of `vlad.load` that the common flags state; those left out are left out."""
-    given = {"encoder": encoder, "prompts": prompts, "adapter": adapter, "resolution": resolution}
-    return {key: value for key, value in {**given, "device": device, "dtype": dtype}.items() if value is not None}
+@dataclass(frozen=True)
+class FramingFlags:
+    """What counts of every picture, and how closely it is looked at; each is a keyword of `vlad.load`."""
+
+    roi: Annotated[
+        str | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Cut this box out of every picture; pixels, or shares to 1."),
+    ] = None
+    ignore: Annotated[
+        Path | None, typer.Option(metavar="MASK", help="Picture of the same shape; what is white in it does not count.")
+    ] = None
+    keep_aspect: Annotated[
+        bool | None, typer.Option("--keep-aspect", help="Keep the pictures' shape instead of squeezing them.")
+    ] = None
+    looks: Annotated[
+        str | None, typer.Option(metavar="1,2", help="Look at the whole a second time, at twice the side.")
+    ] = None
+    tiles: Annotated[
+        str | None, typer.Option(metavar="N[,N]", help="Look closer in tiles, so many along the shorter side.")
+    ] = None
+    tile_scale: Annotated[
+        float | None, typer.Option(help="Of large photos: tiles of a copy of this scale, up to 2.")
+    ] = None
+    smallest_defect: Annotated[
+        float | None, typer.Option(metavar="PX", help="Of large photos: tiles so fine that it can be seen.")
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """Those that were given, as `vlad.load` takes them."""
+        given = {one.name: getattr(self, one.name) for one in fields(FramingFlags)}
+        found = {key: value for key, value in given.items() if value is not None}
+        if "roi" in found:
+            found["roi"] = found["roi"].split(",")
+        for key in {"looks", "tiles"} & found.keys():
+            if not all(part.strip().isdecimal() for part in found[key].split(",")):
+                raise ValueError(f"--{key} is {found[key]!r}; expected whole numbers such as 2, or 2,3")
+            found[key] = [int(part) for part in found[key].split(",")]
+        return found
 
 
-def framed(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with the flags of FRAMING, which it gets as its argument `framing`."""
-    own = inspect.signature(verb, eval_str=True)
-    kept = [one for one in own.parameters.values() if one.name != "framing"]
-    how: dict[str, Any] = {"kind": inspect.Parameter.KEYWORD_ONLY, "default": None}
-    flags = [inspect.Parameter(name, annotation=flag, **how) for name, flag in FRAMING.items()]
+@dataclass(frozen=True)
+class DetectorFlags(FramingFlags):
+    """The flags that say which detector it is; each is a keyword of `vlad.load`, those left out are left to it."""
+
+    name: Name = None
+    method: Method = None
+    encoder: Encoder = None
+    prompts: Prompts = None
+    adapter: Adapter = None
+    resolution: Resolution = None
+    bits: Bits = None
+    device: Device = None
+    dtype: Dtype = None
+
+    def load(self, file: Path | None = None, **more: Any) -> tuple["Detector", dict[str, Any]]:
+        """The detector, of a file or by its method, and what beside its own settings it depends on."""
+        keys = ("encoder", "prompts", "adapter", "resolution", "bits", "device", "dtype")
+        given = {key: getattr(self, key) for key in keys}
+        return load_detector(self.method, self.name, file, given | self.options() | more)
+
+
+def spelled_out(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer reads it: a parameter that is a group of flags (a dataclass) becomes these flags."""
+    plain = inspect.signature(verb)
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in plain.parameters.items() if is_dataclass(one.annotation)
+    }
+    flags: list[inspect.Parameter] = []
+    for name, one in plain.parameters.items():
+        own = inspect.signature(groups[name]).parameters.values() if name in groups else [one]
+        flags += [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in own]
 
     @wraps(verb)
-    def called(*args: Any, **given: Any) -> None:
-        verb(*args, framing={name: given.pop(name) for name in FRAMING}, **given)
+    def called(**given: Any) -> None:
+        made = {}
+        for name, kind in groups.items():
+            made[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        verb(**given, **made)
 
-    called.__signature__ = own.replace(parameters=[*kept, *flags])  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in [*kept, *flags]}
+    called.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    called.__annotations__ = {flag.name: flag.annotation for flag in flags}
     return called
-
-
-def framing_options(framing: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of `vlad.load` that these flags state."""
-    found = {key: value for key, value in framing.items() if value is not None}
-    if "roi" in found:
-        found["roi"] = found["roi"].split(",")
-    for key in {"looks", "tiles"} & found.keys():
-        if not all(part.strip().isdecimal() for part in found[key].split(",")):
-            raise ValueError(f"--{key} is {found[key]!r}; expected whole numbers such as 2, or 2,3")
-        found[key] = [int(part) for part in found[key].split(",")]
-    return found
 
 
 def load_detector(
     method: str | None, name: str | None, file: Path | None, given: dict[str, Any]
-) -> tuple["Detector", dict]:
-    """The detector, and what beside its own settings it depends on."""
+) -> tuple["Detector", dict[str, Any]]:
+    """As `DetectorFlags.load`."""
     from vlad.loading import HUB, shared
     from vlad.methods import method_class
 

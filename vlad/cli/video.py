@@ -5,27 +5,14 @@ import signal
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlad.cli.progress import ProgressBar
-from vlad.cli.shared import (
-    Adapter,
-    AsJson,
-    Device,
-    Dtype,
-    Encoder,
-    Method,
-    Name,
-    Prompts,
-    Resolution,
-    guarded,
-    load_detector,
-    loaded,
-    one_line,
-)
+from vlad.cli.shared import AsJson, DetectorFlags, guarded, one_line, spelled_out
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -43,6 +30,23 @@ Annotate = Annotated[bool, typer.Option("--video", help="Of clips: write annotat
 Block = Annotated[
     str | None, typer.Option(metavar="TIME", help="Of clips: longer than a part stays in view. [default: 10s]")
 ]
+
+
+@dataclass(frozen=True)
+class ClipFlags:
+    """What the flags say of a clip's time; those left out are the usual ones."""
+
+    every: Every = None
+    begin: From = None
+    to: To = None
+    smooth: Smooth = None
+    min_event: MinEvent = None
+    gap: Gap = None
+    source_fps: SourceFps = None
+
+    def timing(self) -> "Timing":
+        """The same in seconds."""
+        return timing(self.every, self.begin, self.to, self.smooth, self.min_event, self.gap, self.source_fps)
 
 
 def timing(
@@ -139,23 +143,28 @@ def _closing(summary: "VideoSummary", out: Path | None, detector: "Detector", as
     return 0 if not summary.failed else 1 if summary.frames or summary.skipped else 2
 
 
-def fit_on_clips(
-    detector: "Detector", inputs: list[str], when: "Timing", block: str | None, rate: float | None
-) -> None:
-    """Learns from good clips, each 10 s of which count as one normal."""
-    from vlad.video.fitting import BLOCK, fit_clips
-    from vlad.video.reading import seconds
+@dataclass(frozen=True)
+class GoodClipFlags:
+    """How good clips are learnt from, each 10 s of which count as one normal."""
 
-    fit_clips(detector, inputs, timing=when, block=BLOCK if block is None else seconds(block), rate=rate)
+    every: Every = None
+    smooth: Smooth = None
+    block: Block = None
+
+    def fit(self, detector: "Detector", inputs: list[str], rate: float | None) -> None:
+        """Learns from the clips."""
+        from vlad.video.fitting import BLOCK, fit_clips
+        from vlad.video.reading import seconds
+
+        block = BLOCK if self.block is None else seconds(self.block)
+        when = timing(self.every or "1s", smooth=self.smooth)
+        fit_clips(detector, inputs, timing=when, block=block, rate=rate)
 
 
+@spelled_out
 def watch(
     source: Annotated[str, typer.Argument(metavar="camera:0|rtsp://...|FILE")],
-    name: Name = None,
-    method: Method = None,
-    encoder: Encoder = None,
-    prompts: Prompts = None,
-    adapter: Adapter = None,
+    flags: DetectorFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     alarm: Alarm = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
@@ -165,9 +174,6 @@ def watch(
     gap: Gap = None,
     until: Annotated[str | None, typer.Option("--for", metavar="TIME", help="Stop after this long.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder: events.jsonl grows there.")] = None,
-    resolution: Resolution = None,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Watch a camera: always the newest frame, events as they open and close; Ctrl-C ends it cleanly.
@@ -182,8 +188,7 @@ def watch(
         from vlad.video.watching import recorded
         from vlad.video.watching import watch as watching
 
-        given = loaded(encoder, prompts, adapter, resolution, device, dtype)
-        model, _ = load_detector(method, name, detector, given)
+        model, _ = flags.load(detector)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # a service is stopped as cleanly as by hand
             signal.signal(number, lambda *_: stop.set())

@@ -26,7 +26,7 @@ def located(path: Path) -> Path:
     """
     if not str(path).startswith(HUB):
         return path.expanduser()
-    from vlad.encoders.weights import from_hub
+    from vlad.encoders.fetching import from_hub
 
     return from_hub(str(path).removeprefix(HUB), HUB_FILE, "the file's own path")
 

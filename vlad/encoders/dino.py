@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlad.encoders.encoder import Encoder, Features
+from vlad.encoders.fetching import WeightsError, require_repository
 from vlad.encoders.sharing import once
-from vlad.encoders.weights import WeightsError, digest_of, require_repository
+from vlad.encoders.weights import digest_of
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads

@@ -5,12 +5,8 @@ Names (see `encoders`): "tiny", "<model>/<tag>", "<model>:<file>", "local-dir:<f
 Nothing here knows what a model is used for; `vlad.encoders.clip` does. `Encoder.load` takes other families' names too.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import urllib.error
-import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +23,10 @@ from torch import Tensor, nn
 from vlad.encoders import clip_checkpoint
 from vlad.encoders.checkpoint import weight_files
 from vlad.encoders.clip_names import config_of_transformers
+from vlad.encoders.fetching import fetch, require_repository
 
 TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language")  # what a configuration may ask of its tokenizer
 FILES = (".safetensors", ".bin", ".pt", ".pth")  # what a checkpoint is called
-HUB_PATIENCE = 5.0  # seconds to wait for the hub before saying that it cannot be reached
-
-
-class WeightsError(RuntimeError):
-    """Weights that are neither on this machine nor to be fetched; the message says how to put them in place."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ def _from_tag(model: str, tag: str, activation: str | None) -> LoadedModel:
     instead = f'encoder="{_for_file(model, pretrained)}:FILE"'
     if "mean" in pretrained and tuple(pretrained["mean"]) != open_clip.OPENAI_DATASET_MEAN:
         instead = 'encoder="local-dir:FOLDER" (with its open_clip_config.json)'
-    file = _fetch(pretrained, f"the open_clip weights {tag!r} of {model} are", instead)
+    file = fetch(pretrained, f"the open_clip weights {tag!r} of {model} are", instead)
     if activation is None and bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu")):
         named = "QuickGELU" if pretrained.get("quick_gelu") else "GELU"
         warnings.warn(
@@ -191,8 +183,8 @@ def _from_hub(repo: str, activation: str | None) -> LoadedModel:
         raise ValueError(f"encoder 'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
     what = f"open_clip_config.json and the weights of {repo} are"
     instead = 'encoder="local-dir:FOLDER", the folder that holds both'
-    config = _fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
-    weights = _fetch({"hf_hub": f"{repo}/"}, what, instead)
+    config = fetch({"hf_hub": f"{repo}/open_clip_config.json"}, what, instead)
+    weights = fetch({"hf_hub": f"{repo}/"}, what, instead)
     return _described(config, [weights], f"hf-hub:{repo}", activation)
 
 
@@ -360,71 +352,3 @@ def digest_of(model: nn.Module, config: Mapping[str, Any]) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _fetch(pretrained: dict[str, Any], what: str, instead: str) -> Path:
-    """The weight file from the local cache, else from its hub, else WeightsError without minutes of retries."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    repo, names = hub_files(pretrained)
-    for candidate in names if repo else []:
-        if isinstance(cached := try_to_load_from_cache(repo, candidate), str):
-            return Path(cached)
-    source = f"{constants.ENDPOINT}/{repo}" if repo else pretrained["url"]
-    if not repo and (old := Path("~/.cache/clip", Path(source).name).expanduser()).is_file():
-        return old
-    try:
-        _reach(source)
-        return Path(open_clip.download_pretrained(pretrained))
-    except Exception as error:  # whatever the hub's client raises, the way out for the user is the same
-        raise WeightsError(
-            f"{what} not on this machine and could not be fetched ({str(error).splitlines()[0][:150]}): "
-            f"download {' or '.join(dict.fromkeys(names)) if repo else Path(source).name} from {source} "
-            f"on a machine with a network and pass {instead}"
-        ) from error
-
-
-def hub_files(pretrained: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """("owner/name", names that the weights may have there, the best first) of an entry of open_clip's table."""
-    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    return repo, (*(f"{n[:-4]}.safetensors" for n in names if n.endswith((".bin", ".pth"))), *names)
-
-
-def from_hub(repo: str, file: str, instead: str) -> Path:
-    """A file of a repository of the Hugging Face hub, from the local cache or fetched; `instead` is the way out.
-
-    Raises:
-        ValueError: `repo` is no "owner/name".
-        WeightsError: it is not here and cannot be fetched.
-    """
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise ValueError(f"'hf-hub:{repo}': expected 'hf-hub:<owner>/<repository>'")
-    return _fetch({"hf_hub": f"{repo}/{file}"}, f"{file} of {repo} is", instead)
-
-
-def require_repository(repo: str, what: str) -> None:
-    """WeightsError unless something of the repository is in the local cache or the hub answers."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in ("config.json", "tokenizer_config.json")):
-        return
-    try:
-        _reach(f"{constants.ENDPOINT}/{repo}")
-    except OSError as error:
-        raise WeightsError(
-            f"{what}, which is not on this machine and could not be fetched ({error}): run 'hf download {repo}' where "
-            "there is a network, and copy the Hugging Face cache here"
-        ) from error
-
-
-def _reach(url: str) -> None:
-    """One short question whether the host answers at all; the hub's own client would retry for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise ConnectionError("HF_HUB_OFFLINE is set")
-    with contextlib.suppress(
-        urllib.error.HTTPError
-    ):  # it answered; what it says of the file is the download's business
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PATIENCE).close()

@@ -115,30 +115,40 @@ def score_folder(
     pictures = list_pictures(inputs, out, pages=detector.reader.pages, left_out=left_out)
     wanted = Wanted(None if out is None else Path(out), maps, save_maps, masks, overlay_side)
     make = LineMaker(detector, wanted, batch_size, threshold, explain)
-    if out is None:
-        scores: list[float] = []
-        looks: list[str] = []
-        lines = _noting(make.lines(pictures), scores, looks)
-        summary = replace(_drain(lines, progress, 0, len(pictures)), left_out=left_out)
-        summary = replace(summary, unlike=notice(scores, looks, detector.calibration))
-        return replace(summary, decided=from_unlabelled(scores)) if auto else summary
-    folder = Path(out)
-    facts = {**settings_of(detector, threshold), **wanted.facts(), **(settings or {})}
-    with records.locked(folder):
-        refuse_existing(folder, resume)
-        records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
-        done = _recorded(folder, pictures, overlays=maps)
-        todo = [picture for picture in pictures if identity(picture.source) not in done]
-        skipped = len(pictures) - len(todo)
-        if todo and done and detector.transductive:
-            raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
-        lines = records.append(make.lines(todo), folder / LINES, batch_size)
-        summary = replace(_drain(lines, progress, skipped, len(pictures)), left_out=left_out)
-        if done:
-            _put_in_order(folder / LINES, pictures)
-        decided = _decide(folder) if auto else None
-        unlike = unlike_normals(recorded(folder / LINES), detector.calibration)
-        return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
+    if out is not None:
+        facts = {**settings_of(detector, threshold), **wanted.facts(), **(settings or {})}
+        with records.locked(Path(out)):
+            return replace(_into(Path(out), make, pictures, resume, facts, progress), left_out=left_out)
+    scores: list[float] = []
+    looks: list[str] = []
+    summary = _drain(_noting(make.lines(pictures), scores, looks), progress, 0, len(pictures))
+    summary = replace(summary, left_out=left_out, unlike=notice(scores, looks, detector.calibration))
+    return replace(summary, decided=from_unlabelled(scores)) if auto else summary
+
+
+def _into(
+    folder: Path,
+    make: LineMaker,
+    pictures: list[Found],
+    resume: bool,
+    facts: Mapping[str, Any],
+    progress: Progress | None,
+) -> Summary:
+    """What a run did that writes into a locked folder, new or begun."""
+    detector = make.detector
+    refuse_existing(folder, resume)
+    records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
+    done = _recorded(folder, pictures, overlays=make.wanted.overlays)
+    todo = [picture for picture in pictures if identity(picture.source) not in done]
+    if todo and done and detector.transductive:
+        raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
+    lines = records.append(make.lines(todo), folder / LINES, make.batch_size)
+    summary = _drain(lines, progress, len(pictures) - len(todo), len(pictures))
+    if done:
+        _put_in_order(folder / LINES, pictures)
+    decided = _decide(folder) if make.threshold == "auto" else None
+    unlike = unlike_normals(recorded(folder / LINES), detector.calibration)
+    return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
 
 
 def list_pictures(

@@ -132,7 +132,7 @@ class LineMaker:
         for picture, (reading, outcome) in zip(pictures, found, strict=True):
             more: dict[str, Any] = {}
             if isinstance(outcome, Prediction):
-                outcome = replace(outcome, reader=replace(outcome.reader, channels="RGB"))  # as pixels at hand are
+                outcome = outcome.of_pixels()
                 try:
                     outcome = self._judged(outcome)
                     at_hand = picture.path if reading.whole is None else reading.whole

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import open_clip
 
-from vlad.encoders import dino, weights
+from vlad.encoders import dino, fetching, weights
 from vlad.files import cache_dir, resource
 from vlad.forms import closest
 from vlad.methods import methods
@@ -121,7 +121,7 @@ def of_encoder(name: str) -> list[Needed]:
     if name.startswith("hf-hub:"):
         repo = name.removeprefix("hf-hub:")
         described = Needed(repo, ("open_clip_config.json",))
-        return [*_tokenizer(repo), described, Needed(repo, weights.hub_files({"hf_hub": f"{repo}/"})[1])]
+        return [*_tokenizer(repo), described, Needed(repo, fetching.hub_files({"hf_hub": f"{repo}/"})[1])]
     if ":" in name:
         raise ValueError(f"{name!r} names a file of yours; there is nothing to fetch")
     return _of_tag(name)
@@ -133,7 +133,7 @@ def _of_tag(name: str) -> list[Needed]:
     if config is None or not pretrained:
         known = [*methods(), *weights.encoders(), *(f"dino:{size}" for size in dino.REPOSITORIES)]
         raise ValueError(f"unknown encoder or method {name!r}; {closest(name, known).rpartition('; ')[2]}")
-    repo, names = weights.hub_files(pretrained)
+    repo, names = fetching.hub_files(pretrained)
     text = config.get("text_cfg", {})
     return [*_tokenizer(text.get("hf_tokenizer_name") or text.get("hf_model_name") or ""), Needed(repo, names)]
 

@@ -19,7 +19,7 @@ import huggingface_hub
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from vlad.encoders.weights import WeightsError
+from vlad.encoders.fetching import WeightsError
 from vlad.files import cache_dir
 from vlad.hub.download import BLOCK, Progress, download, size_of
 from vlad.hub.needed import Needed

@@ -172,7 +172,8 @@ def to_rgb(levels: Levels, bits: int | None, remarks: Remarks, label: str, side:
         return _eight(levels, values[rows][..., : colours + has_alpha], white, has_alpha)
 
     if size[0] * size[1] <= LARGE:
-        return np.ascontiguousarray(turned(band(slice(None)), levels.turn))
+        picture = np.ascontiguousarray(turned(band(slice(None)), levels.turn))
+        return picture if picture.flags.writeable else picture.copy()
     return by_bands(size, band, factors(size, side), levels.turn)
 
 

@@ -45,7 +45,7 @@ class Part:
     def __getitem__(self, rows: slice) -> np.ndarray:
         top, end, _ = rows.indices(self.shape[0])
         part = self.image if end - top == self.shape[0] else self.image.crop((0, top, self.shape[1], end))
-        return np.array(part if part.mode == self.mode else part.convert(self.mode))
+        return np.asarray(part if part.mode == self.mode else part.convert(self.mode))
 
 
 def by_bands(

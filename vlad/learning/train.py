@@ -17,7 +17,7 @@ from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
 from vlad.learning import recipes
-from vlad.learning.data import gather, gather_normals
+from vlad.learning.data import TrainingSet, gather, gather_normals
 from vlad.learning.features import Progress
 from vlad.learning.recipes import Recipe
 from vlad.learning.run import STORE_EVERY, Run
@@ -59,11 +59,7 @@ def train(
     """
     plan = recipes.load(recipe)
     plan = plan if split is None else recipes.load({**plan.to_dict(), "split": split})
-    kind = method_class(plan.method)
-    if not issubclass(kind, LearnedScorer):
-        raise ValueError(f"{plan.method} has nothing to learn; vlad.load takes it as it is")
-    if kind.loss is LearnedScorer.loss:
-        raise ValueError(f"how {plan.method} learns is not published; vlad.load takes its authors' file")
+    kind = _learning(plan.method)
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; an adapter is a file that ends in .safetensors")
@@ -76,6 +72,19 @@ def train(
         found = gather(given, plan.pictures, plan.seed, plan.split, kind.learns_from_labels)
     plan = replace(plan, data=found.sources)
     tower = load_encoder(encoder or plan.encoder, device, dtype)
+    return Detector(_learned(kind, plan, found, tower, out, progress, store_every).eval())
+
+
+def _learned(
+    kind: type[LearnedScorer],
+    plan: Recipe,
+    found: TrainingSet,
+    tower: Encoder,
+    out: Path,
+    progress: Progress | None,
+    store_every: float,
+) -> LearnedScorer:
+    """What the recipe's stages make of it, one after the other; written by the main process alone."""
     checkpoints = [out.with_name(f".{out.name}.{name}") for name in ("checkpoint", "then.checkpoint")]
     scorer: LearnedScorer | None = None
     losses: list[float] = []
@@ -95,7 +104,16 @@ def train(
         for checkpoint in checkpoints:
             checkpoint.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
-    return Detector(scorer.eval())
+    return scorer
+
+
+def _learning(method: str) -> type[LearnedScorer]:
+    kind = method_class(method)
+    if not issubclass(kind, LearnedScorer):
+        raise ValueError(f"{method} has nothing to learn; vlad.load takes it as it is")
+    if kind.loss is LearnedScorer.loss:
+        raise ValueError(f"how {method} learns is not published; vlad.load takes its authors' file")
+    return kind
 
 
 def _stages(kind: type[LearnedScorer], plan: Recipe) -> list[Recipe]:

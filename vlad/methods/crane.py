@@ -85,7 +85,6 @@ class Crane(LearnedScorer):
 
     words = "fixed"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
-    towers: ClassVar[tuple[str, ...]] = ("dino",)
     official_encoder: ClassVar[str] = "ViT-L-14-336-quickgelu/openai"
 
     dino: Encoder | None
