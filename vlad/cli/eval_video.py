@@ -3,14 +3,14 @@
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlad.cli import video
-from vlad.cli.shared import AsJson, Device, Dtype, Encoder, Method, Name, Prompts, Resolution, guarded, loaded
+from vlad.cli.shared import AsJson, DetectorFlags, guarded, spelled_out
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 BELT = "belt"
 
 
+@spelled_out
 def eval_video(
     data: Annotated[str, typer.Argument(metavar="belt|avenue:ROOT|shanghaitech:ROOT|ucsd:ROOT|ubnormal:ROOT")],
-    name: Name = None,
-    method: Method = None,
-    encoder: Encoder = None,
-    prompts: Prompts = None,
+    flags: DetectorFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
     every: video.Every = None,
@@ -33,9 +31,6 @@ def eval_video(
     gap: video.Gap = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the belt's drawings.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File for the table, Markdown.")] = None,
-    resolution: Resolution = None,
-    device: Device = None,
-    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on labelled videos, or learn from two good drawn clips and watch the others.
@@ -46,17 +41,15 @@ def eval_video(
     """
 
     def work() -> int:
-        from vlad.cli.shared import load_detector
         from vlad.report.values import plain
         from vlad.video import measuring
 
         place, _, root = data.partition(":")
         if place == BELT and detector is not None:
             raise ValueError("the belt's own good clips are learned from; give --method instead of --detector")
-        given = loaded(encoder, prompts, None, resolution, device, dtype)
         when = video.timing(every, None, None, smooth, min_event, gap)
-        known = method or (None if detector else "patch_memory" if place == BELT else "patch_text")
-        model, _ = load_detector(known, name, detector, given)
+        usual = None if detector else "patch_memory" if place == BELT else "patch_text"
+        model, _ = replace(flags, method=flags.method or usual).load(detector)
         with tempfile.TemporaryDirectory() as folder:
             videos = _videos(place, root, Path(folder), seed, model, when)
             seen = [measuring.watched(model, one, when, threshold) for one in videos]
