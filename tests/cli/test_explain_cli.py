@@ -22,7 +22,7 @@ NOBODY = "openai:nobody@http://127.0.0.1:9/v1"  # the port that discards: nothin
 def test_explain_prints_defects_limits_and_why_to_review():
     ran = run("explain", *BASE, "--reference", GOOD)
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stdout.startswith("gravel: unsure\n") and "needs review: the detector has no threshold" in ran.stdout
+    assert ran.stdout.startswith("gravel: uncalibrated\n") and "needs review: the detector has no threshold" in ran.stdout
     assert "1. " in ran.stdout and "centre: covers 18 % of the picture; darker by 26 L*" in ran.stdout
     assert "(map_uncalibrated)" in ran.stdout
 
@@ -36,7 +36,7 @@ def test_explain_prints_json_that_keeps_to_its_schema():
 
 def test_explain_writes_pages(tmp_path):
     ran = run("explain", *BASE, "--markdown", "--html", tmp_path / "page.html")
-    assert ran.stdout.startswith("# gravel: unsure\n")
+    assert ran.stdout.startswith("# gravel: uncalibrated\n")
     page = (tmp_path / "page.html").read_text()
     assert page.startswith("<!doctype html>") and "data:image/jpeg" in page
 
