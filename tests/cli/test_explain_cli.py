@@ -22,7 +22,8 @@ NOBODY = "openai:nobody@http://127.0.0.1:9/v1"  # the port that discards: nothin
 def test_explain_prints_defects_limits_and_why_to_review():
     ran = run("explain", *BASE, "--reference", GOOD)
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stdout.startswith("gravel: uncalibrated\n") and "needs review: the detector has no threshold" in ran.stdout
+    assert ran.stdout.startswith("gravel: uncalibrated\n")
+    assert "needs review: the detector has no threshold" in ran.stdout
     assert "1. " in ran.stdout and "centre: covers 18 % of the picture; darker by 26 L*" in ran.stdout
     assert "(map_uncalibrated)" in ran.stdout
 
