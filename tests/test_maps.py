@@ -1,6 +1,9 @@
+import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 
-from vlad.maps import anomaly_probability, harmonic_mean, to_size
+from vlad.maps import anomaly_probability, gaussian, harmonic_mean, smooth_map, to_size
 
 
 def test_harmonic_mean_of_one_and_a_third_is_a_half():
@@ -24,3 +27,13 @@ def test_probability_depends_on_direction_alone():
 def test_to_size_keeps_a_constant_map_and_its_corners():
     grown = to_size(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), (4, 4))[0]
     assert grown[0].tolist() == [0.0, 0.25, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("sigma", [0, 2, 8])
+@pytest.mark.parametrize("size", [(7, 7), (56, 40), (240, 240)])
+def test_smoothing_by_matrices_is_that_of_scipy(size, sigma):
+    grid = torch.rand(3, 7, 5, generator=torch.Generator().manual_seed(0))
+    slow = to_size(grid, size)
+    expected = np.stack([ndimage.gaussian_filter(one, sigma) for one in slow.numpy()]) if sigma else slow.numpy()
+    np.testing.assert_allclose(smooth_map(grid, size, sigma), expected, atol=3e-7)
+    np.testing.assert_allclose(gaussian(slow, sigma), expected, atol=6e-7)  # sums of up to 65 values, twice

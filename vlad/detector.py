@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 
 from vlad import detector_file
-from vlad.encoders.dtypes import Placed
+from vlad.encoders.dtypes import Placed, arithmetic
 from vlad.encoders.encoder import Encoder
-from vlad.fitting import learn
+from vlad.fitting import as_list, learn
 from vlad.framing import Framing
 from vlad.framing.places import places
 from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
@@ -26,6 +26,9 @@ from vlad.prompts import PromptPack, check_name
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, checked_threshold
 from vlad.version import __version__
+
+if TYPE_CHECKING:
+    from vlad.export import ExportReport
 
 logger = logging.getLogger(__name__)
 
@@ -400,7 +403,9 @@ class Detector(Placed):
             "method": self.method,
             "encoder": self.encoder.name,
             "encoder_digest": self.encoder.digest,
-            "dtype": str(self.encoder.dtype).removeprefix("torch."),
+            "dtype": self.encoder.precision,
+            "runtime": self.encoder.runtime,
+            "calibrated": self.encoder.calibrated,
             "options": self.options,
             "reading": self.reader.to_dict(),
             "framing": self.framing.to_dict(),
@@ -432,6 +437,29 @@ class Detector(Placed):
 
         return share.push(self, repo, private)
 
+    def export(self, path: str | os.PathLike[str], *, pictures: Any = None, tolerance: float = 1e-4) -> "ExportReport":
+        """Writes the whole detector as one .onnx file, which runs without torch; examples/run_exported.py runs it.
+
+        Args:
+            path: of the file, replaced where it is there.
+            pictures: what the graph is compared with torch on, as `fit` takes them; None takes drawn ones.
+            tolerance: of the score, and of the map as a part of its range.
+
+        Raises:
+            TypeError: the method, or one of its options, is none that a graph can hold.
+            ValueError: the path does not end in .onnx, or the encoder does not compute in float32 on the CPU.
+            RuntimeError: the graph could not be made, or differs by more than the tolerance; nothing is then written.
+            ModuleNotFoundError: the extra `export` is not installed.
+        """
+        from vlad.export import export
+
+        self._ready(1)
+        given = None
+        if pictures is not None:
+            remarks = Remarks()
+            given = [self.reader.read(one, remarks) for one in as_list(pictures, self.reader, remarks)]
+        return export(self, Path(path).expanduser(), given, tolerance)
+
     @classmethod
     def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
         """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
@@ -441,6 +469,14 @@ class Detector(Placed):
         made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
         detector = cls(scorer, Reader.from_dict(header["reading"]))
         detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"], normals)
+        before = arithmetic(header["dtype"], header["runtime"], header["calibrated"])
+        if (made[0] or header["threshold"] is not None) and before != scorer.encoder.arithmetic:
+            logger.warning(
+                "other arithmetic gives other scores: the thresholds from %s are dropped, fit again in %s",
+                before,
+                scorer.encoder.arithmetic,
+            )
+            detector._judge = Judge(scorer)
         return detector
 
 

@@ -27,6 +27,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "encoder": (str,),
     "encoder_digest": (str,),
     "dtype": (str,),
+    "runtime": (str,),
+    "calibrated": (str, type(None)),
     "options": (dict,),
     "reading": (dict,),
     "framing": (dict,),
@@ -81,7 +83,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is not a readable .safetensors file ({error})") from error
     written = header
     if isinstance(header, dict):
-        header = {"trained_on": [], "reading": {}, "framing": {}, "normals": {}, **header}  # older files do not say
+        missing: dict[str, Any] = {"runtime": "torch", "calibrated": None}
+        missing |= {"trained_on": [], "reading": {}, "framing": {}, "normals": {}}
+        header = {**missing, **header}  # older files do not say
     if header is None:
         raise ValueError(f"{path} is a .safetensors file, but no detector: it was not written by Detector.save")
     if problem := _problem(header, tensors, written):

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from numbers import Real
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,8 +90,8 @@ def rescaled_together(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def smooth_map(grid: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """[B, *size] from [B, rows, columns]: bilinear, then `gaussian`."""
-    return gaussian(to_size(grid, size), sigma)
+    """[B, *size] from [B, rows, columns]: bilinear, then `gaussian`, as one matrix for each of the two directions."""
+    return _spread(grid, size, sigma)
 
 
 def checked_sigma(sigma: float) -> float:
@@ -103,12 +103,27 @@ def checked_sigma(sigma: float) -> float:
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:
     """[B, h, w] smoothed with a gaussian of sigma px, cut at 4 sigma, mirrored border; 0 leaves them as they are."""
+    return _spread(maps, (maps.shape[-2], maps.shape[-1]), sigma) if sigma else maps
+
+
+def _spread(maps: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    down, across = (
+        _weights(*lengths, sigma).to(maps.device) for lengths in zip(maps.shape[-2:], size, strict=True)
+    )  # [h, rows], [w, columns]
+    return down @ maps.detach().float() @ across.T
+
+
+@lru_cache(64)
+def _weights(known: int, length: int, sigma: float) -> Tensor:
+    """[length, known]: what each of `known` values in a row adds to each place of a row that is enlarged and smoothed.
+
+    Smoothing and enlarging are linear, so what scipy makes of every unit vector says all of it.
+    """
     from scipy import ndimage
 
-    if not sigma:
-        return maps
-    smooth = [ndimage.gaussian_filter(one, sigma) for one in maps.detach().float().cpu().numpy()]
-    return torch.from_numpy(np.stack(smooth)).to(maps.device)
+    unit = torch.eye(known, dtype=torch.float64)[None]  # [1, known, known]
+    larger = F.interpolate(unit, length, mode="linear", align_corners=False)[0].T.numpy()  # [length, known]
+    return torch.from_numpy(ndimage.gaussian_filter1d(larger, sigma, axis=0) if sigma else larger).float()
 
 
 def enlarge(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -164,6 +164,10 @@ def test_cpus_without_native_bfloat16_get_float32(monkeypatch):
     assert fastest_safe_dtype(torch.device("cpu")) == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert fastest_safe_dtype(torch.device("cpu")) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "cpu_name": "Intel Xeon"})
+    assert fastest_safe_dtype(torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "cpu_name": "Intel Xeon"})
+    assert fastest_safe_dtype(torch.device("cpu")) == torch.bfloat16
 
 
 @torch.no_grad()

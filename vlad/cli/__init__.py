@@ -17,6 +17,7 @@ from vlad.cli import (
     eval_video,
     evaluate,
     explain,
+    export,
     fetch,
     fit,
     lists,
@@ -41,6 +42,7 @@ evaluate.eval_app.command("video")(eval_video.eval_video)
 app.add_typer(evaluate.eval_app, name="eval", help="Measure detectors on labelled pictures.")
 app.command("eval-explain")(eval_explain.eval_explain)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("list")(lists.list_)
 app.add_typer(datasets.datasets_app, name="datasets", help="Labelled pictures.")

@@ -35,7 +35,7 @@ Split = Annotated[
 Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resized to this square.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]
-Dtype = Annotated[str | None, typer.Option(help='"float32" or "bfloat16". [default: the fastest safe one]')]
+Dtype = Annotated[str | None, typer.Option(help='"float32", "bfloat16" or "int8". [default: the fastest safe one]')]
 Bits = Annotated[
     int | None, typer.Option(min=8, max=16, help="Depth of the camera, where 16-bit pictures hold less: 10, 12, ...")
 ]

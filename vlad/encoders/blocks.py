@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlad.encoders.int8 import linear
+
 LONG = 512  # tokens of a sequence from which on attention gains more than a copy of its rows costs
 
 
@@ -54,12 +56,12 @@ def self_attended(module: Any, tokens: Tensor, sources: str = "v") -> Tensor:
     weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, tokens.shape[-1]
     rows = module.ln_1(tokens.flatten(0, 1)).to(weight.dtype)
     third = {part: slice(number * C, (number + 1) * C) for number, part in enumerate("qkv")}
-    parts = {part: F.linear(rows, weight[third[part]], bias[third[part]]) for part in {*sources, "v"}}
+    parts = {part: linear(rows, weight[third[part]], bias[third[part]]) for part in {*sources, "v"}}
     return _summed(module, parts, tokens, sources)
 
 
 def _summed(module: Any, parts: dict[str, Tensor], tokens: Tensor, sources: str) -> Tensor:
-    heads = {part: _heads(parts[part], len(tokens), module.attn.num_heads) for part in {*sources, "v"}}
+    heads = {part: _heads(parts[part], tokens.shape[1], module.attn.num_heads) for part in {*sources, "v"}}
     found = [F.scaled_dot_product_attention(heads[one], heads[one], heads["v"]) for one in sources]
     mixed = sum(found[1:], found[0]).transpose(1, 2).reshape_as(parts["v"])
     return module.attn.out_proj(mixed).view_as(tokens).to(tokens.dtype)
@@ -83,10 +85,10 @@ def _projected(module: Any, groups: list[Tensor], kept: list[Tensor]) -> tuple[T
     weight, bias, C = module.attn.in_proj_weight, module.attn.in_proj_bias, groups[0].shape[-1]
     rows = module.ln_1(_pack(groups)).to(weight.dtype)
     if kept is groups:
-        query, key, value = F.linear(rows, weight, bias).chunk(3, -1)
+        query, key, value = linear(rows, weight, bias).chunk(3, -1)
     else:
-        query = F.linear(module.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
-        key, value = F.linear(rows, weight[C:], bias[C:]).chunk(2, -1)
+        query = linear(module.ln_1(_pack(kept)).to(weight.dtype), weight[:C], bias[:C])
+        key, value = linear(rows, weight[C:], bias[C:]).chunk(2, -1)
     return query, key, value
 
 
@@ -112,18 +114,19 @@ def _attend(
     for group, queried in zip(groups, kept, strict=True):
         q_count, k_count = queried.shape[0] * queried.shape[1], group.shape[0] * group.shape[1]
         q, k, v = (
-            _heads(x, len(group), heads)
-            for x in (query[asked : asked + q_count], key[seen : seen + k_count], value[seen : seen + k_count])
+            _heads(query[asked : asked + q_count], queried.shape[1], heads),
+            _heads(key[seen : seen + k_count], group.shape[1], heads),
+            _heads(value[seen : seen + k_count], group.shape[1], heads),
         )
         mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(q_count, -1))
         asked, seen = asked + q_count, seen + k_count
     return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
-def _heads(rows: Tensor, count: int, heads: int) -> Tensor:
-    """[B, heads, T, C / heads] of rows [B * T, C] of B sequences; of long ones a head's rows are brought together."""
-    apart = rows.view(count, -1, heads, rows.shape[-1] // heads).transpose(1, 2)
-    return apart.contiguous() if apart.shape[2] >= LONG else apart
+def _heads(rows: Tensor, length: int, heads: int) -> Tensor:
+    """[B, heads, T, C / heads] of rows [B * T, C], T is `length`; of long ones a head's rows are brought together."""
+    apart = rows.reshape(-1, length, heads, rows.shape[-1] // heads).transpose(1, 2)
+    return apart if torch.compiler.is_exporting() or length < LONG else apart.contiguous()
 
 
 def resample_positions(table: Tensor, native: tuple[int, int], grid: tuple[int, int], mode: str) -> Tensor:

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlad.encoders.dtypes import INT8
 from vlad.encoders.encoder import Encoder, Features
 from vlad.encoders.fetching import WeightsError, require_repository
+from vlad.encoders.int8 import quantise
 from vlad.encoders.sharing import once
 from vlad.encoders.weights import digest_of
 
@@ -50,6 +52,7 @@ class DinoEncoder(Encoder):
 
     reads_text = False
     walks = False
+    in_int8 = True
 
     def __init__(self, model: Any, name: str, device: Any = None, dtype: Any = None):
         """`model` is a transformers Dinov2Model or one with registers; errors as in `Encoder.load`."""
@@ -61,6 +64,8 @@ class DinoEncoder(Encoder):
         self.resolution = min(config.image_size, RESOLUTION) // self.patch_size * self.patch_size
         self.depth, self.width, self.embed_dim = config.num_hidden_layers, config.hidden_size, config.hidden_size
         self.norm, self.projection = self.model.layernorm, torch.eye(self.width, device=self.device)
+        if self.precision == INT8:
+            quantise(self.model.encoder)
         self.skipped = 1 + getattr(config, "num_register_tokens", 0)
 
     @once
@@ -86,7 +91,7 @@ class DinoEncoder(Encoder):
 
     def walked(self, pixels: Tensor, last: int) -> list[Tensor]:
         """[B, special + N, C] before the first block and after each up to the last, with "offset" positions."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.mixed():
             states = [self._embedded(pixels)]
             for block in self.model.encoder.layer[:last]:
                 after = block(states[-1])
@@ -149,7 +154,7 @@ class DinoEncoder(Encoder):
     @once
     def _states(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """[B, special + N, C] before the first block and after each, without the final norm."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.mixed():
             return self.model(pixels, output_hidden_states=True).hidden_states
 
 

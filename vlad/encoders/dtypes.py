@@ -4,6 +4,9 @@ from typing import Any, NoReturn
 
 import torch
 
+INT8 = "int8"
+KNOWN = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+
 
 class Placed:
     """What stays on the device and in the arithmetic that it was loaded with: a tower may serve many at once."""
@@ -19,26 +22,38 @@ class Placed:
 
 
 def fastest_safe_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where matrix products of it are native (GPU, CPU with AVX-512 BF16 or AMX), else float32.
+    """bfloat16 where matrix products of it are faster (GPU, CPU with AMX, AMD's with AVX-512 BF16), else float32.
 
-    Without native support bfloat16 is emulated and several times slower than float32.
+    Without native support bfloat16 is emulated and several times slower than float32. Intel's AVX-512 BF16 without AMX
+    is native and slower still: a pass of ViT-B-16-plus-240 takes 1.5 to 1.7 times as long (tests/bench/bench_int8.py).
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
         able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+        wide = able.get("avx512_bf16") and "intel" not in str(able.get("cpu_name")).lower()
+        return torch.bfloat16 if wide or able.get("amx_bf16") else torch.float32
     return torch.float32
 
 
 def checked_dtype(given: Any) -> torch.dtype | None:
     """The torch dtype of a name, a dtype or None; ValueError at any other."""
     dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if given is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if given is not None and dtype not in KNOWN:
         raise ValueError(
-            f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16' or None (the fastest safe one)"
+            f"dtype is {given!r}; expected 'float32', 'bfloat16', 'float16', 'int8' or None (the fastest safe one)"
         )
     return dtype
+
+
+def arithmetic(dtype: str, runtime: str, calibrated: str | None) -> str:
+    """What scores, and so thresholds, belong to, in words; float32 gives the same ones on every runtime.
+
+    `calibrated` is a digest of the pictures that a runtime took its ranges from.
+    """
+    if dtype == "float32":
+        return dtype
+    return f"{dtype} on {runtime}" + (f", calibrated on {calibrated[:8]}" if calibrated else "")
 
 
 def checked_device(given: Any) -> torch.device:
@@ -50,3 +65,8 @@ def checked_device(given: Any) -> torch.device:
     if str(given) not in here:
         raise ValueError(f"device is {str(given)!r}; on this machine there is {', '.join(map(repr, here))}")
     return torch.device(given)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")

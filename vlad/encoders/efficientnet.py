@@ -103,7 +103,7 @@ class EfficientNet(Encoder):
         steps = [lambda x: self.model.bn1(self.model.conv_stem(x)), *self.model.blocks]
         steps.append(lambda x: self.model.bn2(self.model.conv_head(x)))
         found, features = {}, pixels
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.mixed():
             for layer, step in enumerate(steps[: max(layers)], 1):
                 features = step(features)
                 if layer in layers:

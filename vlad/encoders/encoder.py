@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vlad.encoders.dtypes import Placed, checked_device, checked_dtype, fastest_safe_dtype
+from vlad.encoders.dtypes import INT8, Placed, arithmetic, checked_device, checked_dtype, fastest_safe_dtype, name_of
+from vlad.encoders.int8 import check_int8
 from vlad.encoders.sharing import Passes, once
 
 # How a name begins -> the file that loads it; all others are CLIPs.
@@ -27,6 +28,9 @@ FAMILIES = {
     "efficientnet:": "vlad.encoders.efficientnet",
 }
 CLIP = "vlad.encoders.clip"
+
+TORCH = "torch"
+RUNTIMES = (TORCH, "openvino")
 
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
 
@@ -74,13 +78,22 @@ class Encoder(Placed):
         dense_path: "ordinary" where patch tokens of the last block align with text, "value" where a value path does.
         norm: the last layer norm, of [..., C] tokens; `projection`: [C, D] into the space of pictures and words.
         mean, std: [1, 3, 1, 1] of the colour channels.
-        device, dtype: where it runs, and the arithmetic of the blocks; all else is float32.
+        device, dtype: where it runs, and the arithmetic of the blocks; all else is float32. For int8 it is bfloat16,
+            which says how coarse its tokens are.
+        precision: the name of the blocks' arithmetic, "float32", "bfloat16", "float16" or "int8". Thresholds belong to
+            one: other arithmetic gives other scores.
+        runtime: what computes the blocks, "torch" or "openvino".
+        calibrated: a digest of the pictures that the runtime took its ranges from, where it needs such.
+        in_int8: whether its blocks can compute in int8.
     """
 
     reads_text: ClassVar[bool] = True
     walks: ClassVar[bool] = True
+    in_int8: ClassVar[bool] = False
     resampling: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
 
+    runtime: str
+    calibrated: str | None = None
     digest: str
     resolution: int
     patch_size: int
@@ -97,17 +110,28 @@ class Encoder(Placed):
     temperature: float
     tokenizer: Callable[[list[str]], Tensor]
 
-    def __init__(self, name: str, mean: Sequence[float], std: Sequence[float], device: Any, dtype: Any):
+    def __init__(
+        self, name: str, mean: Sequence[float], std: Sequence[float], device: Any, dtype: Any, runtime: str = "torch"
+    ):
         self.name = name
         self.device = checked_device(device)
-        self.dtype = checked_dtype(dtype) or fastest_safe_dtype(self.device)
+        asked = checked_dtype(dtype) or fastest_safe_dtype(self.device)
+        self.precision, self.dtype = name_of(asked), asked
+        self.runtime = runtime
+        if self.precision == INT8:
+            self._check_int8()
+            self.dtype = torch.bfloat16
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.passes = Passes()
 
     @staticmethod
     def load(
-        name: str = "tiny", device: str | None = None, dtype: Any = None, activation: str | None = None
+        name: str = "tiny",
+        device: str | None = None,
+        dtype: Any = None,
+        activation: str | None = None,
+        runtime: str = "torch",
     ) -> "Encoder":
         """The encoder of that name.
 
@@ -116,22 +140,33 @@ class Encoder(Placed):
                 "<model>/random:<seed>" (untrained; warns), or, for pictures alone, "dino:<size, folder or repo>",
                 "efficientnet:<file>" or "radio:<file, folder or hf-hub:repo>".
             device: torch device; None takes a GPU where there is one.
-            dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16); None takes the fastest safe one.
+            dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16, "int8" on a CPU); None takes the
+                fastest safe one, which is never int8.
             activation: "gelu" or "quickgelu" instead of the model's own; some published adapters depend on it.
+            runtime: what computes the blocks, "torch" or, of a CLIP on a CPU, "openvino" (extra `openvino`).
 
         Raises:
-            ValueError: unknown name, dtype or activation, or a device that is not here.
+            ValueError: unknown name, dtype, activation or runtime, or a device that is not here.
+            TypeError: a runtime that this tower does not run on.
+            ModuleNotFoundError: the runtime is not installed.
             FileNotFoundError: a local file or folder is missing.
             vlad.WeightsError: the weights are not here and cannot be fetched.
         """
         checked_dtype(dtype)  # wrong ones are refused before seconds of loading
         checked_device(device)
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime is {runtime!r}; expected one of {', '.join(RUNTIMES)}")
         family = next((file for start, file in FAMILIES.items() if name.startswith(start)), CLIP)
-        return import_module(family).load(name, device, dtype, activation)
+        load = import_module(family).load
+        if family == CLIP:
+            return load(name, device, dtype, activation, runtime)
+        if runtime != TORCH:
+            raise TypeError(f"runtime={runtime!r} computes the blocks of CLIPs, and {name!r} is none; leave it out")
+        return load(name, device, dtype, activation)
 
     def __repr__(self) -> str:
         size = f"{self.resolution} px, {self.depth} blocks of width {self.width}"
-        return f"Encoder({self.name!r}, {size}, {self.device}, {self.dtype})"
+        return f"Encoder({self.name!r}, {size}, {self.device}, {self.precision})"
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self  # frozen, and large: the copy of a detector works with the very encoder that the detector has
@@ -140,7 +175,30 @@ class Encoder(Placed):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _loaded_again, (self.digest, self.name, str(self.device), self.dtype, self.asked_activation)
+        further = self.runtime, self.calibrated
+        return _loaded_again, (self.digest, self.name, str(self.device), self.precision, self.asked_activation) + further
+
+    def mixed(self) -> AbstractContextManager[Any]:
+        """Within it torch's own layers compute in `dtype` where that is coarser than float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.precision in ("bfloat16", "float16"))
+
+    def _check_int8(self) -> None:
+        """ValueError where this tower, device or torch cannot compute in int8."""
+        if not self.in_int8:
+            raise ValueError(f"{self.name} does not compute in int8; take dtype='bfloat16' or 'float32'")
+        if self.runtime == TORCH:
+            check_int8(self.device)
+
+    def calibrate(self, pictures: Sequence[np.ndarray]) -> None:
+        """Has a runtime that needs such take its ranges from uint8 pictures [H, W, 3]; does nothing elsewhere."""
+
+    def recall(self, calibrated: str | None) -> None:
+        """Has it take again the ranges with this digest, where they are in the cache."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What scores, and so thresholds, belong to, in words."""
+        return arithmetic(self.precision, self.runtime, self.calibrated)
 
     asked_activation: str | None = None  # as given to `load`; None is the model's own
 
@@ -165,7 +223,11 @@ class Encoder(Placed):
         for side in size:
             self.check_side(side)
         whole = None if like is None else self._as_floats([like])
-        return (self.levelled(self.in_colours(pictures, size), whole) - self.mean) / self.std
+        return self.normalised(self.in_colours(pictures, size), whole)
+
+    def normalised(self, pixels: Tensor, whole: Tensor | None = None) -> Tensor:
+        """Pixels [B, 3, h, w] in [0, 1] as the tower wants them, levelled as `whole` [1, 3, H, W] would be, if given."""
+        return (self.levelled(pixels, whole) - self.mean) / self.std
 
     def in_colours(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
         """[B, 3, h, w] in [0, 1]: the pictures resized."""
@@ -391,9 +453,18 @@ def may_be_named(name: str) -> bool:
     return NAMED.fullmatch(name) is not None
 
 
-def _loaded_again(digest: str, name: str, device: str, dtype: torch.dtype, activation: str | None) -> Encoder:
+def _loaded_again(
+    digest: str,
+    name: str,
+    device: str,
+    dtype: str,
+    activation: str | None,
+    runtime: str = TORCH,
+    calibrated: str | None = None,
+) -> Encoder:
     """What unpickling calls."""
-    encoder = Encoder.load(name, device, dtype, activation)
+    encoder = Encoder.load(name, device, dtype, activation, runtime)
+    encoder.recall(calibrated)
     if encoder.digest != digest:
         raise ValueError(
             f"the pickled encoder {name!r} had other weights (digest {digest[:12]}) than that name has here "

@@ -111,7 +111,7 @@ class Radio(Encoder):
     ) -> list[Tensor]:
         """[B, 8 + N, C] float32 after each block; `weights` of a layer (from 1) stand in the place of its own."""
         found: list[Tensor] = []
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.mixed():
             tokens = self.embed(pixels, positions)
             for layer, block in enumerate(self.model.blocks, 1):
                 tokens = functional_call(block, dict(weights[layer]), tokens) if layer in weights else block(tokens)

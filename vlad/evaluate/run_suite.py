@@ -164,7 +164,7 @@ class SharedEncoders:
         key = name, dtype or self.dtype
         if key not in self.encoders:
             tower = load_encoder(name, self.device, key[1])
-            self.encoders |= {key: tower, (name, str(tower.dtype).removeprefix("torch.")): tower}
+            self.encoders |= {key: tower, (name, tower.precision): tower}
         return self.encoders[key]
 
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:

@@ -66,7 +66,7 @@ def _detector(detector: Detector | Guest, plan: Plan, leaks: list[str]) -> dict[
             "setting": setting_of(detector, plan.shots),
             "trained_on": list(detector.trained_on),
             "leaks": leaks,
-            **dict.fromkeys(("encoder", "digest", "device", "dtype", "prompts", "pack", "resolution")),
+            **dict.fromkeys(("encoder", "digest", "device", "dtype", "runtime", "prompts", "pack", "resolution")),
             "options": {},
         }
     encoder, pack = detector.encoder, detector.pack
@@ -79,7 +79,8 @@ def _detector(detector: Detector | Guest, plan: Plan, leaks: list[str]) -> dict[
         "encoder": encoder.name,
         "digest": encoder.digest,
         "device": device_name(encoder.device),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "dtype": encoder.precision,
+        "runtime": encoder.runtime,
         "prompts": prompts,
         "pack": pack.to_dict() if pack else None,
         **({"words": detector.name} if keeps_words(detector, plan) and prompts else {}),

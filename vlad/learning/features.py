@@ -48,7 +48,7 @@ class FeatureCache:
     def __init__(self, scorer: LearnedScorer, items: Sequence[Item]):
         self.scorer, self.items, self.side = scorer, items, scorer.resolution
         options = {key: value for key, value in scorer.options.items() if key != "stage"}
-        facts = [FORMAT, scorer.encoder.digest, str(scorer.encoder.dtype), scorer.method, options]
+        facts = [FORMAT, scorer.encoder.digest, scorer.encoder.arithmetic, scorer.method, options]
         key = json.dumps([*facts, [item.key for item in items]], sort_keys=True)
         self.folder = cache_dir() / "features" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.arrays: list[Any] = []

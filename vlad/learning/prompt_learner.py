@@ -130,6 +130,8 @@ class Kept(Generic[Made]):
         """What `make` gives, or gave; where gradients are asked for it is made anew."""
         if torch.is_grad_enabled():
             return make()
+        if torch.compiler.is_exporting() and self.now is not None:
+            return self.now[2]
         own, kept = list(parameters), self.now
         sums = torch.stack([one.sum() for one in own]).tolist()
         written = [(one.data_ptr(), one._version, total) for one, total in zip(own, sums, strict=True)]

@@ -215,7 +215,7 @@ class Run:
 
     def _fingerprint(self) -> str:
         scorer = self.scorer
-        facts = [self.plan.to_dict(), scorer.options, scorer.encoder.digest, str(scorer.encoder.dtype)]
+        facts = [self.plan.to_dict(), scorer.options, scorer.encoder.digest, scorer.encoder.precision]
         keys = [item.key for item in (*self.data.items, *self.data.normals)]
         return hashlib.sha256(json.dumps([facts, keys], sort_keys=True).encode()).hexdigest()
 

@@ -15,6 +15,7 @@ import torch
 
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
+from vlad.encoders.dtypes import INT8
 from vlad.encoders.encoder import Encoder
 from vlad.learning import recipes
 from vlad.learning.data import TrainingSet, gather, gather_normals
@@ -72,6 +73,8 @@ def train(
         found = gather(given, plan.pictures, plan.seed, plan.split, kind.learns_from_labels)
     plan = replace(plan, data=found.sources)
     tower = load_encoder(encoder or plan.encoder, device, dtype)
+    if tower.precision == INT8:
+        raise ValueError("int8 has no gradients and rounds what is learned from; train in 'bfloat16' or 'float32'")
     return Detector(_learned(kind, plan, found, tower, out, progress, store_every).eval())
 
 

@@ -240,7 +240,7 @@ class Memory(nn.Module):
         """
         if self.excluded is None or self.share == 1 or self.condensed:
             without = None if self.excluded is None else self.excluded.repeat_interleave(tokens.shape[1])
-            return self._search(tokens.flatten(0, 1), self.rows, k, self.owners, without).view(tokens.shape[:2])
+            return self._search(tokens.flatten(0, 1), self.rows, k, self.owners, without).view(-1, tokens.shape[1])
         found = []
         for position, one in enumerate(tokens):
             found.append(self._search(one, self.rows_for(position), k))
@@ -248,6 +248,11 @@ class Memory(nn.Module):
 
     def closest(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Distances [B, P] and the rows [B, P, C] they lead to, float32, of the row closest to each of [B, P, C]."""
+        if self.excluded is None:
+            how: dict[str, Any] = {"metric": self.metric, "arithmetic": self._arithmetic()}
+            distance, index = nearest(tokens.flatten(0, 1), self.rows, **how)
+            shape = (-1, tokens.shape[1])
+            return distance[:, 0].unflatten(0, shape), self.rows[index[:, 0]].float().unflatten(0, shape)
         distances, found = [], []
         for position, one in enumerate(tokens):
             rows = self.rows_for(position)

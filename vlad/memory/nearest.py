@@ -49,6 +49,10 @@ def nearest(
         ValueError: an unknown metric, an empty memory, other widths than the memory's, or no row left to a query.
     """
     _check(queries, memory, k, metric)
+    if torch.compiler.is_exporting():  # the number of queries is not known there: no chunks
+        asked = scaled(queries, metric)
+        found = _closest(asked, scaled(memory, metric), min(k, len(memory)), metric, torch.float32, None, None)[1]
+        return _measured_once(asked, memory, found, metric)
     k = min(k, _askable(memory, owners, without))
     queries = F.normalize(queries.float(), dim=-1) if metric == "cosine" else queries.float()
     M, C = memory.shape
@@ -120,10 +124,16 @@ def _closest(
 
 def _measured(queries: Tensor, memory: Tensor, index: Tensor, metric: str, at_once: int) -> tuple[Tensor, Tensor]:
     """The distances themselves, as lengths of differences, in ascending order."""
-    parts = []
-    for asked, numbers in zip(queries.split(at_once), index.split(at_once), strict=True):
-        parts.append((scaled(memory[numbers], metric) - asked[:, None]).square().sum(-1))  # [q, k]
-    squared = torch.cat(parts) if parts else queries.new_zeros(index.shape)
+    parts = [
+        _measured_once(asked, memory, numbers, metric)
+        for asked, numbers in zip(queries.split(at_once), index.split(at_once), strict=True)
+    ]
+    distances, numbers = zip(*parts, strict=True)
+    return torch.cat(distances), torch.cat(numbers)
+
+
+def _measured_once(queries: Tensor, memory: Tensor, index: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    squared = (scaled(memory[index], metric) - queries[:, None]).square().sum(-1)  # [q, k]
     distance = {"cosine": squared / 2, "euclidean": squared.sqrt(), "squared": squared}[metric]
     distance, order = distance.sort(1)
     return distance, index.gather(1, order)

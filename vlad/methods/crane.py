@@ -111,7 +111,7 @@ class Crane(LearnedScorer):
                 f"wide, embeddings {encoder.embed_dim}: leave it out, or take {self.official_encoder!r} or 'tiny'"
             )
         if isinstance(dino, str):
-            dino = Encoder.load(dino, str(encoder.device), encoder.dtype)
+            dino = Encoder.load(dino, str(encoder.device), encoder.precision)
         # past nn.Module's books, as the encoder is
         object.__setattr__(self, "dino", dino)
         with torch.random.fork_rng(devices=[]):  # follows the global seed, and leaves the global state alone
