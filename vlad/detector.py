@@ -476,7 +476,7 @@ class Detector(Placed):
                 before,
                 scorer.encoder.arithmetic,
             )
-            detector._judge = Judge(scorer)
+            detector._judge = Judge(scorer, normals=normals)
         return detector
 
 

@@ -64,6 +64,8 @@ def learn(
         raise ValueError("a false-alarm rate and anomalous pictures each give a threshold; give one of the two")
     earlier = dict(zip(scorer.references, before.pictures, strict=True)) if before else {}
     normals = Normals(images, scorer, reader, earlier=earlier)
+    if scorer.encoder.uncalibrated:
+        scorer.encoder.calibrate(normals.read(image) for image in normals.images)
     with ExitStack() as stack:
         if len(normals.images) * scorer.framing.looks[-1] ** 2 <= SHARED:
             stack.enter_context(scorer.encoder.sharing())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlad import detector_file
 from vlad.detector import Detector
@@ -14,13 +14,23 @@ from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.encoders.fetching import from_hub
+from vlad.fitting import as_list
 from vlad.framing import OPTIONS as FRAMINGS
 from vlad.framing import framing
+from vlad.images import Remarks
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers, towers_of
 
 HUB, HUB_FILE = "hf-hub:", "detector.safetensors"  # what `push_to_hub` writes
+
+
+class Arithmetic(NamedTuple):
+    """Where and in which arithmetic an encoder that is given by name computes."""
+
+    device: str | None
+    dtype: Any
+    runtime: str | None
 
 
 def load(
@@ -35,6 +45,8 @@ def load(
     bits: int | None = None,
     channels: str | None = None,
     pages: str | None = None,
+    runtime: str | None = None,
+    calibration: Any = None,
     **options: Any,
 ) -> Detector:
     """A detector: of a method by its name, or one that `save` wrote.
@@ -52,6 +64,10 @@ def load(
         device, dtype: of an encoder given by name; see `Encoder.load`.
         bits, channels, pages: how pictures are read, see `vlad.images.Reader`; kept by `save`. None is what the file
             records, else full range, "RGB" and "first".
+        runtime: of an encoder given by name, what computes its blocks: "torch" or "openvino"; None is what a file
+            records, else "torch". See `Encoder.load`.
+        calibration: pictures, or a folder of them, from which dtype="int8" with runtime="openvino" takes its ranges,
+            never any that will be judged; None leaves that to `fit`.
         options: the method's own keywords; each method has `resolution`, the side of the square it resizes pictures to,
             and those of `vlad.framing.framing`: `roi` and `ignore` say what counts of every picture, `tiles` and others
             how closely it is looked at. Of a file only `ignore` may be given anew.
@@ -67,23 +83,28 @@ def load(
     words = "ignore" in own and _are_words(options.get("ignore"))
     closer = {key: options.pop(key) for key in FRAMINGS if key in options and not (words and key == "ignore")}
     closer = {key: value for key, value in closer.items() if value is not None}
+    how = Arithmetic(device, dtype, runtime)
     if given.startswith(HUB):
         given = str(shared(given))
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
         ignore = closer.pop("ignore", None)
-        detector = _load_file(Path(given).expanduser(), encoder, device, dtype, options, list(closer))
+        detector = _load_file(Path(given).expanduser(), encoder, how, options, list(closer))
         if ignore is not None:
             detector.ignore = ignore
     else:
         frame = framing(**closer)
-        detector = Detector(_made(given, encoder, adapter, device, dtype, prompts is not None, options))
+        detector = Detector(_made(given, encoder, adapter, how, prompts is not None, options))
         if prompts is not None:
             detector.take_pack(prompts)
         detector.scorer.frame(frame)
     asked: dict[str, Any] = {"bits": bits, "channels": channels, "pages": pages}
     detector.reader = replace(detector.reader, **{key: value for key, value in asked.items() if value is not None})
     detector.scorer.to(detector.encoder.device)
+    if calibration is not None:
+        remarks = Remarks()
+        good = as_list(calibration, detector.reader, remarks)
+        detector.encoder.calibrate(detector.reader.read(one, remarks) for one in good)
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)
     return detector
@@ -103,8 +124,7 @@ def _made(
     method: str,
     encoder: str | Encoder | None,
     adapter: str | os.PathLike[str] | None,
-    device: str | None,
-    dtype: Any,
+    how: Arithmetic,
     has_prompts: bool,
     options: Mapping[str, Any],
 ) -> Scorer:
@@ -116,9 +136,9 @@ def _made(
     if issubclass(kind, LearnedScorer):
         file = None if adapter is None else located(Path(adapter))
         tower = own_encoder(kind, file) if encoder is None else encoder
-        return with_adapter(kind, load_encoder(tower, device, dtype), file, options)
+        return with_adapter(kind, load_encoder(tower, *how), file, options)
     _refuse_adapter(method, adapter)
-    return kind(load_encoder(encoder, device, dtype), **options)
+    return kind(load_encoder(encoder, *how), **options)
 
 
 def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
@@ -149,8 +169,7 @@ def _are_words(ignore: Any) -> bool:
 def _load_file(
     path: Path,
     encoder: str | Encoder | None,
-    device: str | None,
-    dtype: Any,
+    how: Arithmetic,
     options: Mapping[str, Any],
     framed: Sequence[str],
 ) -> Detector:
@@ -169,7 +188,9 @@ def _load_file(
         )
     if not isinstance(encoder, Encoder):
         recorded = header["encoder"] if encoder is None else encoder
-        encoder = load_encoder(recorded, device, dtype or header["dtype"])
+        given = how._replace(dtype=how.dtype or header["dtype"], runtime=how.runtime or header["runtime"])
+        encoder = load_encoder(recorded, *given)
+        encoder.recall(header["calibrated"])
     if encoder.digest != header["encoder_digest"]:
         raise ValueError(
             f"{path.name} was made with other weights than encoder {encoder.name!r} has: it names "

@@ -5,10 +5,12 @@ once, and so that what is done to pictures before a method sees them has one pla
 """
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +30,8 @@ from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
 
 BATCH_PIXELS = LARGE  # H * W of the pictures of one batch, and at most as many more: 150 MB
+DECODERS = 4  # files decoded at once, where they are small: all of them AT_ONCE_PIXELS at most
+AT_ONCE_PIXELS = 16_000_000  # H * W, together
 
 
 class Reading(NamedTuple):
@@ -225,16 +229,35 @@ def read_ahead(
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    pending = (reading_of(image, reader, remarks, scorer) for image in reader.pictures(images))
+    read = partial(reading_of, reader=reader, remarks=remarks, scorer=scorer)
     if not prefetch:
+        pending = map(read, reader.pictures(images))
         while batch := _batch(pending, batch_size):
             yield batch
         return
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(DECODERS) as pool, ThreadPoolExecutor(1) as thread:
+        pending = _several_at_once(reader.pictures(images), read, pool)
         ahead = thread.submit(_batch, pending, batch_size)
         while batch := ahead.result():
             ahead = thread.submit(_batch, pending, batch_size)
             yield batch
+
+
+def _several_at_once(
+    images: Iterable[Any], read: Callable[[Any], Reading], pool: ThreadPoolExecutor
+) -> Iterator[Reading]:
+    """The pictures in order, files decoded a few at once as long as the one before was small; all else when pulled."""
+    started: deque[Future[Reading]] = deque()
+    at_once = 1
+    for image in images:
+        started.append(pool.submit(read, image))
+        if path_of(image) is None:
+            started[-1].exception()  # read before the next is pulled
+        while len(started) >= at_once:
+            yield (one := started.popleft().result())
+            pixels = 0 if one.picture is None else one.picture.size // 3
+            at_once = DECODERS if pixels * DECODERS <= AT_ONCE_PIXELS else 1
+    yield from (one.result() for one in started)
 
 
 def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:

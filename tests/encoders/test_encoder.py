@@ -137,8 +137,8 @@ def test_wrong_calls_say_what_is_allowed(small_encoder, pixels, golden_weights):
         small_encoder(pixels, layers=(25,))
     with pytest.raises(ValueError, match="expected one of bicubic-antialias"):
         small_encoder.embed(pixels, positions="nearest")
-    with pytest.raises(ValueError, match="dtype is 'int8'; expected 'float32'"):
-        Encoder.load("tiny", dtype="int8")
+    with pytest.raises(ValueError, match="dtype is 'int4'; expected 'float32'"):
+        Encoder.load("tiny", dtype="int4")
 
 
 def test_activation_is_selectable_and_makes_another_encoder(small_folder, small_encoder, pixels):

@@ -70,7 +70,8 @@ def fitted(encoder, normals, **options):
 
 def unsquashed(values, detector):
     """The authors' numbers again: v is the variance of normal tokens."""
-    v = float(detector.scorer.memory.made(detector.scorer.space_of, 1)[0].total)
+    memory = detector.scorer.memory
+    v = float(detector.scorer.space_of(memory.rows).total)
     return v * values / (1 - values)
 
 

@@ -36,6 +36,13 @@ Resolution = Annotated[int | None, typer.Option(min=1, help="Pictures are resize
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures computed at once; results stay the same.")]
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", ... [default: the best one here]')]
 Dtype = Annotated[str | None, typer.Option(help='"float32", "bfloat16" or "int8". [default: the fastest safe one]')]
+Runtime = Annotated[
+    str | None, typer.Option(metavar="torch|openvino", help="What computes the encoder's blocks. [default: torch]")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="Folder of pictures from which int8 in OpenVINO takes its ranges. [default: the good ones]"),
+]
 Bits = Annotated[
     int | None, typer.Option(min=8, max=16, help="Depth of the camera, where 16-bit pictures hold less: 10, 12, ...")
 ]
@@ -127,10 +134,12 @@ class DetectorFlags(FramingFlags):
     bits: Bits = None
     device: Device = None
     dtype: Dtype = None
+    runtime: Runtime = None
+    calibration: Calibration = None
 
     def load(self, file: Path | None = None, **more: Any) -> tuple["Detector", dict[str, Any]]:
         """The detector, of a file or by its method, and what beside its own settings it depends on."""
-        keys = ("encoder", "prompts", "adapter", "resolution", "bits", "device", "dtype")
+        keys = ("encoder", "prompts", "adapter", "resolution", "bits", "device", "dtype", "runtime", "calibration")
         given = {key: getattr(self, key) for key in keys}
         return load_detector(self.method, self.name, file, given | self.options() | more)
 

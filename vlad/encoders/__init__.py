@@ -12,21 +12,26 @@ if TYPE_CHECKING:
     from vlad.encoders.encoder import Encoder
 
 
-def load(encoder: "str | Encoder | None" = "tiny", device: str | None = None, dtype: Any = None) -> "Encoder":
+def load(
+    encoder: "str | Encoder | None" = "tiny",
+    device: str | None = None,
+    dtype: Any = None,
+    runtime: str | None = None,
+) -> "Encoder":
     """The encoder of a name, as `vlad.Encoder.load` has it; None is "tiny", and an Encoder is returned as it is.
 
     Raises:
-        TypeError: neither a name nor an Encoder, or a device or dtype beside one; and what `Encoder.load` raises.
+        TypeError: neither a name nor an Encoder, or a device, dtype or runtime beside one; what `Encoder.load` raises.
     """
     from vlad.encoders.encoder import Encoder
 
     if encoder is None or isinstance(encoder, str):
-        return Encoder.load("tiny" if encoder is None else encoder, device, dtype)
+        return Encoder.load("tiny" if encoder is None else encoder, device, dtype, runtime=runtime or "torch")
     if not isinstance(encoder, Encoder):
         raise TypeError(f"encoder is a {type(encoder).__name__}; expected a name such as 'tiny' or a vlad.Encoder")
-    if device is not None or dtype is not None:
+    if device is not None or dtype is not None or runtime is not None:
         raise TypeError(
-            "device and dtype belong to the encoder: give them to Encoder.load, not beside a loaded Encoder"
+            "device, dtype and runtime belong to the encoder: give them to Encoder.load, not beside a loaded Encoder"
         )
     return encoder
 

@@ -7,7 +7,8 @@ hooked or patched.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,10 +97,10 @@ class ClipEncoder(ReadingEncoder):
             self.engine.recall(calibrated)
 
     @torch.no_grad()
-    def calibrate(self, pictures: Sequence[np.ndarray]) -> None:
+    def calibrate(self, pictures: Iterable[np.ndarray]) -> None:
         if self.engine is None or self.precision != INT8:
             return
-        tokens = [self.embed(self.pixels([one])) for one in pictures[:CALIBRATE]]  # [1, 1 + N, C] each
+        tokens = [self.embed(self.pixels([one])) for one in islice(pictures, CALIBRATE)]  # [1, 1 + N, C] each
         windows = []
         for size in (2, 3):
             index = window_index((self.resolution // self.patch_size,) * 2, size)

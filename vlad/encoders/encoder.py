@@ -5,7 +5,7 @@ family of towers is one file with a subclass of `Encoder` and a function `load`,
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -175,8 +175,8 @@ class Encoder(Placed):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        further = self.runtime, self.calibrated
-        return _loaded_again, (self.digest, self.name, str(self.device), self.precision, self.asked_activation) + further
+        how = self.precision, self.asked_activation, self.runtime, self.calibrated
+        return _loaded_again, (self.digest, self.name, str(self.device), *how)
 
     def mixed(self) -> AbstractContextManager[Any]:
         """Within it torch's own layers compute in `dtype` where that is coarser than float32."""
@@ -189,8 +189,16 @@ class Encoder(Placed):
         if self.runtime == TORCH:
             check_int8(self.device)
 
-    def calibrate(self, pictures: Sequence[np.ndarray]) -> None:
-        """Has a runtime that needs such take its ranges from uint8 pictures [H, W, 3]; does nothing elsewhere."""
+    @property
+    def uncalibrated(self) -> bool:
+        """Whether it computes nothing before its runtime has taken ranges from pictures."""
+        return self.precision == INT8 and self.runtime != TORCH and self.calibrated is None
+
+    def calibrate(self, pictures: Iterable[np.ndarray]) -> None:
+        """Has a runtime that needs such take its ranges from uint8 pictures [H, W, 3]; does nothing elsewhere.
+
+        They should look like those that will come, and be none of them.
+        """
 
     def recall(self, calibrated: str | None) -> None:
         """Has it take again the ranges with this digest, where they are in the cache."""

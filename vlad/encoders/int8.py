@@ -68,9 +68,9 @@ def linear(tokens: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
 def quantise(module: nn.Module) -> None:
     """Puts an `Int8Linear` in the place of every linear layer below the module, and int8 into its attention."""
     if isinstance(module, nn.MultiheadAttention):
-        weight = module.in_proj_weight.detach()
-        del module.in_proj_weight
-        module.in_proj_weight = Int8Weight.of(weight)
+        weight = Int8Weight.of(module.in_proj_weight)
+        del module.in_proj_weight  # a parameter cannot be replaced by anything else
+        setattr(module, "in_proj_weight", weight)  # noqa: B010  # typed as a parameter
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, Int8Linear(child))

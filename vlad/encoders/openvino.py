@@ -1,9 +1,9 @@
 """The blocks of a CLIP in OpenVINO: one graph, made once and kept in the cache, of which only what is asked for runs.
 
 Patches, positions, the last norm and the projection stay torch's, in float32: only the blocks are replaced, from tokens
-[B, T, C] to the tokens after each block and the values beside them. B and T are dynamic, so that pictures of any size and
-WinCLIP's windows go through the same graph. In int8 the ranges of activations are fixed, from pictures that are never
-judged by them: `calibrate`.
+[B, T, C] to the tokens after each block and the values beside them. B and T are dynamic, so that pictures of any size
+and WinCLIP's windows go through the same graph. In int8 the ranges of activations are fixed, from pictures that are
+never judged by them: `calibrate`.
 """
 
 import hashlib
@@ -188,4 +188,3 @@ def _package(name: str) -> Any:
         raise ModuleNotFoundError(
             f"runtime='openvino' needs {name}, which is not installed; pip install 'vlad-ad[openvino]'"
         ) from error
-

@@ -129,9 +129,14 @@ def per_picture(pixels: Tensor, like: Tensor | None = None) -> Tensor:
     Of parts of a picture mean and spread are those of the whole, `like` [1, 3, h, w].
     """
     whole = pixels if like is None else like
-    mean = whole.mean(dim=(1, 2, 3), keepdim=True)
-    spread = whole.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
+    mean = _mean(whole)
+    spread = _mean((whole - mean).square()).sqrt()
     return (pixels - mean) / (spread + 0.02) * 0.2 + 0.5
+
+
+def _mean(values: Tensor) -> Tensor:
+    """[B, 1, 1, 1] of [B, 3, H, W], rows first: one sum of all pixels loses digits where it is taken in order."""
+    return values.mean(3, keepdim=True).mean((1, 2), keepdim=True)
 
 
 def build(config: Mapping) -> tuple[CLIP, Tokenizer]:

@@ -268,10 +268,12 @@ class Memory(nn.Module):
         rows = self.rows[self.owners != self.excluded[position]]
         return rows if self.share == 1 or self.condensed else rows[_coreset_rows(rows, self.share, 0)]
 
-    def made(self, make: Callable[[Tensor], Made], pictures: int) -> list[Made]:
-        """What `make`, the same one at every call, gives of the rows that each of a batch of pictures sees.
+    def seen(
+        self, make: Callable[[Tensor], Made], tokens: Tensor, how: Callable[[Tensor, Made], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What `how` gives, [B, ...] each, of tokens [B, ...] beside what `make` gives of the rows that they see.
 
-        Of all rows it is made once; within `excluding`, for every picture anew.
+        Of all rows that is made once; within `excluding`, for every picture anew. `make` is the same at every call.
 
         Raises:
             ValueError: the memory is empty.
@@ -279,10 +281,11 @@ class Memory(nn.Module):
         if self.rows is None:
             raise ValueError("the memory is empty; remember at least one normal picture first")
         if self.excluded is not None:
-            return [make(self.rows_for(position)) for position in range(pictures)]
+            found = [how(one[None], make(self.rows_for(position))) for position, one in enumerate(tokens)]
+            return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
         if self._made is None or self._made[0] is not self.rows:
             self._made = self.rows, make(self.rows)
-        return [self._made[1]] * pictures
+        return how(tokens, self._made[1])
 
     def _search(
         self, queries: Tensor, rows: Tensor, k: int, owners: Tensor | None = None, without: Tensor | None = None

@@ -51,8 +51,8 @@ def nearest(
     _check(queries, memory, k, metric)
     if torch.compiler.is_exporting():  # the number of queries is not known there: no chunks
         asked = scaled(queries, metric)
-        found = _closest(asked, scaled(memory, metric), min(k, len(memory)), metric, torch.float32, None, None)[1]
-        return _measured_once(asked, memory, found, metric)
+        numbers = _closest(asked, scaled(memory, metric), min(k, len(memory)), metric, torch.float32, None, None)[1]
+        return _measured_once(asked, memory, numbers, metric)
     k = min(k, _askable(memory, owners, without))
     queries = F.normalize(queries.float(), dim=-1) if metric == "cosine" else queries.float()
     M, C = memory.shape

@@ -149,9 +149,8 @@ class GaussianAD(Scorer):
 
     def forward(self, pixels: Tensor) -> Scores:
         levels = self.encoder.level_maps(pixels, self.layers)  # [B, C, h, w] each
-        pooled = zip(*(level.mean((2, 3)) for level in levels), strict=True)
-        gaussians = self.memory.made(self._of_pictures, len(pixels))
-        score = torch.stack([_far(own, one) for own, one in zip(gaussians, pooled, strict=True)])
+        pooled = torch.cat([level.mean((2, 3)) for level in levels], 1)  # [B, the sum of all C]
+        (score,) = self.memory.seen(self._of_pictures, pooled, _far)
         grids = [_distances(memory, level) for memory, level in zip(self.places, levels, strict=True)]
         finest = max((grid.shape[1], grid.shape[2]) for grid in grids)
         grid = torch.stack([one if one.shape[1:] == finest else to_size(one, finest) for one in grids]).sum(0)
@@ -179,12 +178,13 @@ def _of_patches(memory: Statistics) -> Callable[[Tensor], Gaussian]:
 
 def _distances(memory: Statistics, level: Tensor) -> Tensor:
     """[B, h, w] of features [B, C, h, w], each under the gaussian of the patches that it may see."""
-    gaussians = memory.made(_of_patches(memory), len(level))
-    found = [own.distance(one.flatten(1).mT) for own, one in zip(gaussians, level, strict=True)]
-    return torch.stack(found).unflatten(1, level.shape[2:])
+    patches = level.flatten(2).mT  # [B, N, C]
+    (found,) = memory.seen(_of_patches(memory), patches, lambda tokens, own: (own.distance(tokens),))
+    return found.unflatten(1, level.shape[2:])
 
 
-def _far(gaussians: Sequence[Gaussian], features: Iterable[Tensor]) -> Tensor:
-    """In [0, 1]: of one picture's features [C] a layer; 0.5 where their distances sum up to the bounds."""
-    distance = torch.stack([own.distance(x) for own, x in zip(gaussians, features, strict=True)]).sum()
-    return distance / (distance + sum(own.bound() for own in gaussians))
+def _far(features: Tensor, gaussians: Sequence[Gaussian]) -> tuple[Tensor]:
+    """[B] in [0, 1] of pictures' features [B, the sum of all C]; 0.5 where their distances sum up to the bounds."""
+    layers = features.split([len(own.mean) for own in gaussians], 1)
+    distance = torch.stack([own.distance(x) for own, x in zip(gaussians, layers, strict=True)]).sum(0)
+    return (distance / (distance + sum(own.bound() for own in gaussians)),)

@@ -69,7 +69,7 @@ def subspace(moments: Moments, share: float) -> Subspace:
 
 
 def measured(tokens: Tensor, space: Subspace, measure: str = "residual", drop: int = 0) -> Tensor:
-    """[N] distances of tokens [N, C] from the normal ones, 0 or more; see the module.
+    """[..., N] distances of tokens [..., N, C] from the normal ones, 0 or more; see the module.
 
     Source: SubspaceAD (arXiv:2602.23013). The residual is taken literally: as a difference of squared lengths it would
     keep few digits of float32.
@@ -146,14 +146,16 @@ class SubspaceAD(Scorer):
     def forward(self, pixels: Tensor) -> Scores:
         with self.encoder.sharing():
             tokens, seen = self.tokens(pixels), self.seen(pixels)
-        spaces = self.memory.made(self.space_of, len(pixels))
-        parts = [measured(one, space, self.measure, self.drop) for one, space in zip(tokens, spaces, strict=True)]
-        grid = (torch.stack(parts) * seen).unflatten(1, self.encoder.grid(pixels))
+        distances, unit = self.memory.seen(self.space_of, tokens, self._measured)  # [B, N], [B]
+        grid = (distances * seen).unflatten(1, self.encoder.grid(pixels))
         maps = to_size(grid, (pixels.shape[-2], pixels.shape[-1]))
         maps = near_box(maps) if self.sigma is None else gaussian(maps, self.sigma)
-        unit = torch.stack([self._unit(space) for space in spaces])
         score = top_mean(maps)
         return Scores(score / (score + unit), maps / (maps + unit[:, None, None]))
+
+    def _measured(self, tokens: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
+        """[B, N] distances, and [B] the one that becomes 0.5."""
+        return measured(tokens, space, self.measure, self.drop), self._unit(space).expand(tokens.shape[0])
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C], the mean over the layers."""
