@@ -231,19 +231,19 @@ def read_ahead(
     """
     read = partial(reading_of, reader=reader, remarks=remarks, scorer=scorer)
     if not prefetch:
-        pending = map(read, reader.pictures(images))
-        while batch := _batch(pending, batch_size):
+        one_by_one = map(read, reader.pictures(images))
+        while batch := _batch(one_by_one, batch_size):
             yield batch
         return
     with ThreadPoolExecutor(DECODERS) as pool, ThreadPoolExecutor(1) as thread:
-        pending = _several_at_once(reader.pictures(images), read, pool)
+        pending = several_at_once(reader.pictures(images), read, pool)
         ahead = thread.submit(_batch, pending, batch_size)
         while batch := ahead.result():
             ahead = thread.submit(_batch, pending, batch_size)
             yield batch
 
 
-def _several_at_once(
+def several_at_once(
     images: Iterable[Any], read: Callable[[Any], Reading], pool: ThreadPoolExecutor
 ) -> Iterator[Reading]:
     """The pictures in order, files decoded a few at once as long as the one before was small; all else when pulled."""

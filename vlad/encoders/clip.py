@@ -88,13 +88,10 @@ class ClipEncoder(ReadingEncoder):
             raise ValueError(f"runtime='openvino' is for the CPU, and device is {str(self.device)!r}; leave it out")
         return Engine(self.blocks, self.width, f"{self.digest} {self.activation}", self.precision)
 
-    @property
-    def calibrated(self) -> str | None:
-        return None if self.engine is None else self.engine.calibrated
-
     def recall(self, calibrated: str | None) -> None:
         if self.engine is not None:
             self.engine.recall(calibrated)
+            self.calibrated = self.engine.calibrated
 
     @torch.no_grad()
     def calibrate(self, pictures: Iterable[np.ndarray]) -> None:
@@ -106,6 +103,7 @@ class ClipEncoder(ReadingEncoder):
             index = window_index((self.resolution // self.patch_size,) * 2, size)
             windows += [one[0, index] for one in tokens[:WINDOWED]]  # [windows, 1 + k * k, C]
         self.engine.calibrate([*tokens, *windows])
+        self.calibrated = self.engine.calibrated
 
     def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:
         return per_picture(pixels, like) if self.per_picture else pixels

@@ -1,0 +1,65 @@
+"""Files are decoded a few at a time: in order, large ones alone, and what is no file when it is pulled."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from vlad.predicting import DECODERS, Reading, several_at_once
+
+
+class Slow:
+    """Reads pictures of one size, the first of every three slowly, and counts how many at once."""
+
+    def __init__(self, side):
+        self.side, self.now, self.most, self.lock = side, 0, 0, threading.Lock()
+
+    def __call__(self, image):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02 if str(image).endswith("0") else 0.002)
+        with self.lock:
+            self.now -= 1
+        return Reading(image, np.broadcast_to(np.uint8(0), (self.side, self.side, 3)))
+
+
+def read(images, slow):
+    with ThreadPoolExecutor(DECODERS) as pool:
+        return [one.given for one in several_at_once(images, slow, pool)]
+
+
+@pytest.mark.parametrize(("side", "alone"), [(100, False), (3000, True)])
+def test_files_come_in_order_and_large_ones_are_decoded_alone(side, alone):
+    names, slow = [f"{number}.png" if number % 3 else f"{number}.png0" for number in range(12)], Slow(side)
+    assert read(names, slow) == names
+    assert slow.most <= DECODERS and (slow.most == 1) == alone
+
+
+def test_what_is_no_file_is_read_before_the_next_is_pulled():
+    buffer, seen = np.zeros((4, 4, 3), np.uint8), []
+
+    def camera():
+        for frame in range(6):
+            buffer[:] = frame
+            yield buffer
+
+    def copied(image):
+        time.sleep(0.002)
+        return Reading(None, image.copy())
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        seen = [int(one.picture[0, 0, 0]) for one in several_at_once(camera(), copied, pool)]
+    assert seen == list(range(6))
+
+
+def test_an_error_stands_in_its_pictures_place():
+    def failing(image):
+        if image == "2.png":
+            raise OSError("gone")
+        return Reading(image, None)
+
+    with ThreadPoolExecutor(DECODERS) as pool, pytest.raises(OSError, match="gone"):
+        list(several_at_once([f"{number}.png" for number in range(5)], failing, pool))
