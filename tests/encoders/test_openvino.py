@@ -76,6 +76,11 @@ def test_a_batch_of_eight_gives_the_scores_of_single_pictures_in_int8(method, in
     assert max(abs(one.score - other.score) for one, other in zip(together, alone, strict=True)) <= 1e-3
 
 
+def test_ranges_that_detectors_rely_on_are_not_exchanged(int8, pictures):
+    with pytest.raises(ValueError, match="has taken int8's ranges from other pictures; load it anew"):
+        vlad.load("patch_text", "metal bolt", encoder=int8, calibration=pictures)
+
+
 def test_int8_without_pictures_is_refused_until_fit_brings_them(pictures, golden_weights):
     encoder = Encoder.load("tiny", device="cpu", dtype="int8", runtime="openvino")
     with pytest.raises(ValueError, match=NEEDS):

@@ -85,8 +85,14 @@ class Engine:
         return self._outputs(tokens, (2 * self.depth,))[0]
 
     def calibrate(self, samples: Sequence[Tensor]) -> None:
-        """Takes int8's ranges from tokens [B, T, C]; the graph of ranges that were taken before is in the cache."""
+        """Takes int8's ranges from tokens [B, T, C]; the graph of ranges that were taken before is in the cache.
+
+        Raises:
+            ValueError: it has others already, to which thresholds belong.
+        """
         digest = hashlib.sha256(b"".join(one.numpy().tobytes() for one in samples)).hexdigest()
+        if self.calibrated not in (None, digest):
+            raise ValueError("this encoder has taken int8's ranges from other pictures; load it anew for these")
         with self._lock:
             if not self.recall(digest):
                 self._model = self._kept(digest, samples)
