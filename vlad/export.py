@@ -80,10 +80,8 @@ def export(
     _refuse(detector)
     onnx, runtime = _packages()
     scorer = detector.scorer
-    given = [
-        resized(picture, (detector.resolution,) * 2, detector.encoder.resampling)
-        for picture in (_drawn() if pictures is None else pictures)
-    ]
+    seen = _drawn() if pictures is None else pictures
+    given = [detector.encoder.as_seen(picture, detector.resolution) for picture in seen]
     model = _traced(Graph(scorer).eval(), given)
     entry = model.metadata_props.add()
     entry.key, entry.value = "vlad", json.dumps(about(detector))

@@ -255,8 +255,7 @@ def several_at_once(
             started[-1].exception()  # read before the next is pulled
         while len(started) >= at_once:
             yield (one := started.popleft().result())
-            pixels = 0 if one.picture is None else one.picture.size // 3
-            at_once = DECODERS if pixels * DECODERS <= AT_ONCE_PIXELS else 1
+            at_once = DECODERS if math.prod(one.size) * DECODERS <= AT_ONCE_PIXELS else 1
     yield from (one.result() for one in started)
 
 
