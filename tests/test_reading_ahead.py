@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vlad.predicting import DECODERS, Reading, several_at_once
+from vlad.predicting import DECODERS, Reading, batch_of
 
 
 class Slow:
@@ -28,7 +28,7 @@ class Slow:
 
 def read(images, slow):
     with ThreadPoolExecutor(DECODERS) as pool:
-        return [one.given for one in several_at_once(images, slow, pool)]
+        return [one.given for one in batch_of(iter(images), len(images), slow, pool)]
 
 
 @pytest.mark.parametrize(("side", "alone"), [(100, False), (3000, True)])
@@ -51,15 +51,22 @@ def test_what_is_no_file_is_read_before_the_next_is_pulled():
         return Reading(None, image.copy())
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        seen = [int(one.picture[0, 0, 0]) for one in several_at_once(camera(), copied, pool)]
+        seen = [int(one.picture[0, 0, 0]) for one in batch_of(camera(), 8, copied, pool)]
     assert seen == list(range(6))
 
 
-def test_an_error_stands_in_its_pictures_place():
+def test_an_error_that_is_none_of_a_picture_ends_it():
     def failing(image):
         if image == "2.png":
             raise OSError("gone")
         return Reading(image, None)
 
     with ThreadPoolExecutor(DECODERS) as pool, pytest.raises(OSError, match="gone"):
-        list(several_at_once([f"{number}.png" for number in range(5)], failing, pool))
+        batch_of((f"{number}.png" for number in range(5)), 8, failing, pool)
+
+
+def test_nothing_is_pulled_beyond_the_batch():
+    names = iter([f"{number}.png" for number in range(9)])
+    with ThreadPoolExecutor(DECODERS) as pool:
+        assert len(batch_of(names, 6, Slow(10), pool)) == 6
+    assert list(names) == ["6.png", "7.png", "8.png"]

@@ -229,43 +229,38 @@ def read_ahead(
     A camera's buffer that is filled anew for every frame is copied in time. Without `prefetch` nothing is pulled before
     the results of the batch before have been taken.
     """
-    read = partial(reading_of, reader=reader, remarks=remarks, scorer=scorer)
-    if not prefetch:
-        one_by_one = map(read, reader.pictures(images))
-        while batch := _batch(one_by_one, batch_size):
-            yield batch
-        return
-    with ThreadPoolExecutor(DECODERS) as pool, ThreadPoolExecutor(1) as thread:
-        pending = several_at_once(reader.pictures(images), read, pool)
-        ahead = thread.submit(_batch, pending, batch_size)
-        while batch := ahead.result():
-            ahead = thread.submit(_batch, pending, batch_size)
-            yield batch
+    read, pictures = partial(reading_of, reader=reader, remarks=remarks, scorer=scorer), reader.pictures(images)
+    with ThreadPoolExecutor(DECODERS) as pool:
+        if not prefetch:
+            while batch := batch_of(pictures, batch_size, read, pool):
+                yield batch
+            return
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(batch_of, pictures, batch_size, read, pool)
+            while batch := ahead.result():
+                ahead = thread.submit(batch_of, pictures, batch_size, read, pool)
+                yield batch
 
 
-def several_at_once(
-    images: Iterable[Any], read: Callable[[Any], Reading], pool: ThreadPoolExecutor
-) -> Iterator[Reading]:
-    """The pictures in order, files decoded a few at once as long as the one before was small; all else when pulled."""
-    started: deque[Future[Reading]] = deque()
-    at_once = 1
-    for image in images:
-        started.append(pool.submit(read, image))
-        if path_of(image) is None:
-            started[-1].exception()  # read before the next is pulled
-        while len(started) >= at_once:
-            yield (one := started.popleft().result())
-            at_once = DECODERS if math.prod(one.size) * DECODERS <= AT_ONCE_PIXELS else 1
-    yield from (one.result() for one in started)
-
-
-def _batch(pending: Iterator[Reading], batch_size: int) -> list[Reading]:
+def batch_of(
+    images: Iterator[Any], count: int, read: Callable[[Any], Reading], pool: ThreadPoolExecutor
+) -> list[Reading]:
+    """The next pictures in order, no more than `count` pulled: files decoded a few at once as long as the one before
+    was small, all else read before the next is pulled."""
     batch: list[Reading] = []
-    pixels = 0
-    while len(batch) < batch_size and pixels < BATCH_PIXELS and (one := next(pending, None)):
-        batch.append(one)
-        pixels += 0 if one.picture is None else one.picture.size // 3
-    return batch
+    started: deque[Future[Reading]] = deque()
+    pixels, at_once = 0, 1
+    while len(batch) < count and pixels < BATCH_PIXELS:
+        for image in islice(images, min(at_once, count - len(batch)) - len(started)):
+            started.append(pool.submit(read, image))
+            if path_of(image) is None:
+                started[-1].exception()  # waits for it
+        if not started:
+            break
+        batch.append(started.popleft().result())
+        pixels += 0 if (picture := batch[-1].picture) is None else picture.size // 3
+        at_once = DECODERS if math.prod(batch[-1].size) * DECODERS <= AT_ONCE_PIXELS else max(1, len(started))
+    return batch + [one.result() for one in started]
 
 
 def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer) -> Reading:

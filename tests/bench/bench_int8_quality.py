@@ -63,7 +63,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--runtime", default="torch", help="openvino takes its int8 ranges from the normals")
     parser.add_argument("--categories", nargs="*")
+    parser.add_argument("--rows", nargs="*", help="of the table; all unless given")
     arguments = parser.parse_args()
+    for label in [label for label in ROWS if arguments.rows and label not in arguments.rows]:
+        del ROWS[label]
     warnings.simplefilter("ignore")
     changes: dict[str, list[tuple[float, float]]] = {label: [] for label in ROWS}
     before: dict[str, list[float]] = {label: [] for label in ROWS}
