@@ -107,7 +107,8 @@ def test_a_graph_that_differs_is_refused_and_leaves_the_old_file(exported, tmp_p
         ("patch_memory", {"mask": True}, "patch_memory with mask=True is no graph: the foreground is found by"),
         ("clip_ad", {"score": "set"}, "scores a set of pictures together"),
         ("musc", {}, "scores a set of pictures together"),
-        ("patch_text", {"roi": (0, 0, 9, 9)}, "roi are done to a picture before it is resized"),
+        ("patch_text", {"roi": (0, 0, 9, 9)}, "roi: what is done before a picture is resized is no part of a graph"),
+        ("patch_text", {"tiles": 2}, "tiles: what is done before a picture"),
     ],
 )
 def test_what_no_graph_can_hold_is_refused_by_name(method, options, words, tiny_encoder, normals, tmp_path):

@@ -81,7 +81,9 @@ def export(
     onnx, runtime = _packages()
     scorer = detector.scorer
     seen = _drawn() if pictures is None else pictures
-    given = [detector.encoder.as_seen(picture, detector.resolution) for picture in seen]
+    given = [detector.encoder.as_seen(picture, (detector.resolution,) * 2) for picture in seen]
+    if any(one.shape[:2] != (detector.resolution,) * 2 for one in given):
+        raise TypeError(f"{detector.encoder.name} resizes pictures in a way of its own, which a graph cannot hold")
     model = _traced(Graph(scorer).eval(), given)
     entry = model.metadata_props.add()
     entry.key, entry.value = "vlad", json.dumps(about(detector))
@@ -178,7 +180,7 @@ def _refuse(detector: "Detector") -> None:
         raise TypeError(f"{detector.method} frames pictures in a way of its own, which a graph cannot hold")
     if detector.framing.to_dict():
         options = ", ".join(detector.framing.to_dict())
-        raise TypeError(f"{options} are done to a picture before it is resized: export a detector without them")
+        raise TypeError(f"{options}: what is done before a picture is resized is no part of a graph; leave it out")
     for option, (fine, why) in CANNOT.items():
         if detector.options.get(option, fine) != fine:
             raise TypeError(f"{detector.method} with {option}={detector.options[option]!r} is no graph: {why}")

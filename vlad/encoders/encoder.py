@@ -234,7 +234,7 @@ class Encoder(Placed):
         return self.normalised(self.in_colours(pictures, size), whole)
 
     def normalised(self, pixels: Tensor, whole: Tensor | None = None) -> Tensor:
-        """Pixels [B, 3, h, w] in [0, 1] as the tower wants them, levelled as `whole` [1, 3, H, W] would be, if given."""
+        """Pixels [B, 3, h, w] in [0, 1] as the tower wants them; `whole` [1, 3, H, W] is what they are levelled by."""
         return (self.levelled(pixels, whole) - self.mean) / self.std
 
     def in_colours(self, pictures: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
