@@ -10,6 +10,7 @@ from vlad.version import __version__
 
 if TYPE_CHECKING:
     from vlad import metrics as metrics
+    from vlad import scale as scale
     from vlad import serve as serve
     from vlad.datasets import datasets as datasets
     from vlad.datasets.samples import Sample as Sample
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from vlad.video.reading import frames as frames
 
 # Public names that are files too; those that are calls as well are callable modules: an import never hides the call.
-_MODULES = ("datasets", "encoders", "evaluate", "explain", "methods", "metrics", "serve")
+_MODULES = ("datasets", "encoders", "evaluate", "explain", "methods", "metrics", "scale", "serve")
 
 _HOME = {
     "Detector": "detector",

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 
+from torch import Tensor
+
 from vlad import detector_file
 from vlad.encoders.dtypes import Placed, arithmetic
 from vlad.encoders.encoder import Encoder
@@ -157,6 +159,10 @@ class Detector(Placed):
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raises TypeError, with a word for those who take it for a module of torch's."""
         raise TypeError("a detector is not called; predict(picture) scores pictures, and scorer(pixels) ready tensors")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As what `save` writes, and the encoder by its name: for workers that have the same weights."""
+        return _unpickled, (type(self.scorer), self.encoder, *self._content(self._judge.normals))
 
     def __repr__(self) -> str:
         kind = type(self.scorer).__name__
@@ -394,10 +400,14 @@ class Detector(Placed):
             path: ends in .safetensors.
             pictures: with the good pictures, as small as the method sees them; without them `add` is refused later.
         """
-        judge, pack = self._judge, self.pack
-        normals = judge.normals
+        normals = self._judge.normals
         if normals is not None and not pictures:
             normals = normals.without("its file was saved without good pictures")
+        detector_file.write(Path(path).expanduser(), *self._content(normals))
+
+    def _content(self, normals: NormalPictures | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that it is beside its encoder, as (plain values, tensors)."""
+        judge, pack = self._judge, self.pack
         header = {
             "vlad": __version__,
             "method": self.method,
@@ -421,8 +431,7 @@ class Detector(Placed):
             "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
             "normals": normals.facts() if normals else {},
         }
-        tensors = {**judge.scorer.tensors(), **(normals.tensors() if normals else {})}
-        detector_file.write(Path(path).expanduser(), header, tensors)
+        return header, {**judge.scorer.tensors(), **(normals.tensors() if normals else {})}
 
     def push_to_hub(self, repo: str, *, private: bool = True) -> str:
         """Shares the detector as "owner/name" on the Hugging Face hub, without its pictures; the repository's address.
@@ -478,6 +487,13 @@ class Detector(Placed):
             )
             detector._judge = Judge(scorer, normals=normals)
         return detector
+
+
+def _unpickled(kind: type[Scorer], encoder: Encoder, header: dict[str, Any], tensors: dict[str, Tensor]) -> Detector:
+    """What unpickling calls."""
+    detector = Detector.restored(kind(encoder, **header["options"]), header, tensors)
+    detector.scorer.to(encoder.device)
+    return detector
 
 
 def _require_words(scorer: Scorer) -> None:

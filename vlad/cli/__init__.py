@@ -22,6 +22,7 @@ from vlad.cli import (
     fit,
     lists,
     prompts,
+    scale,
     score,
     scored,
     serve,
@@ -34,6 +35,7 @@ from vlad.version import __version__
 app = typer.Typer(name="vlad", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, **PLAIN)
 app.command("score")(score.score)
 app.command("fit")(fit.fit)
+app.command("gather")(scale.gather)
 app.command("watch")(video.watch)
 app.command("judge")(scored.judge)
 app.command("check")(scored.check)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlad.cli import video
+from vlad.cli import scale, video
 from vlad.cli.explain import ReasonerFlags, explainer
 from vlad.cli.progress import ProgressBar
 from vlad.cli.scored import Csv, Page, shown
@@ -61,7 +61,7 @@ class OutFlags:
     csv: Csv = False
     page: Page = False
 
-    def check(self) -> None:
+    def check(self, sharded: bool) -> None:
         """ValueError where something is to be written and no folder is named, or it holds results already."""
         from vlad import folder
 
@@ -69,7 +69,7 @@ class OutFlags:
             raise ValueError("--resume goes on with recorded results; say where they are with --out")
         if self.out is None and (self.csv or self.page or self.save_maps or self.masks):
             raise ValueError("--csv, --page, --save-maps and --masks write files; say where to with --out FOLDER")
-        if self.out is not None:
+        if self.out is not None and not sharded:
             folder.refuse_existing(self.out, self.resume)
 
 
@@ -80,6 +80,7 @@ def score(
     into: OutFlags,
     speaker: ReasonerFlags,
     times: video.ClipFlags,
+    shards: scale.ShardFlags,
     detector: SavedDetector = None,
     normals: Normals = None,
     max_false_positive_rate: Rate = None,
@@ -111,7 +112,8 @@ def score(
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         cut, out = _parsed(threshold), into.out
         _check_explaining(explain, speaker, out is not None or as_json, cut)
-        into.check()
+        shards.check(out)
+        into.check(shards.asked)
         told, about = explainer(speaker) if explain else (None, {})
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
         pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
@@ -122,9 +124,16 @@ def score(
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
         how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}
         if clips:
+            if shards.asked:
+                raise ValueError("--share and --ray are for pictures; clips are scored by one process")
             how |= {"settings": facts, "video": annotate}
             return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
         how |= {key: getattr(into, key) for key in ("save_maps", "masks", "overlay_side")}
+        if shards.asked:
+            if explain or into.csv or into.page:
+                raise ValueError("shards are scored without --explain; --csv and --page are for `vlad gather`")
+            how |= {"settings": facts, "device": flags.device}
+            return _closing(scale.score_shards(model, inputs, out, shards, **how), out, silent=as_json)
         how["explain"] = told and partial(told, model)
         summary = _scored(model, inputs, out, pictures, as_json, settings=facts | about, **how)
         if as_json and (said := left_out_line(summary.left_out)):

@@ -121,7 +121,7 @@ def score_folder(
             return replace(_into(Path(out), make, pictures, resume, facts, progress), left_out=left_out)
     scores: list[float] = []
     looks: list[str] = []
-    summary = _drain(_noting(make.lines(pictures), scores, looks), progress, 0, len(pictures))
+    summary = drain(_noting(make.lines(pictures), scores, looks), progress, 0, len(pictures))
     summary = replace(summary, left_out=left_out, unlike=notice(scores, looks, detector.calibration))
     return replace(summary, decided=from_unlabelled(scores)) if auto else summary
 
@@ -143,10 +143,10 @@ def _into(
     if todo and done and detector.transductive:
         raise ValueError(f"{detector.method} scores all pictures as one set and cannot go on; use a new folder")
     lines = records.append(make.lines(todo), folder / LINES, make.batch_size)
-    summary = _drain(lines, progress, len(pictures) - len(todo), len(pictures))
+    summary = drain(lines, progress, len(pictures) - len(todo), len(pictures))
     if done:
         _put_in_order(folder / LINES, pictures)
-    decided = _decide(folder) if make.threshold == "auto" else None
+    decided = decide(folder) if make.threshold == "auto" else None
     unlike = unlike_normals(recorded(folder / LINES), detector.calibration)
     return replace(summary, decided=decided, unlike=unlike, verdicts=_counted(folder / LINES))
 
@@ -210,7 +210,7 @@ def unlike_normals(lines: Iterable[Line], made: Calibration | None) -> str | Non
     )
 
 
-def _drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
+def drain(lines: Iterable[Line], progress: Progress | None, skipped: int, total: int) -> Summary:
     """Takes the lines as they come, reports each, and counts; only the failed ones are kept."""
     verdicts: Counter[str] = Counter()
     failed, started = [], time.monotonic()
@@ -237,7 +237,7 @@ def _noting(lines: Iterable[Line], scores: list[float], looks: list[str]) -> Ite
         yield line
 
 
-def _decide(folder: Path) -> Calibration:
+def decide(folder: Path) -> Calibration:
     """Cuts where the scores of all lines part, and writes the verdicts into them: into all of them or none.
 
     The threshold is never made from one picture, and where there is no gap there is no verdict; see

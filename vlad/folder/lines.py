@@ -46,6 +46,7 @@ class Wanted:
         overlays: PNG, or JPEG of pictures with a longer side than `side` px, which are drawn smaller.
         raw: the maps as numbers, "npy" or "tiff"; None: not.
         masks: PNG of 0 and 255.
+        partial: the name of what is being written; processes that write into one folder need each their own.
 
     Raises:
         ValueError: `raw` is another format, or there is no folder for it.
@@ -56,6 +57,7 @@ class Wanted:
     raw: str | None = None
     masks: bool = False
     side: int = SIDE
+    partial: str = ".partial"
 
     def __post_init__(self) -> None:
         if self.raw is not None and self.raw not in FORMATS:
@@ -109,7 +111,7 @@ class Wanted:
         """Writes in one place and renames: killed runs leave no litter among the overlays; links are not followed."""
         assert self.folder is not None
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".partial"
+        partial = self.folder / self.partial
         partial.unlink(missing_ok=True)
         with partial.open("xb") as file:
             file.write(content)

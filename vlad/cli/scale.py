@@ -1,0 +1,97 @@
+"""`vlad score --share` and `--ray`, and `vlad gather`: scoring past one process."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlad.cli.progress import ProgressBar
+from vlad.cli.scored import Csv, Page, shown
+from vlad.cli.shared import guarded, one_line
+
+if TYPE_CHECKING:
+    from vlad.detector import Detector
+    from vlad.folder import Summary
+
+Parquet = Annotated[bool, typer.Option("--parquet", help="Write results.parquet too.")]
+NAMED = 10  # missing shards that are named
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """Who scores which shards."""
+
+    share: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Do the I-th of N shares, from 0; then `vlad gather`.")
+    ] = None
+    ray: Annotated[
+        str | None, typer.Option(metavar="local|auto|ADDRESS", help="Workers of a Ray cluster do it; `vlad gather`.")
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="With --ray. [default: what the cluster has]")] = None
+    shard_size: Annotated[int, typer.Option(min=1, help="Pictures that become one part file.")] = 256
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are to be shards."""
+        return self.share is not None or self.ray is not None
+
+    def check(self, out: Path | None) -> None:
+        """ValueError where they do not fit each other; before anything is loaded."""
+        _parsed(self.share)
+        if self.asked and out is None:
+            raise ValueError("--share and --ray write parts into a folder that all see; name it with --out")
+
+
+def score_shards(model: "Detector", inputs: list[str], out: Path | None, shards: ShardFlags, **how: Any) -> "Summary":
+    """What `vlad score` does with --share or --ray; `how` are keywords of `vlad.scale.score`."""
+    from vlad import scale
+
+    assert out is not None  # see `ShardFlags.check`
+    how |= {"share": _parsed(shards.share), "ray": shards.ray, "workers": shards.workers}
+    with ProgressBar("pictures") as advance:
+        how["progress"] = lambda _, done, total: advance("", done, total)
+        return scale.score(model, inputs, out, shard_size=shards.shard_size, **how)
+
+
+def _parsed(share: str | None) -> tuple[int, int] | None:
+    if share is None:
+        return None
+    i, _, n = share.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise ValueError(f"--share is {share!r}; expected I/N, such as 0/2 and 1/2 for two processes")
+    return int(i), int(n)
+
+
+def gather(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="What --share or --ray wrote into --out.")],
+    parquet: Parquet = False,
+    csv: Csv = False,
+    page: Page = False,
+) -> None:
+    """Put the parts of a run together: results.jsonl, as if one process had scored the pictures.
+
+    Example: vlad gather run --csv --page
+    """
+
+    def work() -> int:
+        from vlad import scale
+
+        if missing := scale.missing(run):
+            named = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
+            print(
+                f"{len(missing)} shards are not done: {named}; what began them goes on with --resume", file=sys.stderr
+            )
+            return 1
+        summary = scale.gather(run, parquet=parquet)
+        verdicts = ", ".join(f"{count} {word}" for word, count in summary.verdicts.items())
+        print(f"{summary.scored} pictures scored ({verdicts}), {len(summary.failed)} failed: {run}")
+        shown(run, csv, page, silent=False)
+        if summary.unlike:
+            print(summary.unlike, file=sys.stderr)
+        for _, reason in summary.failed:
+            print(f"failed: {one_line(reason)}", file=sys.stderr)
+        return 1 if summary.failed else 0
+
+    guarded(work)

@@ -1,0 +1,144 @@
+"""Scoring past one process: a fixed run of pictures is a shard, and a shard becomes one file, whole or absent.
+
+    vlad.scale.score("bolt.safetensors", ["photos"], "run", share=(3, 100))  # the fourth of a hundred processes
+    vlad.scale.score("bolt.safetensors", ["photos"], "run", ray="auto")      # tasks on a Ray cluster
+    vlad.scale.gather("run")                                                 # as if one process had scored them
+
+Whoever works on a run reads its pictures and writes its parts itself: all must see pictures and `out` under one path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from vlad import folder
+from vlad.detector import Detector
+from vlad.folder.lines import SIDE, Wanted, stamp
+from vlad.images.listing import Found
+from vlad.loading import load
+from vlad.records import Line
+from vlad.scale.gathering import gather as gather
+from vlad.scale.gathering import missing as missing
+from vlad.scale.plan import PLAN, Plan
+from vlad.scale.work import Work
+from vlad.thresholds import checked_threshold
+
+SHARD = 256  # pictures; seconds to minutes of work, which is what a death costs
+
+
+def score(
+    detector: Detector | str | os.PathLike[str],
+    inputs: Iterable[str | Path],
+    out: str | os.PathLike[str],
+    *,
+    share: tuple[int, int] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    shard_size: int = SHARD,
+    resume: bool = False,
+    batch_size: int = 8,
+    threshold: float | str | None = None,
+    maps: bool = True,
+    save_maps: str | None = None,
+    masks: bool = False,
+    overlay_side: int = SIDE,
+    settings: Mapping[str, Any] | None = None,
+    progress: folder.Progress | None = None,
+) -> folder.Summary:
+    """Scores shards of the pictures into part files of `out`; what was done, by this call.
+
+    Args:
+        detector: what `vlad.load` returns, or the file of a saved one.
+        share: (i, n): the shards k with k % n == i, in this process; None is all of them.
+        ray: "local", "auto" or the address of a Ray cluster, whose workers do the shards.
+        workers: with `ray`: shards in work at once; None: a worker for each GPU, or CPU where there is none.
+        device: of these workers, or of the detector's file; None: the best that each has.
+        shard_size: pictures of a shard, a multiple of `batch_size`; the same for all calls on one run.
+        resume: leave out the shards that are done, and whose pictures have not changed since. A picture that could not
+            be read stays so.
+        progress: called with (line, pictures done, pictures in all) once the part that holds the line is written.
+
+    The other arguments are those of `vlad.folder.score_folder`; with threshold="auto" `gather` makes the verdicts.
+
+    Raises:
+        FileExistsError: parts are there and `resume` is False.
+        ValueError: `out` is a run of other settings or pictures; a share or size that is none; a method that scores
+            all pictures as one set.
+        ImportError, ConnectionError, RuntimeError: of Ray: not installed, not reached, workers that die as they start.
+    """
+    place = Path(out)
+    numbers = _checked(share, ray, shard_size, batch_size)
+    if threshold != "auto":
+        checked_threshold("threshold", threshold)
+    model = detector if isinstance(detector, Detector) else load(detector, device=device)
+    if model.transductive:
+        raise ValueError(f"{model.method} scores all pictures as one set, which shards would part; score it whole")
+    left_out: Counter[str] = Counter()
+    pictures = folder.list_pictures(inputs, place, pages=model.reader.pages, left_out=left_out)
+    wanted = Wanted(place, maps, save_maps, masks, overlay_side)
+    if (place / folder.LINES).exists() and not (place / PLAN).exists():
+        raise FileExistsError(f"{place} was scored by one process, without shards; choose another folder")
+    facts = {**folder.settings_of(model, threshold), **wanted.facts(), **(settings or {})}
+    plan = Plan.made(place, pictures, shard_size, facts)
+    own = plan.numbers()[numbers]
+    todo = {number: pictures[plan.span(number)] for number in _todo(plan, own, pictures, resume)}
+    total, left = (sum(len(pictures[plan.span(number)]) for number in some) for some in (own, todo))
+    lines = _scored(model, Work(plan, wanted, batch_size, threshold), todo, ray, workers, device)
+    return replace(folder.drain(lines, progress, total - left, total), left_out=left_out)
+
+
+def _checked(share: tuple[int, int] | None, ray: str | None, shard_size: int, batch_size: int) -> slice:
+    """Of all shards, those that are asked for."""
+    if share is not None and ray is not None:
+        raise ValueError("a share is done by this process and Ray does all shards; give one of the two")
+    if shard_size < 1 or shard_size % batch_size:
+        raise ValueError(f"a shard of {shard_size} pictures is no multiple of the batch of {batch_size}; take one")
+    if share is None:
+        return slice(None)
+    i, n = share
+    if not 0 <= i < n:
+        raise ValueError(f"the share is {i}/{n}; expected I/N with I from 0 to N - 1, such as 0/2 and 1/2")
+    return slice(i, None, n)
+
+
+def _todo(plan: Plan, numbers: Iterable[int], pictures: Sequence[Found], resume: bool) -> Iterator[int]:
+    """Those of the shards that are not done, or whose pictures have changed since."""
+    for number in numbers:
+        if not resume and plan.has(number):
+            raise FileExistsError(f"{plan.out} holds parts; go on with them (--resume), or choose another folder")
+        lines = plan.part(number) if resume else None
+        if lines is None or not all(map(_stands, repeat(plan.out), lines, pictures[plan.span(number)])):
+            yield number
+
+
+def _stands(out: Path, line: Line, picture: Found) -> bool:
+    """Whether the picture is as it was, and what was written of it still there."""
+    beside = (line[key] for key in ("overlay", "map", "mask") if line.get(key))
+    return line.get("file") in (None, stamp(picture.path)) and all((out / place).exists() for place in beside)
+
+
+def _scored(
+    model: Detector,
+    work: Work,
+    todo: Mapping[int, list[Found]],
+    ray: str | None,
+    workers: int | None,
+    device: str | None,
+) -> Iterator[Line]:
+    if ray is None:
+        for number, pictures in todo.items():
+            yield from work.score(model, number, pictures)
+        return
+    from vlad.scale.on_ray import drive
+
+    for number in drive(model, work, todo, ray, workers, device):
+        if (lines := work.plan.part(number)) is None:
+            raise RuntimeError(f"a worker wrote shard {number}, which is not in {work.plan.out}: no shared folder?")
+        yield from lines
