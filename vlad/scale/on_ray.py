@@ -157,8 +157,11 @@ def _connected(address: str) -> Iterator[Any]:
         return
     own = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if ":" in address:  # Ray itself would wait for minutes
+            host, _, port = address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=WAIT).close()
+        ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
+    except (OSError, RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(f"no Ray cluster at {address!r} ({said}); give local, auto or HOST:PORT") from None
     try:
