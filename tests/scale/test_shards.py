@@ -202,7 +202,12 @@ def test_the_command_names_what_is_missing_and_gathers_what_is_whole(run, tmp_pa
 
 
 def test_score_takes_a_share_only_with_a_folder_and_in_its_form(pictures):
-    for flags, words in ((["--share", "0/2"], "name it with --out"), (["--share", "1", "--out", "x"], "expected I/N")):
+    refused = [
+        (["--share", "0/2"], "name it with --out"),
+        (["--share", "1", "--out", "x"], "expected I/N"),
+        (["--ray", "local", "--out", "x", "--page"], "give --csv and --page to `vlad gather`"),
+    ]
+    for flags, words in refused:
         said = CliRunner().invoke(app, ["score", str(pictures), "--name", "bolt", *flags])
         assert said.exit_code == 2 and words in said.stderr
 

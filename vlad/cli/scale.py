@@ -37,9 +37,13 @@ class ShardFlags:
         """Whether there are to be shards."""
         return self.share is not None or self.ray is not None
 
-    def check(self, out: Path | None) -> None:
-        """ValueError where they do not fit each other; before anything is loaded."""
+    def check(self, out: Path | None, more: bool) -> None:
+        """ValueError where they do not fit each other or `more` that is wanted; before anything is loaded."""
         _parsed(self.share)
+        if self.asked and more:
+            raise ValueError(
+                "--share and --ray are for pictures, not clips, without --explain; give --csv and --page to `vlad gather`"
+            )
         if self.asked and out is None:
             raise ValueError("--share and --ray write parts into a folder that all see; name it with --out")
 

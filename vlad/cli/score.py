@@ -112,10 +112,10 @@ def score(
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         cut, out = _parsed(threshold), into.out
         _check_explaining(explain, speaker, out is not None or as_json, cut)
-        shards.check(out)
         into.check(shards.asked)
         told, about = explainer(speaker) if explain else (None, {})
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
+        shards.check(out, clips or explain or into.csv or into.page)
         pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
         model, facts = flags.load(detector, pages=pages)
         if normals is not None:
@@ -124,14 +124,10 @@ def score(
             raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
         how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}
         if clips:
-            if shards.asked:
-                raise ValueError("--share and --ray are for pictures; clips are scored by one process")
             how |= {"settings": facts, "video": annotate}
             return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
         how |= {key: getattr(into, key) for key in ("save_maps", "masks", "overlay_side")}
         if shards.asked:
-            if explain or into.csv or into.page:
-                raise ValueError("shards are scored without --explain; --csv and --page are for `vlad gather`")
             how |= {"settings": facts, "device": flags.device}
             return _closing(scale.score_shards(model, inputs, out, shards, **how), out, silent=as_json)
         how["explain"] = told and partial(told, model)
