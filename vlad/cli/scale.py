@@ -42,7 +42,7 @@ class ShardFlags:
         _parsed(self.share)
         if self.asked and more:
             raise ValueError(
-                "--share and --ray are for pictures, not clips, without --explain; give --csv and --page to `vlad gather`"
+                "--share and --ray take pictures, not clips, and no --explain; give --csv and --page to `vlad gather`"
             )
         if self.asked and out is None:
             raise ValueError("--share and --ray write parts into a folder that all see; name it with --out")
