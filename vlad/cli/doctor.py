@@ -22,9 +22,12 @@ MODULES = {"elpv-dataset": "elpv_dataset", "faiss-cpu": "faiss", "pillow-heif": 
 ADDS = {  # what an extra is for; those of developers are not named
     "anomalib": "methods trained on many pictures, to compare with: vlad eval with-anomalib",
     "data": "two public data sets as packages: vlad eval textile-elpv",
+    "export": "a detector as an ONNX file that runs without torch: vlad export",
     "faiss": "a faster search in memories of very many rows: search='faiss'",
     "images": "HEIC photos and rare TIFF codecs",
+    "openvino": "faster towers on a CPU: runtime='openvino'",
     "parquet": "finished scores in parquet files",
+    "ray": "more than one machine: vlad score --ray",
     "serve": "an address for software and a page for people: vlad serve",
     "video": "clips and cameras: vlad score clip.mp4, vlad watch camera:0",
 }
