@@ -154,7 +154,7 @@ class Engine:
 
 def _quantised(model: Any, samples: list[Any]) -> Any:
     nncf = _package("nncf")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call would quieten whatever handlers it shares
     kind, preset = nncf.ModelType.TRANSFORMER, nncf.QuantizationPreset.MIXED
     return nncf.quantize(model, nncf.Dataset(samples), preset=preset, model_type=kind, subset_size=len(samples))
 
