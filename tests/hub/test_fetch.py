@@ -184,10 +184,11 @@ def test_a_method_with_several_files_asks_which_and_one_without_any_says_so():
         hub_fetch.plan("vcpclip", "visa")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32/opnai", "winclib", "local:file.pt"])
+@pytest.mark.parametrize("name", ["ViT-B-32/opnai", "winclib", "local:file.pt", "../../etc/passwd"])
 def test_a_name_that_is_none_is_refused_before_anything_is_asked(asks, name):
-    with pytest.raises(ValueError, match=r"unknown encoder or method|names a file of yours"):
+    with pytest.raises(ValueError, match=r"unknown encoder or method|names a file of yours") as met:
         hub_fetch.plan(name)
+    assert len(str(met.value)) < 200
     assert not asks.asked
 
 

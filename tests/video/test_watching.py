@@ -143,3 +143,7 @@ def test_a_file_that_is_not_there_is_an_error_and_not_a_wait(detector):
 def test_a_method_that_scores_sets_is_refused(small_encoder):
     with pytest.raises(TypeError, match="watch with another method"):
         next(watch(vlad.load("musc", encoder=small_encoder), "camera:0"))
+
+
+def test_a_watch_without_any_time_ends_at_once(detector):
+    assert not list(watch(detector, Played([60] * 20), until=0.0))

@@ -2,13 +2,13 @@
 
 import csv
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import open_clip
 
 from vlad.encoders import dino, fetching, weights
 from vlad.files import cache_dir, resource
-from vlad.forms import closest
 from vlad.methods import methods
 
 TOKENIZER_FILES = (
@@ -132,7 +132,11 @@ def _of_tag(name: str) -> list[Needed]:
     config, pretrained = open_clip.get_model_config(model), open_clip.pretrained.get_pretrained_cfg(model, tag)
     if config is None or not pretrained:
         known = [*methods(), *weights.encoders(), *(f"dino:{size}" for size in dino.REPOSITORIES)]
-        raise ValueError(f"unknown encoder or method {name!r}; {closest(name, known).rpartition('; ')[2]}")
+        close = get_close_matches(name, known, 1, 0.4)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else "`vlad fetch --list` and `vlad list encoders` name what can be"
+        )
+        raise ValueError(f"unknown encoder or method {name!r}; {hint}")
     repo, names = fetching.hub_files(pretrained)
     text = config.get("text_cfg", {})
     return [*_tokenizer(text.get("hf_tokenizer_name") or text.get("hf_model_name") or ""), Needed(repo, names)]

@@ -144,7 +144,7 @@ def watch(
         lost = isinstance(live, Live) and live.returns and not state.over_time()
         yield from state.close("gap" if lost else "stopped")
         if not lost:
-            if slot.ended != "ended" and state.count == 0:
+            if slot.ended not in ("", "ended") and state.count == 0:
                 raise ImageError(slot.ended, name)
             return
         tries = 0 if state.count > before else tries + 1
