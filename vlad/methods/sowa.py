@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.encoders.encoder import Encoder
+from vlad.framing import Framing
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import NOT_LEARNED, PromptLearner
 from vlad.learning.scorer import Batch, LearnedScorer, lengths_in, refuse_other_methods
@@ -206,6 +207,11 @@ class Sowa(LearnedScorer):
                 "that divides them, or None"
             )
         return min(window, side)
+
+    def frame(self, framing: Framing) -> None:
+        if framing.keep_aspect:
+            raise TypeError("sowa lays square windows over a square of patches; keep_aspect gives another shape")
+        super().frame(framing)
 
     def colours(self) -> tuple[float, float]:
         taps = len(self.layers)
