@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 def cluster(tmp_path, tiny_encoder, fitted):
     """(address, the shelf of its folder)."""
     ray = pytest.importorskip("ray", reason="needs ray[serve]")
+    pytest.importorskip("grpc", reason="needs ray[serve]")
     from ray import serve
 
     from vlad.serve.ray import deployment
