@@ -87,7 +87,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = Fa
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with beside.open("wb") as file:
-            _held(file)
+            hold(file)
             for piece in [content] if isinstance(content, bytes) else content:
                 file.write(piece)
             if sync:
@@ -98,7 +98,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, sync: bool = Fa
         beside.unlink(missing_ok=True)
 
 
-def _held(file: IO[bytes]) -> bool:
+def hold(file: IO[bytes]) -> bool:
     """Marks a file as being written until it is closed; False where another process does, or cannot be known to not."""
     try:
         import fcntl
@@ -117,7 +117,7 @@ def _clear_leftovers(path: Path) -> None:
             continue
         try:
             with (path.parent / name).open("rb+") as file:
-                if _held(file):
+                if hold(file):
                     (path.parent / name).unlink()
         except OSError:  # gone meanwhile, or not ours
             continue

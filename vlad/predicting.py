@@ -263,10 +263,10 @@ def batch_of(
     return batch + [one.result() for one in started]
 
 
-def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer) -> Reading:
-    """One picture read, or why it cannot be."""
+def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer, page: int | None = None) -> Reading:
+    """One picture read, or why it cannot be; `page` as in `vlad.images.read`."""
     try:
-        picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks)
+        picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks, page)
         fit_to_frame(picture, image, scorer)
     except ImageError as error:
         return Reading(image, None, error=error)

@@ -48,6 +48,45 @@ def test_a_broken_picture_is_a_line_with_its_name_and_the_rest_goes_on(client):
     assert lines[1]["error"].startswith("parts/001.png: ") and lines[1]["score"] is None
 
 
+def pages(kind, *contents):
+    first, *more = (Image.open(io.BytesIO(one)) for one in contents)
+    kept = io.BytesIO()
+    first.save(kept, kind, save_all=True, append_images=more)
+    return kept.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_each_page_of_a_file_is_a_line_where_it_is_asked_for_and_else_a_note_says_that_there_are_more(client, kind):
+    app, scan = client(max_pictures=4), pages(kind, drawn(7), drawn(8, spot=True), drawn(9))
+
+    def asked(**more):
+        data = {"detector": "grain", **more}
+        return app.post("/v1/score", data=data, files=[("files", ("scan", scan)), ("files", ("one", drawn(7)))])
+
+    first = asked().json()["results"]
+    assert [line["source"] for line in first] == ["scan", "one"] and "notes" not in first[1]
+    assert [note for note in first[0]["notes"] if "has 3 pages and only the first was read" in note]
+    every = asked(pages="all").json()["results"]
+    assert [line["source"] for line in every] == ["scan#1", "scan#2", "scan#3", "one"]
+    assert [line["verdict"] for line in every] == ["normal", "anomalous", "normal", "normal"]
+    assert every[0]["score"] == first[0]["score"] and "notes" not in every[0]
+    picture = {"name": "scan", "data": base64.b64encode(scan).decode()}
+    body = {"detector": "grain", "pictures": [picture], "pages": "all"}
+    assert app.post("/v1/score/json", json=body).json()["results"] == every[:3]
+    many = client(max_pictures=3).post("/v1/score/json", json={**body, "pictures": [picture] * 2})
+    assert many.status_code == 413 and many.json()["error"].startswith("6 pictures came; send 3 at most")
+    assert asked(pages="second").status_code == 422
+
+
+def test_a_detector_that_was_made_for_each_page_is_served_so(client, shelf, tiny_encoder):
+    every = vlad.load(name="grain", encoder=tiny_encoder, pages="all").fit([drawn(seed) for seed in range(6)])
+    shelf.put("every", every)
+    files = [("files", ("scan.tif", pages("TIFF", drawn(7), drawn(8)))), ("files", ("broken.tif", b"II*\0"))]
+    lines = client().post("/v1/score", data={"detector": "every"}, files=files).json()["results"]
+    assert [line["source"] for line in lines] == ["scan.tif#1", "scan.tif#2", "broken.tif"]
+    assert lines[2]["error"].startswith("broken.tif: ")
+
+
 def test_base64_gives_what_multipart_gives(client):
     with_files = client().post("/v1/score", data={"detector": "grain"}, files=upload(drawn(7))).json()
     picture = {"name": "parts/000.png", "data": base64.b64encode(drawn(7)).decode()}
@@ -235,6 +274,16 @@ def test_metrics_count_by_route_and_verdict_and_never_by_what_a_client_wrote(cli
     assert 'vlad_requests_total{code="200",route="/v1/score"} 1.0' in text
     assert 'vlad_pictures_total{outcome="unreadable"} 1.0' in text and 'vlad_detector_version{name="grain"} 1.0' in text
     assert "vlad_queue_pictures 0.0" in text and "secret-name" not in text
+
+
+def test_it_says_that_it_is_ready_until_it_ends_and_answers_all_the_same(client):
+    app = client()
+    assert app.get("/readyz").json() == {"status": "ready"}
+    app.app.state.server.draining = True
+    ending = app.get("/readyz")
+    assert (ending.status_code, ending.json()) == (503, {"error": "the server is ending"})
+    assert app.get("/healthz").status_code == 200, "a restart would not help it"
+    assert app.post("/v1/score", data={"detector": "grain"}, files=upload(drawn(7))).status_code == 200
 
 
 def test_pictures_are_kept_only_where_a_folder_is_given(client, tmp_path):

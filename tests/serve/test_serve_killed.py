@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -43,6 +44,32 @@ def asked(address, body=None, kind="application/json", method=None, **headers):
         return error.code, error.read()
 
 
+def readiness(address):
+    """The code of /readyz; None where nothing listens."""
+    try:
+        return asked(f"{address}/readyz")[0]
+    except OSError:
+        return None
+
+
+def test_it_is_not_ready_before_its_detectors_are_there(tmp_path, fitted, tiny_encoder):
+    Shelf(tmp_path, tiny_encoder).put("grain", fitted)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "vlad.cli", "serve", "--port", port, "--detectors", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            address, seen, end = f"http://127.0.0.1:{port}", [], time.monotonic() + 60
+            while (code := readiness(address)) != 200 and time.monotonic() < end:
+                seen.append(code)
+                time.sleep(0.05)
+            assert code == 200 and seen and set(seen) == {None}
+            assert b'"grain"' in asked(f"{address}/v1/detectors")[1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
 def test_with_a_key_from_a_file_it_serves_all_and_answers_what_is_in_flight_before_it_ends(
     tmp_path, fitted, tiny_encoder
 ):
@@ -67,7 +94,11 @@ def test_with_a_key_from_a_file_it_serves_all_and_answers_what_is_in_flight_befo
             while b"vlad_queue_pictures 40.0" not in asked(f"{address}/metrics", **said)[1] and len(codes) < 5:
                 pass
             process.send_signal(signal.SIGTERM)
+            seen = [200]
+            while seen[-1] is not None:
+                seen.append(readiness(address))
         assert codes == [200] * 20
+        assert sorted(seen, key=[200, 503, None].index) == seen, "once it ends it is never ready again"
         assert process.wait(30) == 0
         with pytest.raises(OSError, match="refused"):
             urlopen(f"{address}/healthz", timeout=5)
@@ -76,10 +107,12 @@ def test_with_a_key_from_a_file_it_serves_all_and_answers_what_is_in_flight_befo
 @pytest.mark.slow
 @pytest.mark.parametrize("work", ["fit", "upload"])
 def test_killed_at_any_moment_it_leaves_the_old_detector_or_the_new_one_whole(tmp_path, fitted, tiny_encoder, work):
+    elsewhere, tmp_path = tmp_path / "tmp", tmp_path / "detectors"
+    elsewhere.mkdir()
     shelf = Shelf(tmp_path, tiny_encoder)
     shelf.put("grain", fitted)
     content = shelf.get("grain").path.read_bytes()
-    with serving(tmp_path) as (address, process):
+    with serving(tmp_path, TMPDIR=str(elsewhere)) as (address, process):
         if work == "fit":
             body, kind = form([drawn(seed) for seed in range(200, 206)])
             ask = (f"{address}/v1/detectors/grain/fit", body, kind)
@@ -102,6 +135,7 @@ def test_killed_at_any_moment_it_leaves_the_old_detector_or_the_new_one_whole(tm
     held = Shelf(tmp_path, tiny_encoder).get("grain")
     assert held.version == max(int(found[2]) for name in left if (found := FILE.fullmatch(name)))
     assert held.detector.predict(drawn(9)).score >= 0
+    assert list(elsewhere.iterdir()) == [], "nothing of a client's lies where no start looks"
     again = Shelf(tmp_path, tiny_encoder)
     again.put("grain", fitted)
     assert all(FILE.fullmatch(path.name) for path in tmp_path.iterdir()), "the next writer clears up"

@@ -3,7 +3,10 @@
 import json
 import pickle
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from serve_pictures import drawn, upload
@@ -83,6 +86,42 @@ def test_an_operators_file_is_put_on_the_shelf_once(shelf, fitted, tmp_path):
     fitted.save(tmp_path / "M4 Bolt.safetensors")
     assert [shelf.adopt(tmp_path / "M4 Bolt.safetensors").version for _ in range(2)] == [1, 1]
     assert shelf.get("m4-bolt").detector.threshold == fitted.threshold
+
+
+def test_a_file_is_served_in_its_own_arithmetic_with_its_threshold(client, shelf, tiny_encoder, tmp_path):
+    coarse = vlad.load(name="grain", dtype="int8").fit([drawn(seed) for seed in range(5)])
+    coarse.save(tmp_path / "coarse.safetensors")
+    sent = client().put("/v1/detectors/sent", content=(tmp_path / "coarse.safetensors").read_bytes())
+    assert sent.json()["threshold"] == shelf.adopt(tmp_path / "coarse.safetensors").detector.threshold
+    assert sent.json()["threshold"] == coarse.threshold is not None
+    held = [shelf.get(name).detector for name in ("sent", "coarse", "grain")]
+    assert held[0].encoder is held[1].encoder is not tiny_encoder is held[2].encoder
+    assert held[0].predict(drawn(7)).score == coarse.predict(drawn(7)).score
+    again = Shelf(shelf.folder, tiny_encoder).get("sent").detector
+    assert (again.encoder.precision, again.threshold) == ("int8", coarse.threshold)
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from vlad.serve.shelf import Shelf
+with Shelf(Path(sys.argv[1])).uploads() as folder:
+    (folder / "good.png").write_bytes(b"a client's")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_server_was_sent_is_deleted_at_the_next_start_and_no_sooner(tmp_path, tiny_encoder):
+    command = [sys.executable, "-c", LEFT, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        folder = Path(process.stdout.readline().strip())
+        Shelf(tmp_path, tiny_encoder)
+        assert (folder / "good.png").exists(), "the one that works on it still runs"
+        process.kill()
+    assert folder.parent == tmp_path and (folder / "good.png").exists()
+    Shelf(tmp_path, tiny_encoder)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

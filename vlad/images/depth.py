@@ -113,10 +113,8 @@ class Remarks:
     def say(self) -> None:
         """Warns of what was noted and forgets it."""
         self._say_deep()
-        if self._paged:
-            (label, count), others = self._paged[0], len(self._paged) - 1
-            more = f", and so of {others} more file{'s' * (others > 1)}" if others else ""
-            _warn(f'{label} has {count} pages and only the first was read{more}; pages="all" (--pages all) reads each')
+        if words := self.of_pages():
+            _warn(words)
         if self._clear:
             more = f" and {len(self._clear) - 1} more" if len(self._clear) > 1 else ""
             _warn(f"{self._clear[0]}{more}: alpha is 0 everywhere, so it was left out and the colours were taken")
@@ -124,6 +122,14 @@ class Remarks:
             more = f" and {len(self._flat) - 1} more" if len(self._flat) > 1 else ""
             _warn(f"{self._flat[0]}{more}: {FLAT}, so its score says nothing; look at the camera and the light")
         self._paged, self._clear, self._flat = [], [], []
+
+    def of_pages(self) -> str:
+        """What is to be said of files with several pages; "" where there were none."""
+        if not self._paged:
+            return ""
+        (label, count), others = self._paged[0], len(self._paged) - 1
+        more = f", and so of {others} more file{'s' * (others > 1)}" if others else ""
+        return f'{label} has {count} pages and only the first was read{more}; pages="all" (--pages all) reads each'
 
     def _say_deep(self) -> None:
         if self._deep and not self._told and 0 < self._highest <= FULL // 8:

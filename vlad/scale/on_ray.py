@@ -6,6 +6,7 @@ own retries are off, as they would hide a picture that kills its worker.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -155,12 +156,12 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own = {"include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         if ":" in address:  # Ray itself would wait for minutes
             host, _, port = address.rpartition("/")[2].rpartition(":")
             socket.create_connection((host, int(port)), timeout=WAIT).close()
-        ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (OSError, RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(f"no Ray cluster at {address!r} ({said}); give local, auto or HOST:PORT") from None

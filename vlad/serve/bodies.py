@@ -12,6 +12,9 @@ Box = tuple[Share, Share, Share, Share]
 Words = Annotated[str, Field(min_length=1, max_length=200)]
 Phrases = Annotated[list[Words], Field(min_length=1, max_length=100)]
 Maps = Literal["none", "jpeg", "png", "npy"]
+Pages = Annotated[
+    Literal["first", "all"] | None, Field(description="Of a file with several; else as the detector was made.")
+]
 
 
 class Strict(BaseModel):
@@ -34,6 +37,7 @@ class ScoreBody(Strict):
     pictures: list[Picture] = Field(min_length=1)
     maps: Maps = "none"
     threshold: Threshold | None = Field(None, description="Instead of the detector's own.")
+    pages: Pages = None
 
 
 class Prompts(Strict):

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,13 +93,13 @@ async def fit(
         raise HTTPException(413, f"{len(files)} pictures came; send {server.settings.max_pictures} at most at once")
     with mendable():
         check_name(name)
-        folder = Path(tempfile.mkdtemp(prefix="vlad-normals-"))
+        sent = ExitStack()  # closed by the job
         try:
-            paths = await asyncio.to_thread(_written, folder, files)
-            work = partial(_fitted, server, folder, paths, words, method, add, expected)
+            paths = await asyncio.to_thread(_written, sent.enter_context(server.shelf.uploads()), files)
+            work = partial(_fitted, server, sent, paths, words, method, add, expected)
             job = server.jobs.start("fit", name, work)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            sent.close()
             raise
     return await finished(server, job, wait)
 
@@ -159,7 +159,7 @@ def _written(folder: Path, files: list[UploadFile]) -> list[Path]:
 
 def _fitted(
     server: Server,
-    folder: Path,
+    sent: ExitStack,
     paths: list[Path],
     words: str | None,
     method: str | None,
@@ -167,16 +167,15 @@ def _fitted(
     expected: int | None,
     job: Job,
 ) -> dict[str, Any]:
-    try:
-        detector = _begun(server.shelf, job.detector, words, method)
-        detector.report_progress(lambda *far: job.progress(*far))  # no method: it is copied with its detector
-        (detector.add if add else detector.fit)(paths)
-        detector.report_progress(None)
-        return facts(server.shelf.put(job.detector, detector, expected))
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{folder}/", "")) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with sent:
+        try:
+            detector = _begun(server.shelf, job.detector, words, method)
+            detector.report_progress(lambda *far: job.progress(*far))  # no method: it is copied with its detector
+            (detector.add if add else detector.fit)(paths)
+            detector.report_progress(None)
+            return facts(server.shelf.put(job.detector, detector, expected))
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{paths[0].parent}/", "")) from None
 
 
 def _begun(shelf: Shelf, name: str, words: str | None, method: str | None) -> Detector:

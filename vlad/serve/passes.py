@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from vlad.images import ImageError, Remarks
 from vlad.predicting import Reading, judged, reading_of
@@ -23,6 +23,14 @@ Outcome = tuple[Reading, Prediction | ImageError]
 Finish = Callable[[str, IO[bytes], Outcome], Any]  # of a picture's name and opened file: what is to be answered
 
 
+class Given(NamedTuple):
+    """A client's picture; `page` counts from 1, None is the first, with a note where there are more."""
+
+    name: str
+    file: IO[bytes]
+    page: int | None = None
+
+
 class Full(RuntimeError):
     """There is no room now; it is worth asking again in a second."""
 
@@ -32,8 +40,7 @@ class Item:
     """A picture on its way."""
 
     held: Held
-    name: str
-    file: IO[bytes]
+    given: Given
     finish: Finish
     answer: "Future[Any]" = field(default_factory=Future)
 
@@ -65,8 +72,8 @@ class Passes:
         if self.count + pictures > self.limit:
             raise Full(f"{self.count} pictures are waiting and {self.limit} may; send these again in a second")
 
-    def submit(self, held: Held, pictures: Sequence[tuple[str, IO[bytes]]], finish: Finish) -> list["Future[Any]"]:
-        """One future for each (name, opened file), all or none admitted; cancelled ones are never computed.
+    def submit(self, held: Held, pictures: Sequence[Given], finish: Finish) -> list["Future[Any]"]:
+        """One future for each, all or none admitted; cancelled ones are never computed.
 
         A future holds what `finish`, called in a thread of its own, makes of the picture; not the pixels, where that
         leaves them out.
@@ -77,7 +84,7 @@ class Passes:
         with self._lock:
             self.check_room(len(pictures))
             self.count += len(pictures)
-        items = [Item(held, name, file, finish) for name, file in pictures]
+        items = [Item(held, one, finish) for one in pictures]
         for item in items:
             item.answer.add_done_callback(self._left)
             self._waiting.put(item)
@@ -105,8 +112,7 @@ class Passes:
             if item.answer.cancelled():
                 continue
             try:
-                detector, picture = item.held.detector, named(item.name, item.file.read())
-                reading = reading_of(picture, limited(detector, self.max_pixels), Remarks(), detector.scorer)
+                reading = _reading(item, self.max_pixels)
             except Exception as error:  # whatever it is, it is one picture's, and the thread goes on
                 if item.answer.set_running_or_notify_cancel():
                     _fail([item], error)
@@ -153,9 +159,17 @@ class Passes:
         while (one := self._seen.get()) is not None:
             item, outcome = one
             try:
-                item.answer.set_result(item.finish(item.name, item.file, outcome))
+                item.answer.set_result(item.finish(item.given.name, item.given.file, outcome))
             except Exception as error:
                 _fail([item], error)
+
+
+def _reading(item: Item, max_pixels: int) -> Reading:
+    """The picture read; that it has further pages is a note of its own."""
+    detector, remarks, given = item.held.detector, Remarks(), item.given
+    picture = named(given.name, given.file.read())
+    made = reading_of(picture, limited(detector, max_pixels), remarks, detector.scorer, given.page)
+    return made._replace(notes=(*made.notes, *filter(None, [remarks.of_pages()])))
 
 
 def named(name: str, content: bytes) -> io.BytesIO:

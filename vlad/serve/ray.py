@@ -59,7 +59,7 @@ def deployment(
         threading.Thread(target=_keep_fresh, args=(shelf,), daemon=True).start()
         return make_app(shelf, limits)
 
-    wrapped = serve.deployment(serve.ingress(built)(), name="vlad", num_replicas=replicas)
+    wrapped: Any = serve.deployment(serve.ingress(built)(), name="vlad", num_replicas=replicas)
     return wrapped.options(max_ongoing_requests=limits.queue).bind()
 
 

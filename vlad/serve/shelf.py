@@ -2,9 +2,11 @@
 
 import logging
 import re
+import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import vlad
 from vlad import detector_file
 from vlad.detector import Detector
 from vlad.encoders import load as load_encoder
+from vlad.encoders.dtypes import arithmetic
 from vlad.encoders.encoder import Encoder
+from vlad.files import hold
 from vlad.images import Reader
 
 logger = logging.getLogger(__name__)
@@ -23,6 +27,7 @@ logger = logging.getLogger(__name__)
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 FILE = re.compile(rf"({NAME})\.v([1-9][0-9]{{0,8}})\.safetensors")
 KEPT = 3  # versions of each detector in the folder
+UPLOADS, LOCK = ".uploads-", ".lock"  # what clients have sent, while it is worked on
 TRIAL = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (1, 64, 3))  # a picture to try a detector with
 
 
@@ -49,7 +54,8 @@ class Shelf:
 
     Attributes:
         encoder: of the detectors that are made here.
-        encoders: digest -> encoder. A file that a client sends must be of one of these: it can never name another.
+        encoders: (digest, arithmetic) -> encoder. A file that a client sends must be of the weights of one of these:
+            it can never name another. It is served in its own arithmetic, which its thresholds belong to.
         folder: `NAME.vVERSION.safetensors`, the last KEPT versions of each.
     """
 
@@ -58,9 +64,10 @@ class Shelf:
         self._ending = tempfile.TemporaryDirectory(prefix="vlad-shelf-") if folder is None else None
         self.folder = Path(self._ending.name) if self._ending else Path(folder or ".").expanduser().absolute()
         self.encoder = load_encoder(encoder, **placed)
-        self.encoders = {self.encoder.digest: self.encoder}
+        self.encoders = {_key(self.encoder): self.encoder}
         self._held: dict[str, Held] = {}
         self._writing = threading.RLock()
+        self._clear_uploads()
         self.refresh()
 
     def all(self) -> list[Held]:
@@ -110,14 +117,24 @@ class Shelf:
             ValueError: no detector, or one of an encoder that is not here; and what `put` raises.
         """
         check_name(name)
-        with tempfile.TemporaryDirectory(prefix="vlad-upload-") as folder:
-            path = Path(folder) / f"{name}.safetensors"
+        with self.uploads() as folder:
+            path = folder / f"{name}.safetensors"
             path.write_bytes(content)
             try:
-                detector = self._load(path)
+                detector = self._load(path, foreign=False)
             except (ValueError, TypeError, FileNotFoundError) as error:
                 raise ValueError(str(error).replace(f"{folder}/", "")) from None
         return self.put(name, detector, expected)
+
+    @contextmanager
+    def uploads(self) -> Iterator[Path]:
+        """A folder for what a client sends; gone with the block or, after a kill, at the next start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=UPLOADS, dir=self.folder) as made:
+            folder = Path(made)
+            with (folder / LOCK).open("wb") as lock:
+                hold(lock)
+                yield folder
 
     def adopt(self, path: Path) -> Held:
         """A file of the operator's under its own name: a new version, unless it is the present one already.
@@ -125,8 +142,7 @@ class Shelf:
         It may be of an encoder of its own, by the rules of `vlad.load`; clients may then send files of it, too.
         """
         name = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:64]
-        detector = vlad.load(path.expanduser().absolute(), encoder=self._known(path))
-        self.encoders.setdefault(detector.encoder.digest, detector.encoder)
+        detector = self._load(path.expanduser().absolute())
         held = self._held.get(name)
         return held if held is not None and _same(held.path, path) else self.put(name, detector)
 
@@ -154,25 +170,44 @@ class Shelf:
     def _take(self, name: str, version: int) -> bool:
         path = self._file(name, version)
         try:
-            detector = vlad.load(path, encoder=self._known(path))
+            detector = self._load(path)
             try_out(detector)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:
+        except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
             logger.warning("left out: %s", error)
             return False
-        self.encoders.setdefault(detector.encoder.digest, detector.encoder)
         self._held[name] = Held(name, detector, version, path)
         return True
 
-    def _load(self, path: Path) -> Detector:
-        """Of a client's file: with an encoder that is here, or not at all."""
-        encoder = self._known(path)
-        if encoder is None:
-            known = ", ".join(one.name for one in self.encoders.values())
+    def _load(self, path: Path, foreign: bool = True) -> Detector:
+        """The detector of a file; one of weights that are not here only where it may be `foreign`."""
+        encoder = self._encoder_of(path)
+        if encoder is None and not foreign:
+            known = ", ".join(sorted({one.name for one in self.encoders.values()}))
             raise ValueError(f"{path.name} was made with an encoder that this server does not have; it has {known}")
-        return vlad.load(path, encoder=encoder)
+        detector = vlad.load(path, encoder=encoder)
+        self.encoders.setdefault(_key(detector.encoder), detector.encoder)
+        return detector
 
-    def _known(self, path: Path) -> Encoder | None:
-        return self.encoders.get(detector_file.read(path.expanduser())[0]["encoder_digest"])
+    def _encoder_of(self, path: Path) -> Encoder | None:
+        """The encoder here with a file's weights, in the file's arithmetic; None where the weights are not here."""
+        header = detector_file.read(path)[0]
+        like = next((one for (digest, _), one in self.encoders.items() if digest == header["encoder_digest"]), None)
+        if like is None:
+            return None
+        how = arithmetic(header["dtype"], header["runtime"], header["calibrated"])
+        if (like.digest, how) in self.encoders:
+            return self.encoders[like.digest, how]
+        device, runtime = str(like.device), header["runtime"]
+        made = Encoder.load(like.name, device, header["dtype"], like.asked_activation, runtime)
+        made.recall(header["calibrated"])
+        return made
+
+    def _clear_uploads(self) -> None:
+        """Deletes what killed servers left; that of one that runs is locked."""
+        for left in self.folder.glob(f"{UPLOADS}*"):
+            with suppress(OSError), (left / LOCK).open("wb") as lock:
+                if hold(lock):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _check(self, name: str, expected: int | None) -> None:
         if expected is None:
@@ -212,6 +247,10 @@ def try_out(detector: Detector) -> None:
 def limited(detector: Detector, max_pixels: int) -> Reader:
     """How its uploads are read, with this limit; they are files, which know the order of their channels."""
     return replace(detector.reader, max_pixels=max_pixels, channels="RGB")
+
+
+def _key(encoder: Encoder) -> tuple[str, str]:
+    return encoder.digest, encoder.arithmetic
 
 
 def _same(one: Path, other: Path) -> bool:
