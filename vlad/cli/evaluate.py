@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from vlad.cli.progress import ProgressBar
+from vlad.cli.scale import Ray, Workers
 from vlad.cli.shared import (
     PLAIN,
     AsJson,
@@ -83,6 +84,8 @@ def run(
     batch_size: BatchSize = 8,
     device: Device = None,
     dtype: Dtype = None,
+    ray: Ray = None,
+    workers: Workers = None,
 ) -> None:
     """Measure detectors on labelled pictures. `vlad eval cross` learns them first, `vlad eval join` joins reports.
 
@@ -109,6 +112,7 @@ def run(
         how |= {"save_maps": out / "maps"} if save_maps and out is not None else {}
         how |= {"paper_metrics": True} if paper_metrics else {}
         how |= {"subset": subset, "force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
+        how |= {"ray": ray, "workers": workers}
         with ProgressBar("pictures", stages=True) as show:
             report = run_suite(plan, data or [], out=out, progress=show, **how)
         shown(report, out, as_json, _table(report, table))

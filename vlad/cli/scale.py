@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.folder import Summary
 
+Ray = Annotated[str | None, typer.Option(metavar="local|auto|ADDRESS", help="Workers of a Ray cluster do it.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="With --ray. [default: what the cluster has]")]
 Parquet = Annotated[bool, typer.Option("--parquet", help="Write results.parquet too.")]
 NAMED = 10  # missing shards that are named
 
@@ -26,10 +28,8 @@ class ShardFlags:
     share: Annotated[
         str | None, typer.Option(metavar="I/N", help="Do the I-th of N shares, from 0; then `vlad gather`.")
     ] = None
-    ray: Annotated[
-        str | None, typer.Option(metavar="local|auto|ADDRESS", help="Workers of a Ray cluster do it; `vlad gather`.")
-    ] = None
-    workers: Annotated[int | None, typer.Option(min=1, help="With --ray. [default: what the cluster has]")] = None
+    ray: Ray = None
+    workers: Workers = None
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures that become one part file.")] = 256
 
     @property

@@ -63,6 +63,8 @@ def evaluate(
     memory: float = MEMORY,
     save_maps: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Metrics per category, with intervals, curves, pictures and settings.
@@ -89,6 +91,9 @@ def evaluate(
         save_maps: folder to write each clean test picture's map to, as .npy at the method's own size; predictions.csv
             names it, below the folder round this one.
         out: folder to write to as results come; a killed run goes on there.
+        ray: "local", "auto" or the address of a Ray cluster, each of whose workers does one category at a time with all
+            detectors round one encoder, on the kind of device that they have here.
+        workers: with `ray`: at once; None: one for each GPU or CPU.
         progress: called with (category, pictures done, pictures in all).
 
     Raises:
@@ -96,6 +101,7 @@ def evaluate(
             or score that is NaN; `out` holds a run with other settings.
         TypeError: something that is no detector, or cannot be fitted although shots are asked for.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
+        ImportError, ConnectionError: Ray is not installed, or not reached.
     """
     named, groups = labelled(detectors), grouped(samples, names or {}, shots)
     plan = Plan(
@@ -116,12 +122,54 @@ def evaluate(
     settings = settings_of_run(plan, named, groups, leaks)
     parts = Parts(None if out is None else Path(out), settings)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    for place, group in groups.items():
-        missing = {label: one for label, one in named.items() if not parts.has(label, place)}
-        for label, part in _category(missing, place, group, plan, progress) if missing else ():
-            parts.add(label, place, part)
+    missing = {place: [label for label in named if not parts.has(label, place)] for place in groups}
+    for label, place, part in _parts(named, groups, plan, missing, ray, workers, progress):
+        parts.add(label, place, part)
     order = {(label, place): index for index, (label, place) in enumerate((a, b) for a in named for b in groups)}
     return parts.report({**settings, "started": started, "peak_memory": peak_memory()}, order)
+
+
+def _parts(
+    named: Mapping[str, Detector | Guest],
+    groups: Mapping[Place, Group],
+    plan: Plan,
+    missing: Mapping[Place, list[str]],
+    ray: str | None,
+    workers: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Place, Part]]:
+    """The parts of each detector on each category that are missing, as each is finished."""
+    if ray is None:
+        for place, labels in missing.items():
+            own = {label: named[label] for label in labels}
+            for label, part in _category(own, place, groups[place], plan, progress) if own else ():
+                yield label, place, part
+        return
+    from vlad.scale.on_ray import each
+
+    towers: dict[int, dict[str, Detector | Guest]] = {}
+    for label, one in named.items():
+        towers.setdefault(id(getattr(one, "encoder", one)), {})[label] = one
+    jobs, first = dict[int, tuple[Any, ...]](), dict[int, Any]()
+    for own in towers.values():  # one after the other, so that a worker seldom loads one twice
+        for place, labels in missing.items():
+            if todo := [label for label in own if label in labels]:
+                first[len(jobs)], jobs[len(jobs)] = own, (todo, place, groups[place], plan)
+    gpus = any(one.encoder.device.type == "cuda" for one in named.values() if not isinstance(one, Guest))
+    sizes = {number: len(group.tests) * len(plan.conditions) for number, (_, _, group, _) in jobs.items()}
+    done = 0
+    for number, found in each(_on_worker, jobs, ray, workers=workers, gpus=gpus, first=first):
+        yield from ((label, jobs[number][1], part) for label, part in found)
+        done += sizes[number]
+        if progress:
+            progress("by workers", done, sum(sizes.values()))
+
+
+def _on_worker(
+    named: Mapping[str, Detector | Guest], todo: Sequence[str], place: Place, group: Group, plan: Plan
+) -> list[tuple[str, Part]]:
+    """What a worker does: one category, with those of the detectors round one encoder that are asked for."""
+    return list(_category({label: named[label] for label in todo}, place, group, plan, None))
 
 
 def _category(

@@ -26,7 +26,7 @@ from vlad.records import Line
 from vlad.scale.gathering import gather as gather
 from vlad.scale.gathering import missing as missing
 from vlad.scale.plan import PLAN, Plan
-from vlad.scale.work import Work
+from vlad.scale.work import Work, scattered
 from vlad.thresholds import checked_threshold
 
 SHARD = 256  # pictures; seconds to minutes of work, which is what a death costs
@@ -136,9 +136,7 @@ def _scored(
         for number, pictures in todo.items():
             yield from work.score(model, number, pictures)
         return
-    from vlad.scale.on_ray import drive
-
-    for number in drive(model, work, todo, ray, workers, device):
+    for number in scattered(model, work, todo, ray, workers, device):
         if (lines := work.plan.part(number)) is None:
             raise RuntimeError(f"a worker wrote shard {number}, which is not in {work.plan.out}: no shared folder?")
         yield from lines

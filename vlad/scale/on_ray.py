@@ -1,7 +1,7 @@
-"""Shards as tasks of a Ray cluster. Ray says who does which; tries are counted in the run's own notes (`work`).
+"""Jobs as tasks of a Ray cluster: Ray says who does which, and nothing else.
 
-No pixels, maps or detectors go through Ray: a worker loads the detector's file that the driver put into the run. Ray's
-own retries are off, as they would hide a picture that kills its worker.
+A job is a call of a function of VLAD's. Its worker keeps what it has loaded for the next one, which is all an actor
+would do. Ray's own retries are off, as they would hide a picture that kills its worker.
 """
 
 from __future__ import annotations
@@ -10,139 +10,134 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlad.folder.lines import Wanted
-from vlad.images.listing import Found
-from vlad.loading import load
-from vlad.scale.plan import Plan
-from vlad.scale.work import Work
 from vlad.version import __version__
 
-if TYPE_CHECKING:
-    from vlad.detector import Detector
-
-DETECTOR = "detector.safetensors"
-STILLBORN = 3  # workers in a row that may die before they begin a shard
-DONE, DIED, NODE = "done", "died", "node"
 WAIT = 5.0  # seconds after which the cluster is asked again what it has
+DEATHS = 3  # of the workers at one job, after which it is given up
+WORKER, NODE = "worker", "node"  # what may die
+
+Died = Callable[[int, str, int], None]  # number of the job, WORKER or NODE, how many workers have died at it
 
 
-def drive(
-    model: Detector,
-    work: Work,
-    todo: Mapping[int, Sequence[Found]],
+def give_up(number: int, what: str, deaths: int) -> None:
+    """What happens by default to a job whose worker has died: DEATHS tries; the end of a node does not count.
+
+    Raises:
+        RuntimeError: it has had them.
+    """
+    if deaths >= DEATHS:
+        raise RuntimeError(f"{deaths} workers died at job {number}, each time; is there enough memory on the nodes?")
+
+
+def each(
+    function: Callable[..., Any],
+    jobs: Mapping[int, tuple[Any, ...]],
     address: str,
-    workers: int | None,
-    device: str | None,
-) -> Iterator[int]:
-    """Numbers of the shards, each as it is done.
+    *,
+    workers: int | None = None,
+    gpus: bool | None = None,
+    first: Mapping[int, Any] | None = None,
+    died: Died = give_up,
+) -> Iterator[tuple[int, Any]]:
+    """(number, what the function gave) of each job, as they are done.
 
     Args:
-        todo: number -> pictures of the shard.
+        function: written at the top of a module that all nodes have.
+        jobs: number -> arguments.
         address: "local", "auto" or a cluster's.
-        workers: shards in work at once; None: a worker for each GPU, or CPU where there is none.
-        device: of the workers; None: the best that each has.
+        workers: jobs in work at once; None: a worker for each GPU, or CPU where there is none.
+        gpus: whether a job needs a GPU; None: where the cluster has any.
+        first: number -> the function's first argument, where many jobs share few large ones: each is sent once.
+        died: told of every death, so that it may count or raise; then the job is done again.
 
     Raises:
         ImportError, ConnectionError: Ray is not installed, or not reached.
-        RuntimeError: a node lacks VLAD, has another version or does not see the run; workers die as they start.
+        RuntimeError: a node lacks VLAD or has another version; a job whose workers die. What the function raised.
     """
-    file = work.plan.out / DETECTOR
-    model.save(file, pictures=False)
-    how = asdict(work.wanted) | {"folder": str(work.plan.out.absolute())}
-    place = {"file": str(file.absolute()), "encoder": model.encoder.name, "device": device, "cwd": os.getcwd()}
-    job = {"wanted": how, "batch_size": work.batch_size, "threshold": work.threshold, "plan": work.plan.digest, **place}
     with _connected(address) as ray:
         task = _task(ray)
-        waiting, flying, stillborn = deque(todo), dict[Any, int](), 0
+        waiting, flying, deaths, put = deque(jobs), dict[Any, int](), dict[int, int](), dict[int, Any]()
         while waiting or flying:
-            slots, gpus = _slots(ray)
+            slots, placed = _slots(ray, gpus)
             while waiting and len(flying) < (workers or 2 * slots):
                 number = waiting.popleft()
-                pictures = [(one.source, str(one.path), str(one.relative)) for one in todo[number]]
-                placed = task.options(num_cpus=1, num_gpus=1 if gpus else 0)
-                flying[placed.remote(__version__, job, number, pictures)] = number
+                common = first and first[number]
+                if first and id(common) not in put:
+                    put[id(common)] = ray.put(ray.cloudpickle.dumps(common))
+                call = ray.cloudpickle.dumps((function, jobs[number]))
+                flying[task.options(**placed).remote(__version__, os.getcwd(), put.get(id(common)), call)] = number
             for ended in ray.wait(list(flying), num_returns=1, timeout=WAIT)[0]:
                 number = flying.pop(ended)
-                if (outcome := _outcome(ray, ended)) == DONE:
-                    stillborn = 0
-                    yield number
+                what, result = _outcome(ray, ended)
+                if what is None:
+                    yield number, result
                     continue
-                note = work.note(number).path
-                stillborn = 0 if outcome == NODE or note.exists() else stillborn + 1
-                if outcome == NODE:
-                    note.unlink(missing_ok=True)  # not the fault of any picture
-                if stillborn > STILLBORN:
-                    raise RuntimeError(f"{stillborn} workers died as they loaded the detector; is there enough memory?")
+                deaths[number] = deaths.get(number, 0) + (what == WORKER)
+                died(number, what, deaths[number])
                 waiting.append(number)
 
 
-def _outcome(ray: Any, ended: Any) -> str:
-    """DONE, DIED where the worker did, NODE where its whole node did; else raises what went wrong."""
+def _outcome(ray: Any, ended: Any) -> tuple[str | None, Any]:
+    """(None, the result), or what has died; else raises what went wrong."""
     try:
-        problem = ray.get(ended)
-    except ray.exceptions.NodeDiedError:
-        return NODE
+        return None, ray.get(ended)
+    except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
+        return NODE, None
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-        return DIED
+        return WORKER, None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    if problem:
-        raise RuntimeError(problem)
-    return DONE
 
 
 def _task(ray: Any) -> Any:
     @ray.remote(max_retries=0, max_calls=0)  # GPU workers would else end after each task
-    def on_node(version: str, job: Any, number: int, pictures: Any) -> str:
+    def on_node(version: str, folder: str, common: bytes | None, call: bytes) -> Any:
         # Ray sends this function itself, not its module's name: a node without VLAD can say so.
+        import os
+        import pickle
         import socket
 
+        node = socket.gethostname()
         try:
             from vlad.version import __version__ as here
         except ImportError:
-            return f"the node {socket.gethostname()} has no VLAD; install vlad-ad {version} there"
+            raise RuntimeError(f"the node {node} has no VLAD; install vlad-ad {version} there") from None
         if here != version:
-            return f"the node {socket.gethostname()} has VLAD {here}, the driver {version}; bring the same there"
-        from vlad.scale.on_ray import score_shard
+            raise RuntimeError(f"the node {node} has VLAD {here}, the driver {version}; bring the same there")
+        try:
+            os.chdir(folder)  # pictures may be named from there
+        except OSError:
+            raise RuntimeError(f"the node {node} does not see {folder}; Ray needs folders that all share") from None
+        from vlad.scale.on_ray import call_here
 
-        return score_shard(job, number, pictures)
+        return call_here(common, call, pickle.loads)
 
     return on_node
 
 
-def score_shard(job: Mapping[str, Any], number: int, pictures: Sequence[tuple[str, str, str]]) -> str:
-    """What a worker does; a sentence where its node cannot.
+_common: list[Any] = [None, None]  # the bytes of what jobs share, as Ray gave them, and what they hold
+
+
+def call_here(common: bytes | None, call: bytes, loads: Callable[[bytes], Any]) -> Any:
+    """What a worker does; what jobs share is unpickled by the first of them.
 
     Raises:
-        OSError: it cannot write; the message names the node.
+        OSError: it cannot read or write; the message names the node.
     """
-    out, node = Path(job["wanted"]["folder"]), socket.gethostname()
+    function, given = loads(call)
+    if common is not None:
+        if _common[0] != common:
+            _common[:] = [None, None]  # before the next is made: two may not fit
+            _common[:] = [common, loads(common)]
+        given = (_common[1], *given)
     try:
-        os.chdir(job["cwd"])  # pictures may be named from there
-        plan = Plan.read(out)
-    except (OSError, ValueError):
-        return f"the node {node} does not see {out} or {job['cwd']}; Ray needs folders that all nodes share"
-    wanted = Wanted(**job["wanted"] | {"folder": out})
-    found = [Found(source, Path(path), Path(relative)) for source, path, relative in pictures]
-    detector = _detector(job["file"], job["encoder"], job["device"], job["plan"])
-    try:
-        Work(plan, wanted, job["batch_size"], job["threshold"]).score(detector, number, found)
+        return function(*given)
     except OSError as error:
-        raise OSError(f"the node {node} cannot do shard {number} of {out}: {error}") from error
-    return ""
-
-
-@lru_cache(maxsize=1)
-def _detector(file: str, encoder: str, device: str | None, plan: str) -> Detector:
-    """Loaded once by each worker; `plan` tells a run from one that had another detector in the same place."""
-    return load(file, encoder=encoder, device=device)
+        raise OSError(f"on the node {socket.gethostname()}: {error}") from error
 
 
 @contextmanager
@@ -171,8 +166,8 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _slots(ray: Any) -> tuple[int, int]:
-    """(workers that fit now, GPUs of the cluster); nodes may come and go."""
+def _slots(ray: Any, gpus: bool | None) -> tuple[int, dict[str, int]]:
+    """(workers that fit now, what each is given); nodes may come and go."""
     found = ray.cluster_resources()
-    gpus = int(found.get("GPU", 0))
-    return max(1, gpus or int(found.get("CPU", 1))), gpus
+    there = int(found.get("GPU", 0)) if gpus is not False else 0
+    return max(1, there or int(found.get("CPU", 1))), {"num_cpus": 1, "num_gpus": 1 if there or gpus else 0}
