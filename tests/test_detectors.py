@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import vlad
-import vlad.fitting
+import vlad.detector.fitting
 from vlad.encoders import efficientnet
 from vlad.learning.scorer import LearnedScorer
 from vlad.methods import METHODS, method_class
@@ -420,7 +420,7 @@ def test_one_normal_is_enough_to_learn_from_but_not_to_calibrate(fitted, many, p
 def test_normals_that_do_not_fit_into_memory_are_read_twice_to_the_same_end(small_encoder, many, monkeypatch):
     once = vlad.load("patch_text", "bolt", encoder=small_encoder).fit(many)
     for name in ("KEPT_BYTES", "SHARED", "BATCH"):
-        monkeypatch.setattr(vlad.fitting, name, 2 if name == "BATCH" else 0)
+        monkeypatch.setattr(vlad.detector.fitting, name, 2 if name == "BATCH" else 0)
     twice = vlad.load("patch_text", "bolt", encoder=small_encoder).fit(image for image in many)
     assert twice.calibration.scores == pytest.approx(once.calibration.scores, abs=1e-6)
     assert twice.references == once.references
@@ -538,13 +538,13 @@ def altered(file, target, change=lambda tensors: None, checksum=True, **header):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from vlad import detector_file
+    from vlad.detector import saving
 
     with safe_open(file, "pt") as opened:
         facts, tensors = json.loads(opened.metadata()["vlad"]), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     change(tensors)
-    facts |= {"sha256": detector_file._checksum(tensors) if checksum else facts["sha256"], **header}
-    facts["header_sha256"] = detector_file._header_checksum(facts)
+    facts |= {"sha256": saving._checksum(tensors) if checksum else facts["sha256"], **header}
+    facts["header_sha256"] = saving._header_checksum(facts)
     save_file(tensors, target, {"vlad": json.dumps(facts)})
     return target
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vlad import detector_file
+from vlad.detector import saving
 from vlad.evaluate.suites import DetectorTable, SuiteFile
 from vlad.folder.lines import KEYS
 from vlad.learning.recipes import Optimizer, Recipe
@@ -35,7 +35,7 @@ def names(form):
     ("title", "keys"),
     [
         ("A line of `results.jsonl`", {"source", "error", *KEYS}),
-        ("The header of a detector's file", set(detector_file.KEYS)),
+        ("The header of a detector's file", set(saving.KEYS)),
         ("Suites", names(SuiteFile) | names(DetectorTable)),
         ("Recipes", names(Recipe) | names(Optimizer)),
         ("Prompt packs", names(PromptPack) - {"name"}),

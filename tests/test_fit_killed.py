@@ -23,7 +23,7 @@ DELAYS = (0.3, 0.8, 0.95)  # of the time that a run takes
 RUNS = """
 import json, os, pathlib, shutil, signal, sys, time
 import torch, torch.utils._pytree
-import vlad.cli, vlad.detector_file, vlad.loading, vlad.methods.patch_memory, open_clip, safetensors.torch
+import vlad.cli, vlad.detector.saving, vlad.detector.loading, vlad.methods.patch_memory, open_clip, safetensors.torch
 torch.set_num_threads(1)
 
 def die(*ignored, **named):

@@ -195,7 +195,7 @@ def few_are_many(monkeypatch):
     """More than 5 normals count as many: 4 are compared, and memories have room for 60 rows."""
     monkeypatch.setattr(vlad.memory, "ALL_ROWS_OF", 5)
     monkeypatch.setattr(vlad.memory, "ROOM", 60)
-    monkeypatch.setattr(vlad.fitting, "COMPARED", 4)
+    monkeypatch.setattr(vlad.detector.fitting, "COMPARED", 4)
 
 
 @pytest.fixture(scope="module")
@@ -217,12 +217,12 @@ def test_of_many_normals_a_draw_is_compared_and_memories_stay_small(method, smal
 
 
 def test_a_drawn_normal_is_scored_as_if_it_had_not_been_given(small_encoder, dozen, few_are_many, monkeypatch):
-    from vlad.fitting import _draw
+    from vlad.detector.fitting import _draw
 
     with pytest.warns(UserWarning):
         detector = loaded("subspacead", small_encoder).fit(dozen)
     number = _draw(12)[0]
-    monkeypatch.setattr(vlad.fitting, "COMPARED", 200)
+    monkeypatch.setattr(vlad.detector.fitting, "COMPARED", 200)
     others = loaded("subspacead", small_encoder).fit(dozen[:number] + dozen[number + 1 :])
     assert min(abs(others.predict(dozen[number]).score - score) for score in detector.calibration.scores) < 1e-6
 

@@ -18,8 +18,8 @@ from mutations import mutated, peak_memory
 from PIL import Image
 
 import vlad
-from vlad import detector_file
 from vlad.cli.shared import USERS_OWN
+from vlad.detector import saving
 from vlad.evaluate import suites
 from vlad.files import resource
 from vlad.folder import score_folder
@@ -80,7 +80,7 @@ class Kinds:
         """As one would change it who knows how the checksums are made: the header alone is what was mutated."""
         with contextlib.suppress(Exception):
             facts = json.loads(path.read_bytes())
-            facts["header_sha256"] = detector_file._header_checksum(facts)
+            facts["header_sha256"] = saving._header_checksum(facts)
             path.write_bytes(json.dumps(facts).encode())
         header = path.read_bytes().decode("utf-8", "replace")
         from safetensors.torch import load_file, save_file

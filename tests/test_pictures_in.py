@@ -303,7 +303,7 @@ def test_dead_camera_is_named_and_never_silently_good(load, tmp_path, colour):
 def test_batch_of_large_pictures_is_smaller_and_scores_the_same(load, monkeypatch):
     meant = scores(load().predict(FRAMES))
     for limit in ("BATCH_PIXELS", "AT_ONCE_PIXELS"):
-        monkeypatch.setattr(f"vlad.predicting.{limit}", SIDE * SIDE * 2)
+        monkeypatch.setattr(f"vlad.detector.predicting.{limit}", SIDE * SIDE * 2)
     asked = []
 
     def camera():

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from vlad.predicting import DECODERS, Reading, batch_of
+from vlad.detector.predicting import DECODERS, Reading, batch_of
 
 
 class Slow:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlad.datasets import datasets as datasets
     from vlad.datasets.samples import Sample as Sample
     from vlad.detector import Detector as Detector
+    from vlad.detector.loading import load as load
     from vlad.encoders import encoders as encoders
     from vlad.encoders.encoder import Encoder as Encoder
     from vlad.encoders.fetching import WeightsError as WeightsError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vlad.explain.explanation import Explanation as Explanation
     from vlad.images import ImageError as ImageError
     from vlad.learning.train import train as train
-    from vlad.loading import load as load
     from vlad.methods import methods as methods
     from vlad.prediction import Prediction as Prediction
     from vlad.prediction import Region as Region
@@ -46,7 +46,7 @@ _HOME = {
     "Sample": "datasets.samples",
     "WeightsError": "encoders.fetching",
     "frames": "video.reading",
-    "load": "loading",
+    "load": "detector.loading",
     "train": "learning.train",
 }
 

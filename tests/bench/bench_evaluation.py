@@ -19,8 +19,8 @@ from PIL import Image
 
 import vlad
 from vlad.datasets.samples import Sample
+from vlad.detector.predicting import score_together
 from vlad.evaluate.walk import Clock, Condition, Entrant, MetricSize, walk
-from vlad.predicting import score_together
 from vlad.synthetic import sample
 
 LEFT_OUT = ("anovl", "winclip", "musc", "adaclip")  # many passes each, which would hide the rest

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vlad
-from vlad import detector_file, synthetic
+from vlad import synthetic
+from vlad.detector import saving
 from vlad.memory import layer_tokens, middle_layers
 from vlad.memory.nearest import Cells, faiss_module, nearest, recall
 
@@ -38,7 +39,7 @@ def file_of(shots: int) -> None:
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            detector_file.read(path)
+            saving.read(path)
             times.append(time.perf_counter() - start)
         print(f"winclip, {shots} shots: {path.stat().st_size / 1e6:.1f} MB, read in {np.median(times):.3f} s")
 

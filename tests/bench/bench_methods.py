@@ -18,8 +18,8 @@ import torch
 
 import vlad
 from vlad.detector import Detector
+from vlad.detector.predicting import score_together
 from vlad.methods import method_class
-from vlad.predicting import score_together
 
 METHODS: dict[str, dict[str, Any]] = {
     "patch_text": {},

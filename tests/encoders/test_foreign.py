@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vlad
-from vlad import detector_file
+from vlad.detector import saving
 from vlad.encoders.encoder import may_be_named
 
 EVIL = """
@@ -79,8 +79,8 @@ def detector(tmp_path, tiny_encoder):
     vlad.load("patch_text", "bolt", encoder=tiny_encoder).save(tmp_path / "own.safetensors")
 
     def naming(encoder):
-        header, tensors = detector_file.read(tmp_path / "own.safetensors")
-        detector_file.write(tmp_path / "foreign.safetensors", {**header, "encoder": encoder}, tensors)
+        header, tensors = saving.read(tmp_path / "own.safetensors")
+        saving.write(tmp_path / "foreign.safetensors", {**header, "encoder": encoder}, tensors)
         return tmp_path / "foreign.safetensors"
 
     return naming

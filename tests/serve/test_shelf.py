@@ -12,7 +12,7 @@ import pytest
 from serve_pictures import drawn, upload
 
 import vlad
-from vlad import detector_file
+from vlad.detector import saving
 from vlad.serve.shelf import Conflict, Shelf, Unknown
 
 
@@ -28,11 +28,11 @@ def no_net(monkeypatch):
 
 def changed(path, **facts):
     """The bytes of a detector's file with another header, its checksums right."""
-    header, tensors = detector_file.read(path)
+    header, tensors = saving.read(path)
     target = path.with_name("changed.safetensors")
     for key in ("format", "sha256", "header_sha256"):
         header.pop(key)
-    detector_file.write(target, {**header, **facts}, tensors)
+    saving.write(target, {**header, **facts}, tensors)
     content = target.read_bytes()
     target.unlink()
     return content

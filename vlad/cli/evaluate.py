@@ -100,17 +100,11 @@ def run(
         plan = _suite(suite, method, data, **flags, **framed.options())
         if missing := places(plan, data or [])[1]:
             print(f"left out, not given with --data: {', '.join(missing)}", file=sys.stderr)
-        how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap}
-        how |= {"metric_size": _size(metric_size), "names": name}
-        if corrupt and not plan.how.get("corrupt"):
-            from vlad.datasets.corrupt import CORRUPTIONS
-
-            how["corrupt"] = list(CORRUPTIONS)
+        how: dict[str, Any] = {"shots": shots, "seeds": seeds, "bootstrap": bootstrap, "names": name}
+        how |= {"metric_size": _size(metric_size)}
+        how |= {"corrupt": None if plan.how.get("corrupt") or not corrupt else _corruptions()}
+        how |= {"save_maps": _maps(out) if save_maps else None, "paper_metrics": paper_metrics or None}
         how = {key: value for key, value in how.items() if value is not None}
-        if save_maps and out is None:
-            raise ValueError("--save-maps writes into the folder of the report; give it with --out")
-        how |= {"save_maps": out / "maps"} if save_maps and out is not None else {}
-        how |= {"paper_metrics": True} if paper_metrics else {}
         how |= {"subset": subset, "force": force, "batch_size": batch_size, "device": device, "dtype": dtype}
         how |= {"ray": ray, "workers": workers}
         with ProgressBar("pictures", stages=True) as show:
@@ -210,6 +204,18 @@ def _suite(name: str | None, methods: list[str] | None, data: list[str] | None, 
         raise ValueError("nothing to evaluate on; give a suite, or --data NAME:ROOT such as --data folder:pictures")
     encoders, prompts = flags.pop("encoder") or (), flags.pop("prompts") or ()
     return crossed(methods or (), encoders, prompts, data, **flags)
+
+
+def _corruptions() -> list[str]:
+    from vlad.datasets.corrupt import CORRUPTIONS
+
+    return list(CORRUPTIONS)
+
+
+def _maps(out: Path | None) -> Path:
+    if out is None:
+        raise ValueError("--save-maps writes into the folder of the report; give it with --out")
+    return out / "maps"
 
 
 def _size(given: str | None) -> str | int | None:

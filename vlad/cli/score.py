@@ -104,24 +104,18 @@ def score(
 
     def work() -> int:
         from vlad import folder
-        from vlad.folder.lines import line_of
-        from vlad.images import ImageError
-        from vlad.images.listing import left_out_line
 
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         cut, out = _parsed(threshold), into.out
-        _check_explaining(explain, speaker, out is not None or as_json, cut)
+        _check(explain, speaker, out is not None or as_json, cut)
         into.check(shards.asked)
         told, about = explainer(speaker) if explain else (None, {})
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
         shards.check(out, clips or explain or into.csv or into.page)
         pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
         model, facts = flags.load(detector, pages=pages)
-        if normals is not None:
-            model.fit(normals, max_false_positive_rate=max_false_positive_rate)
-        elif model.scorer.needs_normals and not model.references:
-            raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
+        _learn(model, normals, max_false_positive_rate)
         how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}
         if clips:
             how |= {"settings": facts, "video": annotate}
@@ -132,9 +126,6 @@ def score(
             return _closing(scale.score_shards(model, inputs, out, shards, **how), out, silent=as_json)
         how["explain"] = told and partial(told, model)
         summary = _scored(model, inputs, out, pictures, as_json, settings=facts | about, **how)
-        if as_json and (said := left_out_line(summary.left_out)):
-            line = line_of("", ImageError(said), model.name)
-            print(json.dumps({**line, "source": None, "left_out": summary.left_out}))
         if out is not None:
             shown(out, into.csv, into.page, silent=as_json)
             if model.encoder.name == "tiny" and not (model.references or into.resume or as_json or quiet):
@@ -149,6 +140,9 @@ def _scored(
 ) -> "Summary":
     """Scores the pictures and prints their lines as they come, or with --threshold auto once all are scored."""
     from vlad.folder import score_folder
+    from vlad.folder.lines import line_of
+    from vlad.images import ImageError
+    from vlad.images.listing import left_out_line
 
     held: list[Line] | None = [] if how["threshold"] == "auto" else None
     with ProgressBar("pictures", quiet=out is None and sys.stdout.isatty()) as advance:
@@ -156,19 +150,30 @@ def _scored(
             model.report_progress(lambda name, done, total: advance(name, done, total or len(pictures)))
         show = _printed(lambda _, done, total: advance("", done, total), pictures, as_json, out is None, held)
         summary = score_folder(model, inputs, out, progress=show, **how)
-    if held is None:
-        return summary
-    return _decided(summary, held, _printed(lambda *_: None, pictures, as_json, out is None), as_json)
+    if held is not None:
+        summary = _decided(summary, held, _printed(lambda *_: None, pictures, as_json, out is None), as_json)
+    if as_json and (said := left_out_line(summary.left_out)):
+        line = line_of("", ImageError(said), model.name)
+        print(json.dumps({**line, "source": None, "left_out": summary.left_out}))
+    return summary
 
 
-def _check_explaining(asked: bool, speaker: ReasonerFlags, shown: bool, cut: float | str | None) -> None:
-    """ValueError where --explain and the other flags do not go together."""
+def _check(asked: bool, speaker: ReasonerFlags, shown: bool, cut: float | str | None) -> None:
+    """ValueError where --explain (`asked`) and the other flags do not go together."""
     if not asked and (speaker.reasoner != "clip" or speaker.rules is not None):
         raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
     if asked and not shown:
         raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
     if asked and cut == "auto":
         raise ValueError("--threshold auto decides when all are scored and --explain as it goes; leave one of them out")
+
+
+def _learn(model: "Detector", normals: Any, rate: float | None) -> None:
+    """Fits on good pictures where there are any; ValueError where there are none and the method needs them."""
+    if normals is not None:
+        model.fit(normals, max_false_positive_rate=rate)
+    elif model.scorer.needs_normals and not model.references:
+        raise ValueError(f"{model.method} learns from good pictures first; give them with --normals FOLDER")
 
 
 def _parsed(threshold: str | None) -> float | str | None:

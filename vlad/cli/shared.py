@@ -171,7 +171,7 @@ def load_detector(
     method: str | None, name: str | None, file: Path | None, given: dict[str, Any]
 ) -> tuple["Detector", dict[str, Any]]:
     """As `DetectorFlags.load`."""
-    from vlad.loading import HUB, shared
+    from vlad.detector.loading import HUB, shared
     from vlad.methods import method_class
 
     given = {key: value for key, value in given.items() if value is not None}

@@ -88,8 +88,7 @@ def evaluate(
         paper_metrics: adds "pixel_aupro_200", AUPRO as many papers' programs have it (`vlad.metrics.papers`).
         batch_size: pictures computed at once; changes no result.
         memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
-        save_maps: folder to write each clean test picture's map to, as .npy at the method's own size; predictions.csv
-            names it, below the folder round this one.
+        save_maps: folder for maps of clean test pictures, .npy of the method's own size; predictions.csv names them.
         out: folder to write to as results come; a killed run goes on there.
         ray: "local", "auto" or the address of a Ray cluster, each of whose workers does one category at a time with all
             detectors round one encoder, on the kind of device that they have here.
@@ -104,23 +103,26 @@ def evaluate(
         ImportError, ConnectionError: Ray is not installed, or not reached.
     """
     named, groups = labelled(detectors), grouped(samples, names or {}, shots)
-    plan = Plan(
-        shots=shots,
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
-        metric_size=MetricSize(metric_size, mask_resize),
-        conditions=(Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities)),
-        bootstrap=bootstrap,
-        empty_mask=empty_mask,
-        papers=paper_metrics,
-        batch_size=batch_size,
-        memory=memory,
-        named=names is not None,
-        maps=None if save_maps is None else Path(save_maps),
-    )
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    conditions = (Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities))
+    sizes, maps = MetricSize(metric_size, mask_resize), None if save_maps is None else Path(save_maps)
+    how: dict[str, Any] = {"batch_size": batch_size, "memory": memory, "maps": maps, "papers": paper_metrics}
+    plan = Plan(shots, numbers, sizes, conditions, bootstrap, empty_mask, named=names is not None, **how)
     check_plan(plan, named, groups)
-    leaks = leaks_of(named, groups, force)
+    return _measured(named, groups, plan, leaks_of(named, groups, force), None if out is None else Path(out), progress)
+
+
+def _measured(
+    named: Mapping[str, Detector | Guest],
+    groups: Mapping[Place, Group],
+    plan: Plan,
+    leaks: Any,
+    out: Path | None,
+    progress: Progress | None,
+) -> Report:
+    """The report, category by category; what `out` has of an earlier run is taken from there."""
     settings = settings_of_run(plan, named, groups, leaks)
-    parts = Parts(None if out is None else Path(out), settings)
+    parts = Parts(out, settings)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     missing = {place: [label for label in named if not parts.has(label, place)] for place in groups}
     for label, place, part in _parts(named, groups, plan, missing, ray, workers, progress):

@@ -152,7 +152,7 @@ class SharedEncoders:
 
     def load(self, method: str, encoder: str | None = None, dtype: str | None = None, **settings: Any) -> Detector:
         """As `vlad.load`."""
-        from vlad.loading import load
+        from vlad.detector.loading import load
 
         key = self._key(method, encoder, dtype or self.dtype, settings.get("adapter"))
         return load(method, encoder=self.tower(*key), **settings)
@@ -169,14 +169,14 @@ class SharedEncoders:
 
     def _key(self, method: str, encoder: str | None, dtype: str | None, adapter: Any) -> tuple[str, str | None]:
         """The names of encoder and number format; a saved detector records both."""
-        from vlad import detector_file
+        from vlad.detector import saving
         from vlad.encoders.authors_file import located
         from vlad.learning.scorer import LearnedScorer, own_encoder
         from vlad.methods import METHODS, method_class
 
         file = Path(method).expanduser()
         if method not in METHODS and file.is_file():
-            header, _ = detector_file.read(file)
+            header, _ = saving.read(file)
             return encoder or header["encoder"], dtype or header["dtype"]
         kind = method_class(method)
         if encoder is None and issubclass(kind, LearnedScorer):

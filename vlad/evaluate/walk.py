@@ -15,10 +15,10 @@ from PIL import Image
 
 from vlad.datasets.corrupt import corrupt
 from vlad.datasets.samples import Sample, read_mask
+from vlad.detector.predicting import score_together
 from vlad.evaluate.guests import Guest, Result
 from vlad.framing.looking import PASS
 from vlad.images import Reader
-from vlad.predicting import score_together
 
 if TYPE_CHECKING:
     from vlad.detector import Detector

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from vlad import synthetic
+from vlad.detector.loading import load
 from vlad.hub.download import Progress
 from vlad.hub.needed import Needed, of_encoder, of_method
 from vlad.hub.sources import Found, bring, find, here
-from vlad.loading import load
 from vlad.methods import METHODS, method_class
 
 

@@ -8,8 +8,8 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, constants
 from jinja2 import Environment
 
+from vlad.detector.loading import HUB_FILE
 from vlad.hub.sources import sentences
-from vlad.loading import HUB_FILE
 
 if TYPE_CHECKING:
     from vlad.detector import Detector

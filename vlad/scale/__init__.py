@@ -19,9 +19,9 @@ from typing import Any
 
 from vlad import folder
 from vlad.detector import Detector
+from vlad.detector.loading import load
 from vlad.folder.lines import SIDE, Wanted, stamp
 from vlad.images.listing import Found
-from vlad.loading import load
 from vlad.records import Line
 from vlad.scale.gathering import gather as gather
 from vlad.scale.gathering import missing as missing

@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlad.detector.loading import load
 from vlad.files import write_whole
 from vlad.folder.lines import LineMaker, Wanted, line_of
 from vlad.images import ImageError
 from vlad.images.listing import Found
-from vlad.loading import load
 from vlad.records import Line
 from vlad.scale.on_ray import NODE, each
 from vlad.scale.plan import Plan

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
+from vlad.detector.predicting import Reading, judged, reading_of
 from vlad.images import ImageError, Remarks
-from vlad.predicting import Reading, judged, reading_of
 from vlad.prediction import Prediction
 from vlad.serve.shelf import Held, limited
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 import vlad
-from vlad import detector_file
-from vlad.detector import Detector
+from vlad.detector import Detector, saving
 from vlad.encoders import load as load_encoder
 from vlad.encoders.dtypes import arithmetic
 from vlad.encoders.encoder import Encoder
@@ -190,7 +189,7 @@ class Shelf:
 
     def _encoder_of(self, path: Path) -> Encoder | None:
         """The encoder here with a file's weights, in the file's arithmetic; None where the weights are not here."""
-        header = detector_file.read(path)[0]
+        header = saving.read(path)[0]
         like = next((one for (digest, _), one in self.encoders.items() if digest == header["encoder_digest"]), None)
         if like is None:
             return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.datasets import load as read_samples
+from vlad.detector.loading import load
 from vlad.encoders import load as load_encoder
 from vlad.encoders.encoder import Encoder
 from vlad.explain import explain
@@ -23,7 +24,6 @@ from vlad.explain.exam.tables import Evaluation, Table
 from vlad.explain.reasoners import make_reasoner
 from vlad.explain.reasoners.protocol import Reasoner
 from vlad.files import write_whole
-from vlad.loading import load
 from vlad.prompts import PromptPack
 from vlad.records import Line
 from vlad.version import __version__

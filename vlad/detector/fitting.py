@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlad.detector.predicting import Judge, fit_to_frame
 from vlad.framing.looking import (
     Views,
     framed_views,
@@ -29,7 +30,6 @@ from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
 from vlad.memory.normals import MOST_BYTES, NormalPictures
-from vlad.predicting import Judge, fit_to_frame
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
 

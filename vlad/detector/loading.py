@@ -2,19 +2,18 @@
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlad import detector_file
-from vlad.detector import Detector
+from vlad.detector import Detector, saving
+from vlad.detector.fitting import as_list
 from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
 from vlad.encoders.encoder import Encoder, may_be_named
 from vlad.encoders.fetching import from_hub
-from vlad.fitting import as_list
 from vlad.framing import OPTIONS as FRAMINGS
 from vlad.framing import framing
 from vlad.images import Remarks
@@ -78,36 +77,37 @@ def load(
         FileNotFoundError: the file, pack or weights named are missing.
         vlad.WeightsError: the encoder's weights are not here and cannot be fetched.
     """
-    given = str(os.fspath(method_or_file))
-    own = _known_options(method_class(given)) if given in METHODS else []
-    words = "ignore" in own and _are_words(options.get("ignore"))
-    closer = {key: options.pop(key) for key in FRAMINGS if key in options and not (words and key == "ignore")}
-    closer = {key: value for key, value in closer.items() if value is not None}
-    how = Arithmetic(device, dtype, runtime)
-    if given.startswith(HUB):
-        given = str(shared(given))
+    given, how = str(os.fspath(method_or_file)), Arithmetic(device, dtype, runtime)
+    framed, own = _parted(given, options)
+    given = str(shared(given)) if given.startswith(HUB) else given
     if given not in METHODS and (given.endswith(".safetensors") or os.sep in given):
         _refuse_adapter(Path(given).name, adapter)
-        ignore = closer.pop("ignore", None)
-        detector = _load_file(Path(given).expanduser(), encoder, how, options, list(closer))
-        if ignore is not None:
-            detector.ignore = ignore
+        detector = _of_file(Path(given).expanduser(), encoder, how, own, framed)
     else:
-        frame = framing(**closer)
-        detector = Detector(_made(given, encoder, adapter, how, prompts is not None, options))
-        if prompts is not None:
-            detector.take_pack(prompts)
-        detector.scorer.frame(frame)
+        detector = _of_method(given, encoder, adapter, how, prompts, own, framed)
     asked: dict[str, Any] = {"bits": bits, "channels": channels, "pages": pages}
     detector.reader = replace(detector.reader, **{key: value for key, value in asked.items() if value is not None})
-    detector.scorer.to(detector.encoder.device)
     if calibration is not None:
-        remarks = Remarks()
-        good = as_list(calibration, detector.reader, remarks)
-        detector.encoder.calibrate(detector.reader.read(one, remarks) for one in good)
+        _calibrate(detector, calibration)
     if name is not None or (prompts is not None and detector.name is not None):
         detector.describe(name or detector.name or "", prompts)
     return detector
+
+
+def _parted(given: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(options of `framing` that say something, the method's own); `ignore` may be words, and then `laft`'s own."""
+    takes_words = given in METHODS and "ignore" in _known_options(method_class(given))
+    words = takes_words and _are_words(options.get("ignore"))
+    framed = {key for key in FRAMINGS if key in options and not (words and key == "ignore")}
+    said = {key: options[key] for key in FRAMINGS if key in framed and options[key] is not None}
+    return said, {key: value for key, value in options.items() if key not in framed}
+
+
+def _calibrate(detector: Detector, calibration: Any) -> None:
+    """Takes the ranges of int8 from pictures."""
+    remarks = Remarks()
+    good = as_list(calibration, detector.reader, remarks)
+    detector.encoder.calibrate(detector.reader.read(one, remarks) for one in good)
 
 
 def shared(name: str) -> Path:
@@ -120,25 +120,33 @@ def shared(name: str) -> Path:
     return from_hub(name.removeprefix(HUB), HUB_FILE, "the file's own path")
 
 
-def _made(
+def _of_method(
     method: str,
     encoder: str | Encoder | None,
     adapter: str | os.PathLike[str] | None,
     how: Arithmetic,
-    has_prompts: bool,
+    prompts: Any,
     options: Mapping[str, Any],
-) -> Scorer:
-    """The scorer of a method, with its adapter where it has one."""
-    kind = method_class(method)
+    framed: Mapping[str, Any],
+) -> Detector:
+    """A new detector of a method, with its adapter where it has one."""
+    frame, kind = framing(**framed), method_class(method)
     _check_options(method, kind, options)
-    if has_prompts and kind.words == "none":
+    if prompts is not None and kind.words == "none":
         raise TypeError(f"{method} looks at pictures alone and takes no prompts")
     if issubclass(kind, LearnedScorer):
         file = None if adapter is None else located(Path(adapter))
         tower = own_encoder(kind, file) if encoder is None else encoder
-        return with_adapter(kind, load_encoder(tower, *how), file, options)
-    _refuse_adapter(method, adapter)
-    return kind(load_encoder(encoder, *how), **options)
+        scorer: Scorer = with_adapter(kind, load_encoder(tower, *how), file, options)
+    else:
+        _refuse_adapter(method, adapter)
+        scorer = kind(load_encoder(encoder, *how), **options)
+    detector = Detector(scorer)
+    if prompts is not None:
+        detector.take_pack(prompts)
+    scorer.frame(frame)
+    scorer.to(scorer.encoder.device)
+    return detector
 
 
 def _refuse_adapter(given: str, adapter: str | os.PathLike[str] | None) -> None:
@@ -166,19 +174,24 @@ def _are_words(ignore: Any) -> bool:
     return isinstance(ignore, list | tuple) and bool(ignore) and all(map(_are_words, ignore))
 
 
-def _load_file(
+def _of_file(
     path: Path,
     encoder: str | Encoder | None,
     how: Arithmetic,
     options: Mapping[str, Any],
-    framed: Sequence[str],
+    framed: Mapping[str, Any],
 ) -> Detector:
-    header, tensors = detector_file.read(path)
+    """What `save` wrote; of its framing the places that do not count may be given anew."""
+    header, tensors = saving.read(path)
     try:
         kind = method_class(header["method"])
     except ValueError as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
-    if own := [*(option for option in options if option not in towers_of(kind)), *framed]:
+    own = [
+        *(option for option in options if option not in towers_of(kind)),
+        *(key for key in framed if key != "ignore"),
+    ]
+    if own:
         raise TypeError(f"{path.name} records its own options; leave out {', '.join(own)}, or build the method anew")
     check_towers(kind, header["options"], options, path.name)
     if encoder is None and not may_be_named(header["encoder"]):
@@ -198,6 +211,10 @@ def _load_file(
         )
     try:
         scorer = kind(encoder, **{**header["options"], **options})
-        return Detector.restored(scorer, header, tensors)
+        detector = Detector.restored(scorer, header, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no detector that can be used: {error}") from error
+    detector.scorer.to(encoder.device)
+    if "ignore" in framed:
+        detector.ignore = framed["ignore"]
+    return detector

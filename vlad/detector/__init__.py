@@ -14,20 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 
 from torch import Tensor
 
-from vlad import detector_file
-from vlad.encoders.dtypes import Placed, arithmetic
+from vlad.detector import saving
+from vlad.detector.fitting import as_list, learn
+from vlad.detector.predicting import Judge, Reading, predictions
+from vlad.detector.standing import Standing
 from vlad.encoders.encoder import Encoder
-from vlad.fitting import as_list, learn
-from vlad.framing import Framing
-from vlad.framing.places import places
-from vlad.images import ImageError, Reader, Remarks, is_bytes, repeats
-from vlad.memory.normals import PREFIX, NormalPictures
-from vlad.predicting import Judge, Reading, predictions
+from vlad.images import ImageError, Remarks, is_bytes, repeats
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name
 from vlad.scorer import Scorer
-from vlad.thresholds import Calibration, checked_threshold
-from vlad.version import __version__
+from vlad.thresholds import Calibration
 
 if TYPE_CHECKING:
     from vlad.export import ExportReport
@@ -35,126 +31,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Detector(Placed):
+class Detector(Standing):
     """One method looking for one kind of thing with one (shared) encoder. Build it with `vlad.load`.
 
     `describe`, `fit` and the thresholds exchange what it is as a whole: a `predict` that runs in another thread
     meanwhile answers as the old or as the new one, never as half of each, and a call that fails changes nothing.
     """
-
-    def __init__(self, scorer: Scorer, reader: Reader | None = None):
-        self._judge = Judge(scorer)
-        self.reader = reader or Reader()  # how its pictures are read
-
-    # What it is
-
-    @property
-    def scorer(self) -> Scorer:
-        """The method itself, which computes; another one after `describe` and `fit`."""
-        return self._judge.scorer
-
-    @property
-    def judge(self) -> Judge:
-        """The scorer and the thresholds as they stand now, never changed afterwards."""
-        return self._judge
-
-    @property
-    def encoder(self) -> Encoder:
-        """The frozen tower, shared between detectors."""
-        return self.scorer.encoder
-
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.scorer.method
-
-    @property
-    def name(self) -> str | None:
-        """What the pictures show, in words."""
-        return self.scorer.name
-
-    @property
-    def pack(self) -> PromptPack | None:
-        """The prompt pack in use; None where there are no words."""
-        return self.scorer.pack
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The method's keywords as they are."""
-        return self.scorer.options
-
-    @property
-    def resolution(self) -> int:
-        """Side of the square that pictures are resized to, in pixels."""
-        return self.scorer.resolution
-
-    @property
-    def framing(self) -> Framing:
-        """What is done with every picture before it is seen."""
-        return self.scorer.framing
-
-    @property
-    def ignore(self) -> Any:
-        """Places that do not count: boxes and polygons as lists of numbers, a mask [h, w], or None.
-
-        May be set, to what `vlad.load` takes. What was learnt of these places before then stays in memory and
-        thresholds, which only makes them too forgiving there; `fit` makes them anew.
-        """
-        kept = self.framing.places
-        return kept.marked() if kept.mask else [list(shape) for shape in kept.shapes] or None
-
-    @ignore.setter
-    def ignore(self, value: Any) -> None:
-        kept = replace(places(None, value), roi=self.framing.places.roi)
-        normals = self._judge.normals
-        if normals is not None and self.framing == Framing():  # small pictures, in which places would lie elsewhere
-            normals = normals.without("it ignores other places than when it was fitted")
-        scorer = self.scorer.copied()
-        scorer.framing = replace(scorer.framing, places=kept)
-        self._judge = replace(self._judge, scorer=scorer, normals=normals)
-
-    @property
-    def references(self) -> list[str]:
-        """Names of the normal pictures it has learnt from; empty before `fit`."""
-        return self.scorer.references
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Data sets whose annotated pictures the method has learned from."""
-        return self.scorer.trained_on
-
-    @property
-    def transductive(self) -> bool:
-        """True where, as it stands, it scores a set of pictures against each other."""
-        return self.scorer.score_set is not None
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What the threshold rests on; None until fitted."""
-        return self._judge.calibration
-
-    @property
-    def map_calibration(self) -> Calibration | None:
-        """The same of the largest value of the map."""
-        return self._judge.map_calibration
-
-    @property
-    def threshold(self) -> float | None:
-        """Scores from here on are anomalous; may be set by hand. ValueError, TypeError: no finite number."""
-        return self._judge.threshold
-
-    @threshold.setter
-    def threshold(self, value: float | None) -> None:
-        self._judge = replace(self._judge, threshold=checked_threshold("threshold", value))
-
-    @property
-    def map_threshold(self) -> float | None:
-        """Map values from here on are regions; may be set by hand. ValueError, TypeError: no finite number."""
-        return self._judge.map_threshold
-
-    @map_threshold.setter
-    def map_threshold(self, value: float | None) -> None:
-        self._judge = replace(self._judge, map_threshold=checked_threshold("map_threshold", value))
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raises TypeError, with a word for those who take it for a module of torch's."""
@@ -162,7 +44,7 @@ class Detector(Placed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As what `save` writes, and the encoder by its name: for workers that have the same weights."""
-        return _unpickled, (type(self.scorer), self.encoder, *self._content(self._judge.normals))
+        return _unpickled, (type(self.scorer), self.encoder, *self.content(self._judge.normals))
 
     def __repr__(self) -> str:
         kind = type(self.scorer).__name__
@@ -403,35 +285,7 @@ class Detector(Placed):
         normals = self._judge.normals
         if normals is not None and not pictures:
             normals = normals.without("its file was saved without good pictures")
-        detector_file.write(Path(path).expanduser(), *self._content(normals))
-
-    def _content(self, normals: NormalPictures | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that it is beside its encoder, as (plain values, tensors)."""
-        judge, pack = self._judge, self.pack
-        header = {
-            "vlad": __version__,
-            "method": self.method,
-            "encoder": self.encoder.name,
-            "encoder_digest": self.encoder.digest,
-            "dtype": self.encoder.precision,
-            "runtime": self.encoder.runtime,
-            "calibrated": self.encoder.calibrated,
-            "options": self.options,
-            "reading": self.reader.to_dict(),
-            "framing": self.framing.to_dict(),
-            "name": self.name,
-            "prompts": pack.to_dict() if pack else None,
-            "prompts_name": pack.name if pack else None,
-            "phrases": self.scorer.phrases,
-            "threshold": judge.threshold,
-            "map_threshold": judge.map_threshold,
-            "references": self.references,
-            "trained_on": list(self.trained_on),
-            "calibration": judge.calibration and judge.calibration.to_dict(),
-            "map_calibration": judge.map_calibration and judge.map_calibration.to_dict(),
-            "normals": normals.facts() if normals else {},
-        }
-        return header, {**judge.scorer.tensors(), **(normals.tensors() if normals else {})}
+        saving.write(Path(path).expanduser(), *self.content(normals))
 
     def push_to_hub(self, repo: str, *, private: bool = True) -> str:
         """Shares the detector as "owner/name" on the Hugging Face hub, without its pictures; the repository's address.
@@ -468,25 +322,6 @@ class Detector(Placed):
             remarks = Remarks()
             given = [self.reader.read(one, remarks) for one in as_list(pictures, self.reader, remarks)]
         return export(self, Path(path).expanduser(), given, tolerance)
-
-    @classmethod
-    def restored(cls, scorer: Scorer, header: Mapping[str, Any], tensors: Mapping[str, Any]) -> "Detector":
-        """What `save` wrote, round a scorer with the options of the file; ValueError where it does not fit."""
-        pictures = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
-        scorer.restore(header, {key: tensor for key, tensor in tensors.items() if key not in pictures})
-        normals = NormalPictures.restored(header["normals"], pictures, len(header["references"]))
-        made = [header[key] and Calibration.from_dict(header[key]) for key in ("calibration", "map_calibration")]
-        detector = cls(scorer, Reader.from_dict(header["reading"]))
-        detector._judge = Judge(scorer, made[0], made[1], header["threshold"], header["map_threshold"], normals)
-        before = arithmetic(header["dtype"], header["runtime"], header["calibrated"])
-        if (made[0] or header["threshold"] is not None) and before != scorer.encoder.arithmetic:
-            logger.warning(
-                "other arithmetic gives other scores: the thresholds from %s are dropped, fit again in %s",
-                before,
-                scorer.encoder.arithmetic,
-            )
-            detector._judge = Judge(scorer, normals=normals)
-        return detector
 
 
 def _unpickled(kind: type[Scorer], encoder: Encoder, header: dict[str, Any], tensors: dict[str, Tensor]) -> Detector:
