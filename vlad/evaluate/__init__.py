@@ -109,23 +109,23 @@ def evaluate(
     how: dict[str, Any] = {"batch_size": batch_size, "memory": memory, "maps": maps, "papers": paper_metrics}
     plan = Plan(shots, numbers, sizes, conditions, bootstrap, empty_mask, named=names is not None, **how)
     check_plan(plan, named, groups)
-    return _measured(named, groups, plan, leaks_of(named, groups, force), None if out is None else Path(out), progress)
+    settings = settings_of_run(plan, named, groups, leaks_of(named, groups, force))
+    return _measured(named, groups, plan, settings, out, ray=ray, workers=workers, progress=progress)
 
 
 def _measured(
     named: Mapping[str, Detector | Guest],
     groups: Mapping[Place, Group],
     plan: Plan,
-    leaks: Any,
-    out: Path | None,
-    progress: Progress | None,
+    settings: Mapping[str, Any],
+    out: str | os.PathLike[str] | None,
+    **by: Any,
 ) -> Report:
-    """The report, category by category; what `out` has of an earlier run is taken from there."""
-    settings = settings_of_run(plan, named, groups, leaks)
-    parts = Parts(out, settings)
+    """The report, category by category; what `out` has of an earlier run is taken from there. `by`: as for `_parts`."""
+    parts = Parts(None if out is None else Path(out), settings)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     missing = {place: [label for label in named if not parts.has(label, place)] for place in groups}
-    for label, place, part in _parts(named, groups, plan, missing, ray, workers, progress):
+    for label, place, part in _parts(named, groups, plan, missing, **by):
         parts.add(label, place, part)
     order = {(label, place): index for index, (label, place) in enumerate((a, b) for a in named for b in groups)}
     return parts.report({**settings, "started": started, "peak_memory": peak_memory()}, order)
@@ -136,6 +136,7 @@ def _parts(
     groups: Mapping[Place, Group],
     plan: Plan,
     missing: Mapping[Place, list[str]],
+    *,
     ray: str | None,
     workers: int | None,
     progress: Progress | None,
