@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vlad import Encoder
 from vlad.encoders.dtypes import fastest_safe_dtype
+from vlad.learning.prompt_learner import read_after, read_by_picture
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +280,27 @@ def test_while_sharing_other_pictures_are_walked_anew(small_encoder, pixels):
 def test_a_device_that_is_not_here_is_refused_with_those_that_are(device):
     with pytest.raises(ValueError, match=rf"device is '{device}'; on this machine there is 'cpu'"):
         Encoder.load("tiny", device=device)
+
+
+@torch.no_grad()
+def test_while_sharing_patches_are_made_once_though_their_tokens_go_different_ways(small_encoder, pixels):
+    made = []
+    hook = small_encoder.visual.conv1.register_forward_hook(lambda *_: made.append(1))
+    try:
+        with small_encoder.sharing():
+            small_encoder.windows(pixels, (2,))
+            small_encoder(pixels)
+            first = small_encoder.embed(pixels, first=torch.ones(1, small_encoder.width))
+        alone = small_encoder.embed(pixels, first=torch.ones(1, small_encoder.width))
+    finally:
+        hook.remove()
+    assert len(made) == 1 + 1, "once for all three, once more when nothing is shared"
+    assert torch.equal(first, alone)
+
+
+@torch.no_grad()
+def test_sentences_that_begin_alike_come_out_as_each_alone(small_encoder):
+    ids = small_encoder.tokenize(["X X X a bolt.", "X X X a broken metal bolt.", "X X X one bolt."])
+    words = torch.randn(2, 3, small_encoder.text_width, generator=torch.Generator().manual_seed(0))
+    alone = read_by_picture(small_encoder, ids, words[:, None].expand(-1, len(ids), -1, -1))
+    torch.testing.assert_close(read_after(small_encoder, ids, words), alone, atol=2e-6, rtol=0)

@@ -34,6 +34,30 @@ def checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
+def continued(module: Any, groups: list[Tensor]) -> list[Tensor]:
+    """A causal block over sequences that begin alike, of which the beginning is computed once.
+
+    groups[0] [B, P, C] are the beginnings; each of the others [B * T, L, C] has T ends of each of them, one beginning's
+    after the other's.
+    """
+    sizes, heads = [g.shape[0] * g.shape[1] for g in groups], module.attn.num_heads
+    parts = [zip(part.split(sizes), groups, strict=True) for part in _projected(module, groups, groups)]
+    split = [[_heads(rows, group.shape[1], heads) for rows, group in part] for part in parts]
+    (_, key, value), mixed = [one[0] for one in split], list[Tensor]()
+    for queries, keys, values in zip(*split, strict=True):
+        if mixed:
+            times = len(queries) // len(key)
+            keys, values = (
+                torch.cat([before.repeat_interleave(times, 0), own], 2)
+                for before, own in ((key, keys), (value, values))
+            )
+        mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=key.device)
+        mask = mask.tril(keys.shape[2] - queries.shape[2])
+        rows = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        mixed.append(rows.transpose(1, 2).flatten(2).flatten(0, 1))
+    return _residual(module, groups, torch.cat(mixed))
+
+
 def value_block(module: Any, tokens: Tensor, class_only: bool = False, sources: str = "v") -> tuple[Tensor, Tensor]:
     """([B, T, C], [B, T, C]): tokens after the block, and beside it what `self_attended` gives, from one projection.
 

@@ -109,7 +109,7 @@ class ClipEncoder(ReadingEncoder):
         return per_picture(pixels, like) if self.per_picture else pixels
 
     def embed(self, pixels: Tensor, positions: str = "bicubic-antialias", first: Tensor | None = None) -> Tensor:
-        patches = self.visual.conv1(pixels)  # [B, C, rows, columns]
+        patches = self._patches(pixels)
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # [B, N, C]
         cls = self.visual.class_embedding.expand(patches.shape[0], 1, -1)
@@ -118,6 +118,11 @@ class ClipEncoder(ReadingEncoder):
         if first is None:
             return tokens
         return torch.cat([self.visual.ln_pre(first + table[0]).expand(tokens.shape[0], -1, -1), tokens], 1)
+
+    @once
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """[B, C, rows, columns]: shared by those, too, whose tokens go other ways from here; most of `tiny`'s time."""
+        return self.visual.conv1(pixels)
 
     def walk(
         self, tokens: Any, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False

@@ -447,6 +447,11 @@ class Encoder(Placed):
         """[T, length, C] after all text blocks; `edit`, which may change T, and `checkpointing` as in `walk`."""
         self.cannot("knows pictures alone")
 
+    def walk_text_ends(self, groups: list[Tensor]) -> list[Tensor]:
+        """The same of sentences that begin alike: groups[0] [B, P, C] are the beginnings, each of the others
+        [B * T, L, C] has T ends of each of them, one beginning's after the other's."""
+        self.cannot("knows pictures alone")
+
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """[T, D] from the end-of-text token, the one with the largest id."""
         self.cannot("knows pictures alone")

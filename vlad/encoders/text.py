@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlad.encoders.blocks import block, checkpointed
+from vlad.encoders.blocks import block, checkpointed, continued
 from vlad.encoders.encoder import Edit, Encoder
 
 TOKENIZED = 32  # calls whose tokens are kept
@@ -70,6 +70,12 @@ class ReadingEncoder(Encoder):
         for layer, module in enumerate(tower.transformer.resblocks, 1):
             tokens = step(module, [edit(layer, tokens) if edit else tokens], causal=True)[0]
         return tokens
+
+    def walk_text_ends(self, groups: list[Tensor]) -> list[Tensor]:
+        tower: Any = getattr(self.model, "text", self.model)
+        for module in tower.transformer.resblocks:
+            groups = continued(module, groups)
+        return groups
 
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
         ends, projection = self.end_text(tokens, ids), getattr(self.model, "text", self.model).text_projection

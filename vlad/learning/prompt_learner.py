@@ -113,6 +113,20 @@ def _read_alike(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
     return torch.cat(read)
 
 
+def read_after(encoder: Encoder, ids: Tensor, words: Tensor) -> Tensor:
+    """`read_by_picture`, where a picture's sentences all come after the same vectors [B, n, C], which are read once."""
+    ends, start = ids.argmax(-1), 1 + words.shape[1]
+    rows = [(ends == end).nonzero()[:, 0] for end in ends.unique()]
+    tokens, order, read = encoder.embed_text(ids), torch.cat(rows).argsort(), []
+    for part in words.split(max(1, SENTENCES // len(ids))):
+        first = encoder.embed_text(ids[:1].expand(len(part), -1), part)[:, :start]
+        groups = [tokens[row, start : 1 + int(ends[row[0]])].repeat(len(part), 1, 1) for row in rows]
+        last = [group[:, -1:] for group in encoder.walk_text_ends([first, *groups])[1:]]  # [b * T, 1, C]
+        pooled = [encoder.pool_text(one, one.new_zeros(len(one), 1)).unflatten(0, (len(part), -1)) for one in last]
+        read.append(F.normalize(torch.cat(pooled, 1)[:, order], dim=-1))
+    return torch.cat(read)
+
+
 class Kept(Generic[Made]):
     """What is made of parameters, kept as long as these are the same and nothing was written into them.
 

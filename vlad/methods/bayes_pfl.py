@@ -94,6 +94,16 @@ class CrossAttention(nn.Module):
         return found
 
 
+def mean_probability(logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """[B, *size]: the mean over all pairs of the sigmoid of logits [B, N, pairs] brought to the size.
+
+    Picture by picture: together they would be too large for memory to be used again.
+    """
+    if torch.compiler.is_exporting():
+        return enlarge(logits, grid, size).sigmoid().mean(1)
+    return torch.cat([enlarge(one, grid, size).sigmoid_().mean(1) for one in logits.split(1)])
+
+
 class Fuse(nn.Module):
     """[B, D]: the tokens of all taps beside each other, weighted over the patches as learned."""
 
@@ -214,7 +224,8 @@ class BayesPfl(LearnedScorer):
         shifts = [draw.shift for draw in self.drawn(image, self.noise[:, None])]
         texts = self.texts([self.name or ""] * len(image), shifts)
         size = pixels.shape[-2], pixels.shape[-1]
-        amap = torch.stack([maps.mean(1) for maps in self.maps(texts, taps, size)]).mean(0)
+        grid, logits = self.encoder.grid(pixels), self.logits(texts, taps)
+        amap = torch.stack([mean_probability(one, grid, size) for one in logits]).mean(0)
         normal_logits, anomalous = self.image_logits(texts, image, taps).chunk(2, -1)
         return (anomalous - normal_logits).sigmoid().mean(-1), amap, image
 
@@ -247,10 +258,15 @@ class BayesPfl(LearnedScorer):
 
     def maps(self, texts: Tensor, taps: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Per tap [B, pairs, *size]: the anomalous probability by each pair of sentences [B, 2 * pairs, D]."""
-        grid, found = (size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size), []
+        grid = size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size
+        return [enlarge(one, grid, size).sigmoid() for one in self.logits(texts, taps)]
+
+    def logits(self, texts: Tensor, taps: Sequence[Tensor]) -> list[Tensor]:
+        """Per tap [B, N, pairs]: how much likelier each patch is to be anomalous."""
+        found = []
         for seen, patches in self.RCA(texts, taps):
             normal, anomalous = (self.temperature_pixel.exp() * patches @ seen.mT).chunk(2, -1)
-            found.append(enlarge(anomalous - normal, grid, size).sigmoid())
+            found.append(anomalous - normal)
         return found
 
     def image_logits(self, texts: Tensor, image: Tensor, taps: Sequence[Tensor]) -> Tensor:

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.optimizers import groups_by_rate
-from vlad.learning.prompt_learner import Kept, check_joint_text, read_by_picture
+from vlad.learning.prompt_learner import Kept, check_joint_text, read_after
 from vlad.learning.scorer import Batch, LearnedScorer, lengths_in, official_parts
-from vlad.learning.tap_layers import TapLayers, by_name
+from vlad.learning.tap_layers import TapLayers, anomalous_pixels, by_name
 from vlad.maps import TEMPERATURE, blurred, enlarge
 from vlad.memory import quarters
 from vlad.prompts import PromptPack
@@ -47,7 +47,8 @@ from vlad.scorer import Scores, check_choices, check_counts
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIDE, THIRDS = 518, ((0, 172), (173, 344), (345, 517))  # of the square that a box's centre is looked up in
 KERNELS = {"fc_11": (1, 1), "fc_33": (3, 3), "fc_55": (5, 5), "fc_77": (7, 7), "fc_15": (1, 5), "fc_51": (5, 1)}
-SCALE = 100  # of the products with states of length 1 / root of 2
+SCALE = 100  # of the products with states of length 1 / ROOT
+ROOT = math.sqrt(2)
 OUTSIDE = 0.7  # of the map outside all boxes
 TAPS = ("as_published", "separate")
 FROZEN = ("clip_model.", "text_encoder.")  # in the authors' files
@@ -218,8 +219,9 @@ class Filo(LearnedScorer):
         boxes = self.boxes(pixels) if callable(self.boxes) else [self.boxes or []] * len(pixels)
         seen = self.seen(image)
         states = self.states(seen, [self.name or ""] * len(image), [self._places(one, size[0]) for one in boxes])
-        maps = torch.stack([one[:, 1] for one in self.maps(tokens, states, size)]).mean(0)
-        amap = blurred(maps, 3, 4.0)
+        taps = self.embeddings(tokens, self.encoder.grid(pixels))
+        maps = [anomalous_pixels(one, states, self.encoder.grid(pixels), size, ROOT / SCALE) for one in taps]
+        amap = blurred(torch.stack(maps).mean(0), 3, 4.0)
         score = ((seen * states[:, 1]).sum(-1) + amap.amax((1, 2))) / 2
         if self.boxes is not None:
             amap = amap * torch.stack([looked_at(one, size) for one in boxes]).to(amap.device)
@@ -237,10 +239,15 @@ class Filo(LearnedScorer):
 
     def maps(self, tokens: Sequence[Tensor], states: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """Seven times [B, 2, *size]: the states' probabilities by the linear layers, then by the banks."""
-        grid, taps = (size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size), len(self.layers)
+        grid = size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size
+        taps = self.embeddings(tokens, grid)
+        return [enlarge(SCALE * F.normalize(one, dim=-1) @ states.mT, grid, size).softmax(1) for one in taps]
+
+    def embeddings(self, tokens: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:
+        """Seven times [B, N, D], not normalised: what the linear layers make of patch tokens, then the banks."""
+        taps = len(self.layers)
         convolved = tokens[taps:] or [tokens[0]] * (taps - 1)
-        embeddings = [*self.decoder_linear(tokens[:taps]), *self.decoder_cov(convolved, grid)]
-        return [enlarge(SCALE * F.normalize(one, dim=-1) @ states.mT, grid, size).softmax(1) for one in embeddings]
+        return [*self.decoder_linear(tokens[:taps]), *self.decoder_cov(convolved, grid)]
 
     # Words
 
@@ -255,7 +262,7 @@ class Filo(LearnedScorer):
         bad = self.read(self.abnormal_prompt_learner(seen), anomalous).unflatten(1, (-1, len(needed)))
         weights = torch.tensor([[float(place in chosen) for place in needed] for chosen in places], device=seen.device)
         chosen = (bad.mean(1) * weights[..., None]).sum(1)  # the length does not matter
-        return F.normalize(torch.stack([good, chosen], 1), dim=-1) / math.sqrt(2)
+        return F.normalize(torch.stack([good, chosen], 1), dim=-1) / ROOT
 
     def sentences(self, name: str, places: Sequence[str] = PLACES) -> tuple[list[str], list[str]]:
         """What follows the learned vectors, of the normal and of the anomalous state, the places innermost."""
@@ -272,7 +279,7 @@ class Filo(LearnedScorer):
         """[B, T, D] unit embeddings of T sentences after the words [B, n_ctx, D] of each picture."""
         start = ["X"] * words.shape[1]
         ids = self.encoder.tokenize([" ".join([*start, one]) for one in sentences])
-        return read_by_picture(self.encoder, ids, words[:, None].expand(-1, len(ids), -1, -1))
+        return read_after(self.encoder, ids, words)
 
     # Training
 
