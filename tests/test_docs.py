@@ -15,6 +15,7 @@ from vlad.evaluate.suites import DetectorTable, SuiteFile
 from vlad.folder.lines import KEYS
 from vlad.learning.recipes import Optimizer, Recipe
 from vlad.prompts import PromptPack
+from vlad.video.events import Event
 
 ROOT = Path(__file__).parents[1]
 FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8") if (ROOT / "docs").is_dir() else ""
@@ -36,6 +37,7 @@ def names(form):
     [
         ("A line of `results.jsonl`", {"source", "error", *KEYS}),
         ("The header of a detector's file", set(saving.KEYS)),
+        ("A line of `events.jsonl`", {"event", "state", "clock", *names(Event) - {"id"}}),
         ("Suites", names(SuiteFile) | names(DetectorTable)),
         ("Recipes", names(Recipe) | names(Optimizer)),
         ("Prompt packs", names(PromptPack) - {"name"}),
@@ -47,7 +49,7 @@ def test_every_key_of_a_file_is_on_the_page(title, keys):
 
 def test_no_key_of_a_line_is_made_up():
     known = {"source", "error", "overlay", "map", "mask", "file", "notes", "explanation", *KEYS}
-    known |= {"look", "time", "frame", "smoothed", "event"}
+    known |= {"look", "time", "frame", "smoothed", "event", "rules", "broken", "majority"}
     rows = [line.split("|")[1] for line in section("A line of `results.jsonl`").splitlines() if line.startswith("| `")]
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == known
 

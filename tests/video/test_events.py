@@ -93,3 +93,14 @@ def test_a_line_of_an_event_says_all_of_it():
     said = Event(3, 1.0, 2.0, 1.5, 0.8, region((1, 2, 3, 4), 0.8), ((1.5, (1, 2, 3, 4)),)).to_dict()
     assert said["event"] == 3 and "id" not in said
     assert said["region"]["box"] == (1, 2, 3, 4) and said["reason"] == "ended"
+
+
+def test_the_track_of_hours_is_thinned_evenly_and_the_last_place_still_followed():
+    find = Finder(Rule(on=0.5, off=0.5, least=0, gap=1))
+    for k in range(5000):
+        find(k / 2, 1.0, Region((k, 0, k + 9, 9), 81, 1.0, 1.0, (0, 0), "centre"))
+        assert len(find.track) <= 1001
+    (event,) = find.close()
+    steps = np.diff([time for time, _ in event.track])
+    assert 500 <= len(event.track) <= 1001 and set(steps) == {4.0} and event.track[-1][0] >= 2490
+    assert event.end == 2499.5

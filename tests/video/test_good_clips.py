@@ -10,6 +10,7 @@ pytest.importorskip("av", reason="PyAV is not installed: pip install 'vlad-ad[vi
 import clips
 
 import vlad
+from vlad.video import fitting
 from vlad.video.fitting import fit_clips
 from vlad.video.scoring import Timing, score_video
 
@@ -72,3 +73,50 @@ def test_clips_that_are_too_short_for_a_threshold_say_so_in_blocks(tiny_encoder,
 def test_a_block_that_is_none_is_refused(good, tiny_encoder):
     with pytest.raises(ValueError, match="block is 0"):
         fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, block=0)
+
+
+def test_each_frame_is_encoded_once_and_twice_where_there_is_no_room_with_the_same_threshold(
+    good, tiny_encoder, monkeypatch
+):
+    seen, walk = [], type(tiny_encoder).value_walk
+
+    def counted(self, pixels, *rest, **more):
+        seen.append(len(pixels))
+        return walk(self, pixels, *rest, **more)
+
+    monkeypatch.setattr(type(tiny_encoder), "value_walk", counted)
+    once = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=Timing(every=4.0))
+    assert sum(seen) == 20
+    seen.clear()
+    monkeypatch.setattr(fitting, "SHARED_BYTES", 0)
+    twice = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=Timing(every=4.0))
+    assert sum(seen) == 40
+    assert twice.calibration.scores == pytest.approx(once.calibration.scores, abs=1e-6)
+
+
+def test_each_clip_is_compared_with_what_the_others_alone_would_have_taught(good, tiny_encoder):
+    timing = Timing(every=4.0, smooth=0)
+    both = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=timing)
+    scores = []
+    for own, other in (good, good[::-1]):
+        alone = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), [other], timing=timing)
+        found = []
+        score_video(alone, own, timing=timing, progress=lambda line, *_, found=found: found.append(line))
+        blocks = [int(line["time"] // 10) for line in found]
+        scores += [
+            max(line["score"] for line, at in zip(found, blocks, strict=True) if at == one) for one in set(blocks)
+        ]
+    assert both.calibration.scores == pytest.approx(sorted(scores), abs=1e-6)
+
+
+def test_a_method_that_keeps_pictures_whole_and_one_that_keeps_sums_learn_from_clips(good, tiny_encoder, tmp_path):
+    for method in ("subspacead", "gaussian"):
+        detector = fit_clips(vlad.load(method, encoder=tiny_encoder), good, timing=Timing(every=5.0))
+        assert detector.threshold is not None and len(detector.references) == 16
+        detector.save(tmp_path / f"{method}.safetensors")
+        assert vlad.load(tmp_path / f"{method}.safetensors", encoder=tiny_encoder).threshold == detector.threshold
+
+
+def test_the_same_clip_twice_is_refused(good, tiny_encoder):
+    with pytest.raises(ValueError, match="a clip is given twice"):
+        fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), [good[0], good[0]])

@@ -66,6 +66,29 @@ def test_ubnormal_has_masks_for_abnormal_videos_alone(tmp_path):
     assert bad.labels.tolist() == [False, False, True] and not good.labels.any()
 
 
+def test_ucf_crime_and_xd_violence_have_one_table_each_of_first_and_last_frames(tmp_path):
+    for name in ("Abuse028_x264", "Normal_Videos_003_x264", "Train_only_x264"):
+        (tmp_path / "u" / "Videos").mkdir(parents=True, exist_ok=True)
+        clips.write(tmp_path / "u" / "Videos" / f"{name}.mp4", clips.numbered(8))
+    table = "Abuse028_x264.mp4  Abuse  1  2  5  6\nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1\n"
+    (tmp_path / "u" / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt").write_text(table)
+    bad, good = labelled.read("ucf_crime", tmp_path / "u")
+    assert np.flatnonzero(bad.labels).tolist() == [1, 2, 5, 6], "both ends inclusive"
+    assert good.name == "Normal_Videos_003_x264" and not good.labels.any() and len(good.labels) == 8
+    (tmp_path / "x").mkdir()
+    for name in ("A.Beautiful.Mind__#00-25-20_label_A", "Bad.Boys__#00-01_label_B2-0-0"):
+        clips.write(tmp_path / "x" / f"{name}.mp4", clips.numbered(6))
+    (tmp_path / "x" / "annotations.txt").write_text("Bad.Boys__#00-01_label_B2-0-0 2 3\n")
+    calm, fight = labelled.read("xd_violence", tmp_path / "x")
+    assert not calm.labels.any() and np.flatnonzero(fight.labels).tolist() == [2, 3]
+    clips.write(tmp_path / "x" / "C_label_G-0-0.mp4", clips.numbered(6))
+    with pytest.raises(ValueError, match=r"no line in annotations.txt"):
+        labelled.read("xd_violence", tmp_path / "x")
+    (tmp_path / "x" / "annotations.txt").write_text("Bad.Boys__#00-01_label_B2-0-0 2 3\nC_label_G-0-0 9 12\n")
+    with pytest.raises(ValueError, match=r"labels say frames \[\(9, 12\)\], and it holds 6"):
+        labelled.read("xd_violence", tmp_path / "x")
+
+
 def test_labels_that_do_not_fit_an_empty_folder_and_an_unknown_name_are_refused(tmp_path):
     pictures(tmp_path / "testing" / "frames" / "01_0014", 3)
     (tmp_path / "testing" / "test_frame_mask").mkdir()
@@ -74,5 +97,5 @@ def test_labels_that_do_not_fit_an_empty_folder_and_an_unknown_name_are_refused(
         labelled.read("shanghaitech", tmp_path)
     with pytest.raises(ValueError, match="no test videos as avenue lays them out; expected testing_videos"):
         labelled.read("avenue", tmp_path)
-    with pytest.raises(ValueError, match="known: avenue, shanghaitech, ucsd, ubnormal"):
+    with pytest.raises(ValueError, match="known: avenue, shanghaitech, ucsd, ubnormal, ucf_crime, xd_violence"):
         labelled.read("ped3", tmp_path)

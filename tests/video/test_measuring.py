@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vlad.cli import app
 from vlad.video import belt
-from vlad.video.measuring import Watched, figures, held, overlap, table, watched
+from vlad.video.measuring import Watched, figures, held, intervals, overlap, table, watched
 from vlad.video.scoring import Timing
 
 
@@ -56,6 +56,17 @@ def test_what_cannot_be_measured_is_said():
     assert "| good | 10 | n/a | n/a (0) | n/a | 0 of 0 | n/a / n/a | 0 of 0 | 0.0 | 0.0 % | n/a |" in table(
         {"good": found}
     )
+
+
+def test_intervals_are_over_videos_and_wider_where_videos_differ_more():
+    rng = np.random.default_rng(0)
+    labels = [rng.random(200) < 0.3 for _ in range(8)]
+    alike = [video(str(k), one + rng.normal(0, 1, 200), one) for k, one in enumerate(labels)]
+    unlike = [video(str(k), (4 * (k % 2)) * one + rng.normal(0, 1, 200), one) for k, one in enumerate(labels)]
+    near, far = (intervals(videos, draws=200) for videos in (alike, unlike))
+    assert near["micro"][0] <= figures(alike).micro <= near["micro"][1]
+    assert far["macro"][1] - far["macro"][0] > 5 * (near["macro"][1] - near["macro"][0])
+    assert intervals([video("good", np.arange(5), np.zeros(5))], draws=20)["micro"] is None
 
 
 @pytest.fixture

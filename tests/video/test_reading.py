@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlad.images import ImageError
 from vlad.video import reading
-from vlad.video.reading import Damage, frames
+from vlad.video.reading import Damage, frames, spread
 
 
 def times(source, **options):
@@ -183,3 +183,11 @@ def test_a_long_clip_is_read_in_constant_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 8_000, done.stderr  # kB
+
+
+def test_frames_for_rules_are_spread_over_all_clips_and_far_apart(tmp_path):
+    a = clips.write(tmp_path / "a.mp4", clips.numbered(40), times=[k for k in range(40)], fps=1)
+    b = clips.write(tmp_path / "b.mp4", clips.numbered(12), times=[k for k in range(12)], fps=1)
+    assert [clips.number_of(one) for one in spread([str(a)], 3)] == [0, 20, 30]
+    assert [clips.number_of(one) for one in spread([str(a)], 10)] == [0, 10, 20, 30]
+    assert [clips.number_of(one) for one in spread([str(a), str(b)], 4)] == [0, 30, 0, 10]

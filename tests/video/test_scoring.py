@@ -155,16 +155,16 @@ def test_a_method_that_scores_sets_is_refused(small_encoder, clip):
 def test_lines_of_hours_of_an_open_event_are_not_held_back(detector, tmp_path):
     path = clips.write(tmp_path / "lit.mp4", [scene(3)] * 60)
     held, most = [], 0
-    original = scoring._settled
+    original = scoring.settled
 
     def watched(waiting, *rest):
         nonlocal most
         yield from original(waiting, *rest)
         most = max(most, len(waiting))
 
-    scoring._settled = watched
+    scoring.settled = watched
     try:
         score_video(detector, path, timing=TIMING, threshold=1.0, progress=lambda line, *_: held.append(line))
     finally:
-        scoring._settled = original
+        scoring.settled = original
     assert len(held) == 12 and most <= 2

@@ -43,6 +43,12 @@ def test_json_lines_have_times(clip):
     assert [line["time"] for line in lines] == [1.0, 1.5]
 
 
+def test_a_threshold_by_hand_that_nothing_reaches_is_no_missing_threshold(clip):
+    done = run("score", clip, "--name", "surface", "--threshold", "9")
+    assert done.exit_code == 0 and ", 0 events" in done.stdout, done.output
+    assert "no threshold, so no events" in run("score", clip, "--name", "surface").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

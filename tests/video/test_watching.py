@@ -13,6 +13,7 @@ from small_sets import brightness
 import vlad
 from vlad.images import ImageError
 from vlad.video import watching
+from vlad.video.events import whole_events
 from vlad.video.reading import Frame
 from vlad.video.scoring import Timing
 from vlad.video.watching import watch
@@ -115,7 +116,7 @@ def test_it_stops_when_its_time_is_over_and_closes_what_is_open(detector):
     began = time.monotonic()
     said = list(watch(detector, Played([200] * 400), timing=Timing(every=0.1, smooth=0), threshold=1.0, until=1.0))
     assert time.monotonic() - began < 8
-    assert said[-1].kind == "closed" and said[-1].line["reason"] == "stopped"
+    assert said[-2].kind == "closed" and said[-2].line["reason"] == "stopped" and said[-1].kind == "watched"
 
 
 def test_a_file_is_played_at_its_own_speed(detector, tmp_path):
@@ -129,7 +130,7 @@ def test_a_file_is_played_at_its_own_speed(detector, tmp_path):
 def test_a_watch_counts_on_from_the_events_that_are_whole(detector, tmp_path):
     file = tmp_path / "events.jsonl"
     file.write_text('{"event": 1, "state": "closed"}\n{"event": 2, "state": "closed"}\n{"event": 3, "sta')
-    assert [line["event"] for line in watching.recorded(file)] == [1, 2] and not watching.recorded(tmp_path / "none")
+    assert [line["event"] for line in whole_events(file)] == [1, 2] and not whole_events(tmp_path / "none")
     timing = Timing(every=0.1, smooth=0, least=0)
     said = list(watch(detector, Played([200] * 10), timing=timing, threshold=cut_of(detector), after=2))
     assert {one.line["event"] for one in said if one.kind in ("opened", "closed")} == {3}

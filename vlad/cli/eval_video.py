@@ -21,7 +21,7 @@ BELT = "belt"
 
 @spelled_out
 def eval_video(
-    data: Annotated[str, typer.Argument(metavar="belt|avenue:ROOT|shanghaitech:ROOT|ucsd:ROOT|ubnormal:ROOT")],
+    data: Annotated[str, typer.Argument(metavar="belt|avenue:ROOT|shanghaitech:ROOT|...")],
     flags: DetectorFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
@@ -54,8 +54,11 @@ def eval_video(
             videos = _videos(place, root, Path(folder), seed, model, when)
             seen = [measuring.watched(model, one, when, threshold) for one in videos]
         rows = {one.name: measuring.figures([one]) for one in seen} | {"all": measuring.figures(seen)}
-        text = measuring.table(rows)
-        print(json.dumps(plain({key: asdict(row) for key, row in rows.items()})) if as_json else text, flush=True)
+        text, told = measuring.table(rows), {key: asdict(row) for key, row in rows.items()}
+        if len(seen) >= measuring.FEWEST:
+            told["all"]["intervals"] = bounds = measuring.intervals(seen)
+            text += "\n" + measuring.said_intervals(bounds, len(seen))
+        print(json.dumps(plain(told)) if as_json else text, flush=True)
         if model.calibration is not None:
             print(f"threshold {model.threshold}: {model.calibration.note}", file=sys.stderr)
         if out is not None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,12 +54,13 @@ class ReasonerFlags:
 
 @spelled_out
 def explain(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE|CLIP")],
     flags: DetectorFlags,
     speaker: ReasonerFlags,
     detector: SavedDetector = None,
     normals: Normals = None,
     reference: Annotated[list[Path] | None, typer.Option(help="A good picture to compare with; repeatable.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help="Of a clip: 12.5s. [default: its loudest]")] = None,
     question: Annotated[str | None, typer.Option(help="Your own, for a language model to answer.")] = None,
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -68,20 +69,26 @@ def explain(
     """Say in words where the defects of a picture are, what they may be, and what could not be seen.
 
     Example: vlad explain part.png --name "metal bolt" --detector bolt.safetensors --html part.html
+
+    A frame of a clip: vlad explain belt.mp4 --at 12.5s --detector belt.safetensors
     """
 
     def work() -> int:
         import vlad.explain as tiers
         from vlad.explain.rules import read_rules
         from vlad.files import write_whole
+        from vlad.video.reading import is_video
 
         if as_json and markdown:
             raise ValueError("--json and --markdown both print on standard output; give one of them")
+        filmed = is_video(image)
+        if at is not None and not filmed:
+            raise ValueError(f"--at is a time in a clip, and {image} is none")
         stated, who = read_rules(speaker.rules), speaker.model()  # before the encoder: a mistake is quick to see
         model, _ = flags.load(detector)
         if normals is not None:
             model.fit(normals)
-        picture, prediction = _scored(model, image)
+        picture, prediction = _moment(model, image, at) if filmed else _scored(model, Path(image))
         more: dict[str, Any] = {"references": reference or (), "rules": stated, "question": question}
         found = tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", name=flags.name, **more)
         for error in found.errors:
@@ -97,6 +104,22 @@ def explain(
         return 0
 
     guarded(work)
+
+
+def _moment(model: "Detector", clip: str, at: str | None) -> "tuple[Any, Prediction]":
+    """The frame at this time, or the loudest of one each half second, and what the detector says of it."""
+    from vlad.video.reading import frames, seconds
+    from vlad.video.scoring import score_video
+
+    if at is None:
+        loudest: dict[float, float] = {}
+        score_video(model, clip, maps=False, progress=lambda line, *_: loudest.update({line["time"]: line["score"]}))
+        start = max(loudest, key=lambda time: loudest[time], default=0.0)
+    else:
+        start = seconds(at)
+    frame = next(frames(clip, every=0, start=start))
+    print(f"{clip} at {frame.time:.3f} s", file=sys.stderr)
+    return frame.picture, replace(model.predict(frame.picture).of_pixels(), source=frame.source)
 
 
 def _scored(model: "Detector", image: Path) -> "tuple[Any, Prediction]":
@@ -123,6 +146,12 @@ def explainer(speaker: ReasonerFlags) -> "tuple[Callable[[Detector, Any, Predict
         return tiers.explain(picture, prediction, detector=model, reasoner=who or "clip", rules=stated).to_dict()
 
     return told, {"explain": {"reasoner": speaker.reasoner, "rules": [f"{one.id}: {one.text}" for one in stated]}}
+
+
+def check_explaining(asked: bool, speaker: ReasonerFlags) -> None:
+    """ValueError where a reasoner is described and not asked."""
+    if not asked and (speaker.reasoner != "clip" or speaker.rules is not None):
+        raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
 
 
 def endpoint_options(

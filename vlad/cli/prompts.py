@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vlad
+from vlad.cli import video
 from vlad.cli.explain import KeyEnv, ServerKeys, endpoint_options
 from vlad.cli.shared import PLAIN, AsJson, Encoder, Name, guarded, load_detector, one_line
 
@@ -98,26 +99,37 @@ def make(
 @prompts_app.command("rules")
 def rules(
     reasoner: Model,
-    normals: Annotated[Path, typer.Option(metavar="FOLDER", help="Good pictures; the first 10 are looked at.")],
+    normals: Annotated[
+        list[Path],
+        typer.Option(metavar="FOLDER|CLIP", help="Good pictures, the first 10 of which are looked at; or clips."),
+    ],
     out: Annotated[Path, typer.Option(help="The rule file to write.")],
     name: Name = None,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
     server: ServerKeys = None,
 ) -> None:
-    """Have a vision-language model propose rules from good pictures, for `vlad explain --rules`; edit them.
+    """Have a vision-language model propose rules from good pictures or clips, for `--rules` elsewhere; edit them.
 
     Example: vlad prompts rules --name "metal nut" --normals good/ --reasoner hf:FOLDER --out nut.txt
+
+    From clips, 10 frames: vlad prompts rules --name "belt" --normals monday.mp4 --normals tuesday.mp4 ...
     """
 
     def work() -> int:
-        from vlad.explain.interview.induction import propose_rules
+        from vlad.explain.interview.induction import PICTURES, propose_rules
         from vlad.files import write_whole
         from vlad.images.listing import list_images
 
         if name is None:
             raise ValueError('the model must know what it sees; say it with --name "metal nut"')
-        pictures = [one.path for one in list_images([normals])]
+        clips = [str(one) for one in normals]
+        if video.are_clips(clips, None):
+            from vlad.video.reading import spread
+
+            pictures: list[Any] = spread(clips, PICTURES)
+        else:
+            pictures = [one.path for one in list_images(normals)]
         found = propose_rules(pictures, name, model := _model(reasoner, allow_remote, key_env, server))
         write_whole(out, found.text(name, model.name).encode())
         for error in found.errors:

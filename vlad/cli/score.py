@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlad.cli import scale, video
-from vlad.cli.explain import ReasonerFlags, explainer
+from vlad.cli.explain import ReasonerFlags, check_explaining, explainer
 from vlad.cli.progress import ProgressBar
 from vlad.cli.scored import Csv, Page, shown
 from vlad.cli.shared import (
@@ -108,17 +108,19 @@ def score(
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         cut, out = _parsed(threshold), into.out
-        _check(explain, speaker, out is not None or as_json, cut)
+        check_explaining(explain, speaker)
+        _check_explaining(explain, out is not None or as_json, cut)
         into.check(shards.asked)
-        told, about = explainer(speaker) if explain else (None, {})
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
+        asked = video.witness(speaker, flags.name, times.rules_every) if explain and clips else None
+        told, about = explainer(speaker) if explain else (None, {})
         shards.check(out, clips or explain or into.csv or into.page)
         pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
         model, facts = flags.load(detector, pages=pages)
         _learn(model, normals, max_false_positive_rate)
         how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}
         if clips:
-            how |= {"settings": facts, "video": annotate}
+            how |= {"settings": facts | about, "video": annotate, "witness": asked}
             return video.score_clips(model, inputs, out, when, as_json, alarms=alarm, **how)
         how |= {key: getattr(into, key) for key in ("save_maps", "masks", "overlay_side")}
         if shards.asked:
@@ -158,10 +160,8 @@ def _scored(
     return summary
 
 
-def _check(asked: bool, speaker: ReasonerFlags, shown: bool, cut: float | str | None) -> None:
-    """ValueError where --explain (`asked`) and the other flags do not go together."""
-    if not asked and (speaker.reasoner != "clip" or speaker.rules is not None):
-        raise ValueError("--reasoner and --rules are for explanations; ask for them with --explain")
+def _check_explaining(asked: bool, shown: bool, cut: float | str | None) -> None:
+    """ValueError where --explain and the other flags do not go together."""
     if asked and not shown:
         raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
     if asked and cut == "auto":

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlad.cli.explain import ReasonerFlags, check_explaining
 from vlad.cli.progress import ProgressBar
 from vlad.cli.shared import AsJson, DetectorFlags, guarded, one_line, spelled_out
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
     from vlad.video.scoring import Timing, VideoSummary
+    from vlad.video.witness import Witness
 
 Every = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: a frame each 0.5s (the default), 2m, ...")]
 From = Annotated[str | None, typer.Option("--from", metavar="TIME", help="Of clips: where to begin, 00:10.")]
@@ -27,6 +30,9 @@ Gap = Annotated[str | None, typer.Option(metavar="TIME", help="Of clips: calm th
 SourceFps = Annotated[float | None, typer.Option(metavar="N", help="Pictures a second: the folder is a clip.")]
 Alarm = Annotated[list[str] | None, typer.Option(help='What to look for: "a box that has fallen"; repeatable.')]
 Annotate = Annotated[bool, typer.Option("--video", help="Of clips: write annotated.mp4 into --out too.")]
+RulesEvery = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of clips, with --explain: ask so often whether --rules hold.")
+]
 Block = Annotated[
     str | None, typer.Option(metavar="TIME", help="Of clips: longer than a part stays in view. [default: 10s]")
 ]
@@ -43,6 +49,7 @@ class ClipFlags:
     min_event: MinEvent = None
     gap: Gap = None
     source_fps: SourceFps = None
+    rules_every: RulesEvery = None
 
     def timing(self) -> "Timing":
         """The same in seconds."""
@@ -116,10 +123,13 @@ def score_clips(
             advance("", done, total)
 
         summary = score_video(detector, inputs, out, timing=when, progress=show, **how)
-    return _closing(summary, out, detector, as_json)
+    for error in how["witness"].errors if how["witness"] else ():
+        print(f"{how['witness'].reasoner.name}: {one_line(error)}", file=sys.stderr)
+    cut = detector.threshold if how["threshold"] is None else how["threshold"]
+    return _closing(summary, out, cut is not None, as_json)
 
 
-def _closing(summary: "VideoSummary", out: Path | None, detector: "Detector", as_json: bool) -> int:
+def _closing(summary: "VideoSummary", out: Path | None, ruled: bool, as_json: bool) -> int:
     from vlad.video.reading import clock
 
     said = sys.stderr if as_json else sys.stdout
@@ -127,14 +137,11 @@ def _closing(summary: "VideoSummary", out: Path | None, detector: "Detector", as
         where = f", {event.region.location}" if event.region else ""
         words = f", {one_line(event.phrase)}" if event.phrase else ""
         span = f"{clock(event.start)} to {clock(event.end)}"
+        words += answered(event.confirmed, event.broken)
         print(f"event {event.id}: {one_line(event.source)} {span}, peak {event.peak:.4g}{where}{words}", file=said)
     place = f": {out}" if out else ""
     count = len(summary.events)
-    events = (
-        f"{count} event{'' if count == 1 else 's'}"
-        if detector.threshold is not None or count
-        else "no threshold, so no events"
-    )
+    events = f"{count} event{'' if count == 1 else 's'}" if ruled else "no threshold, so no events"
     print(f"{summary.frames} frames scored in {summary.seconds:.1f} s, {events}{place}", file=said)
     for note in summary.notes:
         print(one_line(note), file=sys.stderr)
@@ -161,10 +168,34 @@ class GoodClipFlags:
         fit_clips(detector, inputs, timing=when, block=block, rate=rate)
 
 
+def witness(speaker: ReasonerFlags, name: str | None, every: str | None = None) -> "Witness":
+    """Who is asked about events, and by which rules.
+
+    Raises:
+        ValueError: no language model is named, or rules are to be asked of and there are none.
+        ReasonerError: the model does not load.
+    """
+    from vlad.explain.reasoners import Unusable
+    from vlad.explain.reasoners.protocol import ReasonerError
+    from vlad.explain.rules import read_rules
+    from vlad.video.reading import seconds
+    from vlad.video.witness import Witness
+
+    who, rules = speaker.model(), read_rules(speaker.rules)
+    if who is None:
+        raise ValueError("events are explained by a language model: --reasoner hf:FOLDER or openai:MODEL@URL")
+    if isinstance(who, Unusable):
+        raise ReasonerError(who.reason)
+    if every is not None and not rules:
+        raise ValueError("--rules-every asks whether rules hold; give them with --rules FILE")
+    return Witness(who, name, rules, None if every is None else seconds(every))
+
+
 @spelled_out
 def watch(
     source: Annotated[str, typer.Argument(metavar="camera:0|rtsp://...|FILE")],
     flags: DetectorFlags,
+    speaker: ReasonerFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     alarm: Alarm = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
@@ -174,6 +205,7 @@ def watch(
     gap: Gap = None,
     until: Annotated[str | None, typer.Option("--for", metavar="TIME", help="Stop after this long.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder: events.jsonl grows there.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Ask --reasoner about each event.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Watch a camera: always the newest frame, events as they open and close; Ctrl-C ends it cleanly.
@@ -183,26 +215,31 @@ def watch(
 
     def work() -> int:
         from vlad import records
+        from vlad.video.events import whole_events
         from vlad.video.reading import seconds
         from vlad.video.scoring import EVENTS
-        from vlad.video.watching import recorded
         from vlad.video.watching import watch as watching
 
+        check_explaining(explain, speaker)
+        asked = witness(speaker, flags.name) if explain else None
         model, _ = flags.load(detector)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # a service is stopped as cleanly as by hand
             signal.signal(number, lambda *_: stop.set())
         how: dict[str, Any] = {"timing": timing(every, None, None, smooth, min_event, gap), "threshold": threshold}
         how |= {"alarms": with_alarms(model, alarm), "until": None if until is None else seconds(until), "stop": stop}
+        how["witness"] = asked
         with records.locked(out) if out is not None else nullcontext():
             if out is not None:
-                before = recorded(out / EVENTS)
+                before = whole_events(out / EVENTS)
                 records.keep(out / EVENTS, before)
                 how["after"] = max((line["event"] for line in before), default=0)
             for one in watching(model, source, **how):
                 _say(one.kind, one.line, as_json)
-                if out is not None and one.kind == "closed":
+                if out is not None and one.kind in ("closed", "answered"):
                     list(records.append([one.line], out / EVENTS))
+        for error in asked.errors if asked else ():
+            print(f"{speaker.reasoner}: {one_line(error)}", file=sys.stderr)
         return 130 if stop.is_set() else 0
 
     guarded(work)
@@ -214,5 +251,19 @@ def _say(kind: str, line: Any, as_json: bool) -> None:
         print(json.dumps(line), flush=True)
     elif kind == "camera":
         print(f"camera {line['camera']}: {one_line(line.get('why', line['source']))}", file=sys.stderr)
+    elif kind == "watched":
+        took = f"a line {line['latency']:.3f} s after its frame in the mean, {line['slowest']:.3f} s at most"
+        print(
+            f"{line['frames']} frames scored, {line['dropped']} dropped in {line['seconds']:.1f} s: {took}",
+            file=sys.stderr,
+        )
+    elif kind == "answered":
+        print(f"{line['clock']} event {line['event']}{answered(line['confirmed'], line['broken'])}", flush=True)
     elif kind in ("opened", "closed"):
         print(f"{line['clock']} event {line['event']} {kind}: peak {line['peak']:.4g}", flush=True)
+
+
+def answered(confirmed: float | None, broken: Sequence[str]) -> str:
+    """What a language model said of an event, to stand behind its name."""
+    words = "" if confirmed is None else f", confirmed {confirmed:.2f}"
+    return words + (f", breaks {', '.join(broken)}" if broken else "")

@@ -23,7 +23,6 @@ from vlad.images import ImageError, Remarks, is_bytes, repeats
 from vlad.prediction import Prediction
 from vlad.prompts import PromptPack, check_name
 from vlad.scorer import Scorer
-from vlad.thresholds import Calibration
 
 if TYPE_CHECKING:
     from vlad.export import ExportReport
@@ -121,7 +120,7 @@ class Detector(Standing):
             RuntimeError: a text method has no name yet.
             TypeError: the method does not learn from normal pictures.
         """
-        scorer = self._learner()
+        scorer = self.learner()
         made = learn(scorer, normals, max_false_positive_rate, anomalous, review, reader=self.reader)
         return self._exchanged(made)
 
@@ -145,21 +144,15 @@ class Detector(Standing):
             raise RuntimeError(
                 f"nothing can be added to this detector, as {before.missing}: fit it anew with all of them"
             )
-        made = learn(self._learner(), normals, before.rate, None, before.review, reader=self.reader, before=before)
+        made = learn(self.learner(), normals, before.rate, None, before.review, reader=self.reader, before=before)
         return self if made.scorer.references == self.references and self.calibration else self._exchanged(made)
 
-    def decide_by(self, score: Calibration, amap: Calibration | None) -> Self:
-        """Takes thresholds from calibrations that were made of it elsewhere, such as of whole clips. Returns self.
-
-        No further normals can be added then: they would be compared in another way.
-        """
-        normals = self._judge.normals
-        kept = normals and normals.without("its thresholds come from clips, not from pictures")
-        cuts = [None if one is None else one.threshold for one in (score, amap)]
-        self._judge = Judge(self._judge.scorer, score, amap, cuts[0], cuts[1], kept)
+    def take(self, judge: Judge) -> Self:
+        """Goes on as what was learnt of its `learner` elsewhere, such as from whole clips. Returns self."""
+        self._judge = judge
         return self
 
-    def _learner(self) -> Scorer:
+    def learner(self) -> Scorer:
         """A copy of the scorer that can learn; the detector goes on with its own until then."""
         scorer = self.scorer.copied()
         if not scorer.memories():

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -22,6 +23,11 @@ class Passes(threading.local):
 
     results: dict[Tensor, dict[Any, Any]] | None = None
     walked: tuple[Tensor, dict[str, list[Any]]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the results that are kept take, with their batches."""
+        return _bytes(self.results)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -44,6 +50,15 @@ class Passes(threading.local):
             yield
         finally:
             self.results, self.walked = kept
+
+
+def _bytes(found: Any) -> int:
+    if isinstance(found, Tensor):
+        return found.numel() * found.element_size()
+    if isinstance(found, dict):
+        return sum(_bytes(key) + _bytes(value) for key, value in found.items())
+    parts = found if isinstance(found, tuple | list) else vars(found).values() if is_dataclass(found) else ()
+    return sum(map(_bytes, parts))
 
 
 def once(method: Pass) -> Pass:

@@ -262,6 +262,14 @@ def memories(scorer: Scorer) -> list[Memory]:
     return [memory for one in (scorer, *scorer.closer) for memory in one.memories().values()]
 
 
+def keep(memory: Memory, numbers: Sequence[int]) -> None:
+    """Leaves in a memory the pictures of these numbers alone, ascending."""
+    wanted = torch.tensor(numbers).to(memory.owners)
+    kept = torch.isin(memory.owners, wanted)
+    memory.ids = [memory.ids[number] for number in numbers]
+    memory.rows, memory.owners = memory.rows[kept], torch.searchsorted(wanted, memory.owners[kept]).to(wanted)
+
+
 @contextmanager
 def excluding(scorer: Scorer, numbers: Tensor | None) -> Iterator[None]:
     """Until the block ends, the i-th picture of a batch does not see the rows of picture numbers[i]."""
@@ -274,10 +282,10 @@ def excluding(scorer: Scorer, numbers: Tensor | None) -> Iterator[None]:
 
 def remember(scorer: Scorer, batches: Iterable[Views], pictures: int) -> None:
     """Adds normal pictures, so many or fewer, to the memories of every look: a picture owns all rows of its tiles."""
-    looks = closer(scorer)
+    looks, before = closer(scorer), len(scorer.references)
 
     def passing() -> Iterator[Tensor]:
-        count = 0
+        count = before
         for views in batches:
             for one, runs in zip(wholes(scorer)[1:], views.wholes[1:], strict=True):
                 one.remember(iter(runs))

@@ -40,14 +40,23 @@ def flags(descriptions: Sequence[str], keywords: Sequence[str] = KEYWORDS) -> np
     return np.array([int(any(word in text for word in keywords)) for text in descriptions])
 
 
-def ema(values: Sequence[float] | np.ndarray, alpha: float) -> np.ndarray:
+class Average:
     """The exponential average whose first values weigh no more than others: divided by the sum of its weights."""
-    above = below = 0.0
-    result = []
-    for value in values:
-        above, below = value + (1 - alpha) * above, 1 + (1 - alpha) * below
-        result.append(above / below)
-    return np.array(result)
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.above = self.below = 0.0
+
+    def __call__(self, value: float) -> float:
+        """With the next value."""
+        self.above = value + (1 - self.alpha) * self.above
+        self.below = 1 + (1 - self.alpha) * self.below
+        return self.above / self.below
+
+
+def ema(values: Sequence[float] | np.ndarray, alpha: float) -> np.ndarray:
+    """[frames] that average as the values come."""
+    return np.array(list(map(Average(alpha), values)))
 
 
 def majority(values: np.ndarray, threshold: float, window: int = 1, edge: int | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Videos with a label for each frame, in the layouts in which Avenue, ShanghaiTech, UCSD and UBnormal are given out.
+"""Videos with a label for each frame, in the layouts in which data sets of videos are given out.
 
 A video whose labels and frames disagree in number is an error that names it; nothing is cut to fit.
 """
@@ -95,6 +95,40 @@ def _ubnormal(root: Path) -> list[Labelled]:
     return found
 
 
+def _ucf_crime(root: Path) -> list[Labelled]:
+    """Lines "name class first last first last", -1 for none; ends are taken inclusive, as LAVAD does."""
+    tables = sorted(root.glob("**/Temporal_Anomaly_Annotation*.txt"))
+    rows = [line.split() for line in tables[0].read_text().splitlines() if line.strip()] if tables else []
+    spans = {Path(row[0]).stem: [int(value) for value in row[2:]] for row in rows}
+    return [_spanned(path, spans[path.stem]) for path in _files(root) if path.stem in spans]
+
+
+def _xd_violence(root: Path) -> list[Labelled]:
+    """Lines "name first last first last"; a name that ends in label_A is of a video without any."""
+    tables = sorted(root.glob("**/annotations.txt"))
+    rows = [line.split() for line in tables[0].read_text().splitlines() if line.strip()] if tables else []
+    spans = {row[0].removesuffix(".mp4"): [int(value) for value in row[1:]] for row in rows}
+    found = []
+    for path in _files(root) if rows else []:
+        if path.stem not in spans and not path.stem.endswith("label_A"):
+            raise ValueError(f"{path}: no line in {tables[0].name}, and its name does not say that it is normal")
+        found.append(_spanned(path, spans.get(path.stem, [])))
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted((path for path in root.glob("**/*") if path.is_file() and is_video(path)), key=lambda path: path.name)
+
+
+def _spanned(path: Path, numbers: Sequence[int]) -> Labelled:
+    """A file with (first, last) frames of what happens, from 0, both inclusive; spans beyond its end are an error."""
+    count = count_frames(path)
+    spans = [span for span in zip(numbers[::2], numbers[1::2], strict=True) if min(span) >= 0]
+    if any(first >= count or last < first for first, last in spans):
+        raise ValueError(f"{path}: labels say frames {spans}, and it holds {count}; give it whole")
+    return Labelled(str(path), interval_labels(count, spans) > 0)
+
+
 def _pictures(folder: str | Path) -> list[Any]:
     return [found.path for found in list_images([folder])]
 
@@ -137,10 +171,14 @@ READERS: dict[str, Callable[[Path], list[Labelled]]] = {
     "shanghaitech": _shanghaitech,
     "ucsd": _ucsd,
     "ubnormal": _ubnormal,
+    "ucf_crime": _ucf_crime,
+    "xd_violence": _xd_violence,
 }
 LAYOUTS = {
     "avenue": "expected testing_videos/NN.avi with N_label.mat, or avenue.mat with testing/frames/NN/",
     "shanghaitech": "expected testing/frames/SS_VVVV/ with testing/test_frame_mask/SS_VVVV.npy",
     "ucsd": "expected TestNNN/*.tif with TestNNN_gt/*.bmp, or ped2.mat with testing/frames/NN/",
     "ubnormal": "expected Scene*/abnormal_scene_*.mp4 with *_annotations/**/*.png",
+    "ucf_crime": "expected the test videos with Temporal_Anomaly_Annotation_for_Testing_Videos.txt",
+    "xd_violence": "expected the test videos with annotations.txt",
 }

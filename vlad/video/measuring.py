@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlad.metrics import auroc, average_precision
+from vlad.metrics.resampling import interval
 from vlad.video.labelled import Labelled
 from vlad.video.scoring import Timing, score_video
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Span = tuple[float, float]
 OVERLAPS = (0.3, 0.5)  # of alarm and event in time
+DRAWS = 400  # of videos, for intervals
+FEWEST = 5  # videos below which an interval over them says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +148,30 @@ def figures(videos: Sequence[Watched]) -> Figures:
         in_alarm=float(alarmed[normal].mean()) if normal.any() else math.nan,
         delay=float(np.median(first)) if first else math.nan,
     )
+
+
+def intervals(videos: Sequence[Watched], draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float] | None]:
+    """95 % intervals of `micro`, `macro`, `ap` and `found`, the share of events found; None without a number.
+
+    Videos are drawn, not frames: those of one video belong together.
+    """
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {key: [] for key in ("micro", "macro", "ap", "found")}
+    for taken in rng.integers(len(videos), size=(draws, len(videos))):
+        one = figures([videos[number] for number in taken])
+        for key in ("micro", "macro", "ap"):
+            drawn[key].append(getattr(one, key))
+        drawn["found"].append(one.found / one.events if one.events else math.nan)
+    return {key: interval(np.array(values)) for key, values in drawn.items()}
+
+
+def said_intervals(found: dict[str, tuple[float, float] | None], videos: int) -> str:
+    """The sentence below a table."""
+    words = {"micro": "AUROC micro", "macro": "macro", "ap": "AP", "found": "share of events found"}
+    parts = [
+        f"{words[key]} {low:.3f} to {high:.3f}" for key, bounds in found.items() if bounds for low, high in [bounds]
+    ]
+    return f"95 % intervals of all, over draws of the {videos} videos: {', '.join(parts) or 'none'}.\n"
 
 
 def _length(video: Watched) -> float:

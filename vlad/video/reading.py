@@ -7,7 +7,7 @@ are right too. A damaged packet is skipped and counted; a clip that breaks off e
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,23 @@ def _due(found: Iterator[Frame], name: str, every: float, start: float, end: flo
         yield frame
     if last < start - EPSILON:
         raise ValueError(f"--from {clock(start)} lies behind the end of {name} ({clock(max(last, 0.0))})")
+
+
+def spread(sources: Sequence[str], count: int, apart: float = 10.0) -> list[np.ndarray]:
+    """Up to `count` pictures of clips, as many of each and `apart` seconds or more from each other; errors as `frames`.
+
+    How long a clip is shows at its end, so up to twice as many are held, and then every second one.
+    """
+    found: list[np.ndarray] = []
+    for number, source in enumerate(sources):
+        most, step, kept = -(-(count - len(found)) // (len(sources) - number)), 1, list[np.ndarray]()
+        for place, frame in enumerate(frames(source, every=apart)):
+            if place % step == 0:
+                kept.append(frame.picture)
+            if len(kept) == 2 * most:
+                kept, step = kept[::2], 2 * step
+        found += [kept[k] for k in np.linspace(0, len(kept) - 1, min(most, len(kept))).round().astype(int)]
+    return found
 
 
 def count_frames(source: str | os.PathLike[str]) -> int:

@@ -18,8 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vlad import records
 from vlad.files import write_whole
@@ -29,13 +32,15 @@ from vlad.images import ImageError
 from vlad.prediction import Prediction, Region
 from vlad.records import Line
 from vlad.video import timeline
-from vlad.video.events import Event, Finder, Rule, followed
+from vlad.video.events import Box, Event, Finder, Rule, followed, whole_events
+from vlad.video.lines import Recorded, named, region_of, settled
 from vlad.video.reading import Damage, Frame, frames, safe
 from vlad.video.smoothing import Smoother
 from vlad.video.writing import ClipWriter, annotated
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
+    from vlad.video.witness import Around, Deduction, Witness
 
 EVENTS, PEAKS, TIMELINE, ANNOTATED = "events.jsonl", "events", "timeline.html", "annotated.mp4"
 
@@ -110,6 +115,7 @@ def score_video(
     batch_size: int = 8,
     maps: bool = True,
     video: bool = False,
+    witness: "Witness | None" = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> VideoSummary:
@@ -126,6 +132,7 @@ def score_video(
         batch_size: frames computed at once; never changes a result.
         maps: draw the peaks of events.
         video: write annotated.mp4 too; not when going on, as every frame is drawn.
+        witness: asks a language model about each event when it ends, and of rules now and then.
         settings: further facts to record and to compare when going on.
         progress: called with (line, lines done, 0) as lines come.
 
@@ -143,19 +150,20 @@ def score_video(
     cut = detector.threshold if threshold is None else threshold
     made = detector.calibration
     calm = sorted(made.scores)[len(made.scores) // 2] if made and made.scores and threshold is None else None
-    run = Run(detector, timing, timing.rule(cut, calm), cut, tuple(alarms), batch_size, maps, video, progress)
+    rule = timing.rule(cut, calm)
+    run = Run(detector, timing, rule, cut, tuple(alarms), batch_size, maps, video, progress, witness)
     if out is None:
-        return run.over(given, None, {})
+        return run.over(given, None, Recorded())
     folder = Path(out)
     facts = {**settings_of(detector, cut), "video": {**asdict(timing), "alarms": list(alarms)}, **(settings or {})}
     with records.locked(folder):
         refuse_existing(folder, resume)
         records.keep_settings(folder / SETTINGS, facts, begun=(folder / LINES).exists())
-        done = {line["source"]: line for line in recorded(folder / LINES) if is_scored(line)}
-        records.keep(folder / LINES, list(done.values()))
+        records.keep(folder / LINES, filter(is_scored, recorded(folder / LINES)))
+        run.told = {_facts(line): line for line in whole_events(folder / EVENTS) if line.get("confirmed") is not None}
         (folder / EVENTS).unlink(missing_ok=True)  # they are found anew
-        summary = run.over(given, folder, done)
-        timeline.write(folder / TIMELINE, recorded(folder / LINES), summary.events, run.rule, folder / PEAKS)
+        summary = run.over(given, folder, Recorded(folder / LINES))
+        timeline.write(folder / TIMELINE, folder / LINES, summary.events, run.rule, folder / PEAKS)
         return summary
 
 
@@ -172,12 +180,14 @@ class Run:
     maps: bool
     video: bool
     progress: Progress | None
+    witness: "Witness | None" = None
+    told: dict[Any, Line] = field(default_factory=dict)  # events that an earlier run asked about
     events: list[Event] = field(default_factory=list)
     scored: int = 0
     count: int = 0
     clip: ClipWriter | None = None
 
-    def over(self, sources: Iterable[str], folder: Path | None, done: dict[str, Line]) -> VideoSummary:
+    def over(self, sources: Iterable[str], folder: Path | None, done: Recorded) -> VideoSummary:
         """All sources, one after the other; one that cannot be read, or breaks off, leaves what came before."""
         began, notes, failed = clocks.monotonic(), [], []
         for number, source in enumerate(sources, start=1):
@@ -204,7 +214,7 @@ class Run:
         with ClipWriter(folder / (ANNOTATED if number == 1 else ANNOTATED.replace(".", f"-{number}."))) as self.clip:
             yield
 
-    def _one(self, source: str, folder: Path | None, done: dict[str, Line], damage: Damage) -> None:
+    def _one(self, source: str, folder: Path | None, done: Recorded, damage: Damage) -> None:
         lines = self.lines(source, done, damage, folder)
         new = (line for line in lines if self._counted(line, line["source"] not in done))
         for line in records.append(new, folder / LINES, self.batch_size) if folder else new:
@@ -216,103 +226,105 @@ class Run:
         self.scored += fresh
         return fresh
 
-    def lines(self, source: str, done: dict[str, Line], damage: Damage, folder: Path | None) -> Iterator[Line]:
+    def lines(self, source: str, done: Recorded, damage: Damage, folder: Path | None) -> Iterator[Line]:
         """The lines of a source in order of time; those of an undecided event wait until it is one."""
         smooth = Smoother(self.timing.smooth)
         find = Finder(self.rule, len(self.events) + 1, safe(source)) if self.rule else None
         waiting: list[Line] = []
         peak: Peak | None = None
+        around, deduce = self._witnessed()
         for frame, prediction in self._predictions(source, done, damage):
             line = self._line(frame, prediction, done)
             line["smoothed"] = smooth(frame.time, line["score"])
+            if deduce and (said := deduce(frame, line.get("rules") if prediction is None else None)):
+                line["rules"] = said
             if find is None:
                 self._annotate(frame, prediction, line, False)
                 yield {**line, "event": None}
                 continue
-            region = self._region(prediction, line, find.open)
+            region = self._region(prediction, line, find.box)
             before = find.open
             ended = find(frame.time, line["smoothed"], region, self._phrase(prediction))
-            self._keep(ended, peak, folder)
+            self._keep(ended, peak, folder, around)
             self._annotate(frame, prediction, line, find.open is not None)
-            if find.open and (before is None or ended or find.open.peak > before.peak):
-                peak = Peak(frame, prediction)
-            yield from _settled(waiting, line, find, ended)
+            loudest = find.open is not None and (before is None or bool(ended) or find.open.peak > before.peak)
+            peak = Peak(frame, prediction) if loudest else peak
+            if around:
+                around(frame, line["smoothed"], loudest)
+            yield from settled(waiting, line, find, ended)
         ended = find.close("stopped") if find else []
-        self._keep(ended, peak, folder)
-        yield from _named(waiting, ended[0] if ended else None)
+        self._keep(ended, peak, folder, around)
+        yield from named(waiting, ended[0] if ended else None)
 
-    def _predictions(
-        self, source: str, done: dict[str, Line], damage: Damage
-    ) -> Iterator[tuple[Frame, Prediction | None]]:
+    def _predictions(self, source: str, done: Recorded, damage: Damage) -> Iterator[tuple[Frame, Prediction | None]]:
         """Each frame with its prediction, or None where it is recorded already."""
-        held: deque[Frame] = deque()
-
-        def unscored() -> Iterator[Any]:
-            for frame in self.timing.frames(source, damage):
-                held.append(frame)
-                if frame.source not in done:
-                    yield frame.picture
-
-        for prediction in self.detector.stream(unscored(), batch_size=self.batch_size):
-            while held[0].source in done:
-                yield held.popleft(), None
-            frame = held.popleft()
-            yield frame, replace(prediction, size=frame.size, source=frame.source)
-        yield from ((frame, None) for frame in held)
+        found = self.timing.frames(source, damage)
+        for known, run in groupby(found, key=lambda frame: frame.source in done):
+            if known:
+                yield from ((frame, None) for frame in run)
+                continue
+            held: deque[Frame] = deque()
+            pictures = (_kept(held, frame) for frame in run)
+            for prediction in self.detector.stream(pictures, batch_size=self.batch_size):
+                frame = held.popleft()
+                yield frame, replace(prediction, size=frame.size, source=frame.source)
 
     def _annotate(self, frame: Frame, prediction: Prediction | None, line: Line, alarmed: bool) -> None:
         if self.clip and prediction:
             self.clip.add(frame.time, annotated(frame, prediction, line["smoothed"], self.rule, alarmed))
 
-    def _line(self, frame: Frame, prediction: Prediction | None, done: dict[str, Line]) -> Line:
+    def _line(self, frame: Frame, prediction: Prediction | None, done: Recorded) -> Line:
         if prediction is None:
             return dict(done[frame.source])
         judged = replace(prediction, threshold=self.threshold, unsure=None)
         return {**line_of(frame.source, judged, self.detector.name), "time": frame.time, "frame": frame.index}
 
-    def _region(self, prediction: Prediction | None, line: Line, open_one: Event | None) -> Region | None:
-        last = open_one.track[-1][1] if open_one and open_one.track else None
-        found = prediction.regions() if prediction else [_region_of(one) for one in line["regions"]]
+    def _region(self, prediction: Prediction | None, line: Line, last: Box | None) -> Region | None:
+        found = prediction.regions() if prediction else [region_of(one) for one in line["regions"]]
         return followed(found, last)
 
     def _phrase(self, prediction: Prediction | None) -> str | None:
         known = [one for one in self.alarms if prediction and one in prediction.phrases]
         return max(known, key=lambda one: prediction.phrases[one]) if known and prediction else None
 
-    def _keep(self, ended: list[Event], peak: Peak | None, folder: Path | None) -> None:
-        """What has ended is remembered, written and drawn."""
-        self.events += ended
-        for event in ended if folder else ():
-            assert folder is not None and peak is not None
-            if self.maps:
-                prediction = peak.prediction or self.detector.predict(peak.frame.picture)
-                if prediction.map is not None:
-                    drawn = replace(prediction, size=peak.frame.picture.shape[:2]).overlay(peak.frame.picture)
-                    drawn.save(kept := io.BytesIO(), "PNG")
-                    write_whole(folder / PEAKS / f"{event.id:04}.png", kept.getvalue())
+    def _witnessed(self) -> "tuple[Around | None, Deduction | None]":
+        """What a language model is shown of a source, and how rules are asked of it; None where none is there."""
+        from vlad.video.witness import Around, Deduction
+
+        if self.witness is None:
+            return None, None
+        deduce = Deduction(self.witness) if self.witness.every is not None else None
+        return Around.of(self.rule, self.timing.every) if self.rule else None, deduce
+
+    def _keep(self, ended: list[Event], peak: Peak | None, folder: Path | None, around: "Around | None") -> None:
+        """What has ended is asked about, remembered, written and drawn."""
+        for event in ended:
+            assert peak is not None
+            prediction = peak.prediction
+            if prediction is None and (around or (folder and self.maps)):
+                prediction = self.detector.predict(peak.frame.picture)
+            if known := self.told.get(_facts(event.to_dict())):
+                event = replace(event, confirmed=known["confirmed"], broken=tuple(known["broken"]))
+            elif self.witness and around and prediction:
+                own = replace(prediction, size=peak.frame.size)
+                event = self.witness.of(event, around.four(), peak.frame.picture, own)
+            self.events.append(event)
+            if folder is None:
+                continue
+            if self.maps and prediction and prediction.map is not None:
+                drawn = replace(prediction, size=peak.frame.picture.shape[:2]).overlay(peak.frame.picture)
+                drawn.save(kept := io.BytesIO(), "PNG")
+                write_whole(folder / PEAKS / f"{event.id:04}.png", kept.getvalue())
             with (folder / EVENTS).open("ab") as file:
                 file.write(json.dumps(event.to_dict()).encode() + b"\n")
 
 
-def _settled(waiting: list[Line], line: Line, find: Finder, ended: list[Event]) -> Iterator[Line]:
-    """Lines whose event is known by now, in order; the others wait, no longer than `least` or `gap`."""
-    if ended or find.open is None:
-        yield from _named(waiting, ended[0] if ended else None)
-    waiting.append(line)
-    if find.open is None:
-        yield from _named(waiting, None)
-    elif find.confirmed() and find.open.end == line["time"]:
-        yield from _named(waiting, find.open)
+def _facts(event: Mapping[str, Any]) -> Any:
+    """By which an event of an earlier run is known again, if a language model was asked about it."""
+    return tuple(event.get(key) for key in ("source", "start", "end", "peak"))
 
 
-def _named(waiting: list[Line], event: Event | None) -> Iterator[Line]:
-    """The waiting lines, those within the event's time with its number; none waits any longer."""
-    for line in waiting:
-        inside = event is not None and event.start <= line["time"] <= event.end
-        yield {**line, "event": event.id if event and inside else None}
-    waiting.clear()
-
-
-def _region_of(told: Mapping[str, Any]) -> Region:
-    """A region as a line says it."""
-    return Region(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})  # type: ignore[arg-type]
+def _kept(held: deque[Frame], frame: Frame) -> np.ndarray:
+    """The picture of a frame that waits for its prediction."""
+    held.append(frame)
+    return frame.picture

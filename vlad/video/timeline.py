@@ -2,15 +2,15 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from vlad.files import write_whole
+from vlad.folder.lines import recorded
 from vlad.records import Line
 from vlad.video.events import Event, Rule
 from vlad.video.reading import clock
@@ -31,15 +31,15 @@ class Curve:
     """
 
     source: str
-    end: float
+    end: float = 0.0
     frames: int = 0
     raw: dict[int, tuple[float, float]] = field(default_factory=dict)
     even: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
-def write(path: Path, lines: Iterable[Line], events: Sequence[Event], rule: Rule | None, peaks: Path) -> None:
-    """Writes the page from the lines of a scored folder, whose events' overlays lie in `peaks`."""
-    curves = _curves(list(lines))
+def write(path: Path, lines: Path, events: Sequence[Event], rule: Rule | None, peaks: Path) -> None:
+    """Writes the page from a file of lines, which is read twice and never held; events' overlays lie in `peaks`."""
+    curves = _curves(lines)
     shown = sorted(events, key=lambda event: -event.peak)[:THUMBS]
     top = max([value[1] for curve in curves for value in curve.raw.values()] + [rule.on if rule else 0.0, 1e-9])
     low = min([value[0] for curve in curves for value in curve.raw.values()] + [0.0])
@@ -58,19 +58,25 @@ def write(path: Path, lines: Iterable[Line], events: Sequence[Event], rule: Rule
     write_whole(path, environment.get_template("timeline.html.j2").render(facts).encode("utf-8", "replace"))
 
 
-def _curves(lines: list[Line]) -> list[Curve]:
-    timed = [line for line in lines if line.get("time") is not None and line["error"] is None]
-    curves = []
-    for source, own in groupby(timed, key=lambda line: str(line["source"]).rpartition("#t=")[0]):
-        points = list(own)
-        curve = Curve(source, max(point["time"] for point in points), len(points))
-        for point in points:
-            place = int(point["time"] / max(curve.end, 1e-9) * (POINTS - 1))
-            for kept, value in ((curve.raw, point["score"]), (curve.even, point["smoothed"])):
-                least, largest = kept.get(place, (value, value))
-                kept[place] = (min(least, value), max(largest, value))
-        curves.append(curve)
-    return curves
+def _curves(lines: Path) -> list[Curve]:
+    curves: dict[str, Curve] = {}
+    for source, line in _timed(lines):
+        curve = curves.setdefault(source, Curve(source))
+        curve.end, curve.frames = max(curve.end, line["time"]), curve.frames + 1
+    for source, line in _timed(lines):
+        curve = curves[source]
+        place = int(line["time"] / max(curve.end, 1e-9) * (POINTS - 1))
+        for kept, value in ((curve.raw, line["score"]), (curve.even, line["smoothed"])):
+            least, largest = kept.get(place, (value, value))
+            kept[place] = (min(least, value), max(largest, value))
+    return list(curves.values())
+
+
+def _timed(lines: Path) -> Iterator[tuple[str, Line]]:
+    """(name of its clip, line) of each scored frame."""
+    for line in recorded(lines):
+        if line.get("time") is not None and line["error"] is None:
+            yield str(line["source"]).rpartition("#t=")[0], line
 
 
 def _drawn(curve: Curve, events: Sequence[Event], rule: Rule | None, scale: tuple[float, float]) -> dict[str, object]:

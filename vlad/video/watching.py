@@ -4,13 +4,11 @@ A thread decodes without pause into one slot that the newest frame overwrites, a
 frame is due. So the delay is at most one scoring and one frame, whatever the load; a queue would grow without end.
 """
 
-import json
 import threading
 import time as clocks
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,11 +21,15 @@ from vlad.video.events import Event, Finder, followed
 from vlad.video.reading import ADDRESSES, CAMERA, Damage, Frame, frames, safe
 from vlad.video.scoring import USUAL, Timing
 from vlad.video.smoothing import Smoother
+from vlad.video.witness import Around
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
+    from vlad.video.witness import Witness
 
 FROZEN = 10.0  # seconds of the very same picture after which a camera is called frozen
+PENDING = 8  # events that wait for a language model; older ones stay unanswered
+LAST_ANSWERS = 20.0  # seconds that are waited for the last answers, at the end
 GLANCE = 0.2  # seconds between two looks whether it shall stop
 MOMENT = 0.02  # seconds to sleep while a frame is there but not due
 DARK = 4.0  # mean grey level below which it is called dark
@@ -42,9 +44,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Said:
-    """One thing to say: a frame's line, an event that opened or closed, or what is wrong with the camera."""
+    """One thing to say: a frame's line, an event that opened, closed or was asked about, what is wrong with the camera;
+    at the end what it all took."""
 
-    kind: str  # "line", "opened", "closed", "camera"
+    kind: str  # "line", "opened", "closed", "answered", "camera", "watched"
     line: Line
 
 
@@ -107,6 +110,7 @@ def watch(
     until: float | None = None,
     after: int = 0,
     stop: threading.Event | None = None,
+    witness: "Witness | None" = None,
     pause: Callable[[float], None] = clocks.sleep,
 ) -> Iterator[Said]:
     """What is to be said of a live source, as it happens.
@@ -123,6 +127,7 @@ def watch(
         until: seconds after which it stops.
         after: the number of the last event of an earlier watch; its own are counted on.
         stop: once it is set, the open event is closed and it stops.
+        witness: asks a language model about closed events, in a thread of its own; scoring never waits for it.
         pause: waits before a lost camera is opened again.
 
     Raises:
@@ -134,7 +139,8 @@ def watch(
     live = Live(source) if isinstance(source, str) else source
     name = safe(source) if isinstance(source, str) else "camera"
     cut = detector.threshold if threshold is None else threshold
-    state = _State(detector, name, timing, cut, tuple(alarms), until, stop or threading.Event(), events=after)
+    aside = None if witness is None else Aside(witness)
+    state = _State(detector, name, timing, cut, tuple(alarms), until, stop or threading.Event(), aside, events=after)
     tries = 0
     while True:
         before = state.count
@@ -146,24 +152,12 @@ def watch(
         if not lost:
             if slot.ended not in ("", "ended") and state.count == 0:
                 raise ImageError(slot.ended, name)
+            yield from state.last_words()
             return
         tries = 0 if state.count > before else tries + 1
         wait = PAUSES[min(tries, len(PAUSES) - 1)]
         yield Said("camera", {"camera": "lost", "source": name, "why": slot.ended, "again_in": wait})
         pause(wait)
-
-
-def recorded(path: Path) -> list[Line]:
-    """The whole events that earlier watches wrote; a line that a kill tore is left out."""
-    found = []
-    for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            line = json.loads(raw) if raw.endswith(b"\n") else None
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("event"), int):
-            found.append(line)
-    return found
 
 
 def _fill(live: Source, slot: Newest, state: "_State") -> None:
@@ -178,6 +172,42 @@ def _fill(live: Source, slot: Newest, state: "_State") -> None:
         slot.end(str(error))
 
 
+class Aside:
+    """Questions about events in a thread of their own: one in flight, the newest event first, the oldest given up."""
+
+    def __init__(self, witness: "Witness") -> None:
+        self.witness = witness
+        self.waiting: list[tuple[Any, ...]] = []
+        self.answered: list[Event] = []
+        self.asking = False
+        self.ready = threading.Condition()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def put(self, *question: Any) -> None:
+        """An event with what `Witness.of` is shown of it."""
+        with self.ready:
+            self.waiting = [*self.waiting, question][-PENDING:]
+            self.ready.notify_all()
+
+    def take(self, patience: float = 0.0) -> list[Event]:
+        """The events that were answered since, waiting so long for those that are still to come."""
+        with self.ready:
+            self.ready.wait_for(lambda: not (self.waiting or self.asking), patience)
+            found, self.answered = self.answered, []
+            return found
+
+    def _work(self) -> None:
+        while True:
+            with self.ready:
+                self.ready.wait_for(lambda: bool(self.waiting))
+                question, self.asking = self.waiting.pop(), True
+            event = self.witness.of(*question)
+            with self.ready:
+                self.answered.append(event)
+                self.asking = False
+                self.ready.notify_all()
+
+
 @dataclass
 class _State:
     """What a watch knows: its smoother, its open event, and how the camera looks."""
@@ -189,8 +219,11 @@ class _State:
     alarms: tuple[str, ...]
     until: float | None
     stop: threading.Event
+    aside: Aside | None = None
     count: int = 0
     dropped: int = 0
+    latency: float = 0.0  # seconds, of all lines together
+    slowest: float = 0.0
     events: int = 0
     opened: bool = False
 
@@ -200,6 +233,8 @@ class _State:
         self.rule = self.timing.rule(self.threshold, calm if self.threshold == self.detector.threshold else None)
         self.smooth, self.began = Smoother(self.timing.smooth), clocks.monotonic()
         self.find: Finder | None = None
+        self.around = Around.of(self.rule, self.timing.every) if self.rule and self.aside else None
+        self.peak: tuple[Frame, Prediction] | None = None
         self.same: tuple[bytes, float] | None = None
         self.told = ""
 
@@ -234,18 +269,26 @@ class _State:
         line = line_of(f"{self.name}#t={frame.time:.3f}", prediction, self.detector.name)
         line |= {"time": frame.time, "frame": frame.index, "smoothed": even}
         line["event"] = self.find.open.id if self.find and self.find.open else None
-        line |= {"clock": _now(), "latency": round(clocks.monotonic() - came, 4), "dropped": self.dropped}
+        latency = clocks.monotonic() - came
+        self.latency, self.slowest = self.latency + latency, max(self.slowest, latency)
+        line |= {"clock": _now(), "latency": round(latency, 4), "dropped": self.dropped}
         yield Said("line", line)
         yield from said
+        yield from self._answers()
 
     def _events(self, frame: Frame, prediction: Prediction, even: float) -> list[Said]:
         if self.find is None:
             return []
-        last = self.find.open.track[-1][1] if self.find.open and self.find.open.track else None
         known = [one for one in self.alarms if one in prediction.phrases]
         phrase = max(known, key=lambda one: prediction.phrases[one]) if known else None
-        ended = self.find(frame.time, even, followed(prediction.regions(), last), phrase)
+        before = self.find.open
+        ended = self.find(frame.time, even, followed(prediction.regions(), self.find.box), phrase)
         said = self._closed(ended)
+        if self.around:
+            now = self.find.open
+            loudest = now is not None and (before is None or bool(ended) or now.peak > before.peak)
+            self.peak = (frame, prediction) if loudest else self.peak
+            self.around(frame, even, loudest)
         if self.find.open is None:
             self.opened = False
         elif not self.opened and self.find.confirmed():
@@ -256,7 +299,22 @@ class _State:
     def _closed(self, ended: list[Event]) -> list[Said]:
         self.events += len(ended)
         self.opened = self.opened and not ended
+        for event in ended:
+            if self.aside and self.around and self.peak:
+                self.aside.put(event, self.around.four(), self.peak[0].picture, self.peak[1])
         return [Said("closed", _told(event, "closed")) for event in ended]
+
+    def _answers(self, patience: float = 0.0) -> list[Said]:
+        answered = self.aside.take(patience) if self.aside else []
+        return [Said("answered", _told(event, "answered")) for event in answered]
+
+    def last_words(self) -> Iterator[Said]:
+        """What is still to be answered, and what the watch took."""
+        yield from self._answers(LAST_ANSWERS)
+        if self.count:
+            took = {"seconds": round(clocks.monotonic() - self.began, 2), "frames": self.count, "dropped": self.dropped}
+            took |= {"latency": round(self.latency / self.count, 4), "slowest": round(self.slowest, 4)}
+            yield Said("watched", {"watched": self.name, **took})
 
     def close(self, reason: Any) -> list[Said]:
         """Ends the open event."""

@@ -9,7 +9,6 @@ Source: in the spirit of AnomalyRuler (arXiv:2407.10299), whose normal rules are
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlad.explain.reasoners.asking import Asker
@@ -49,11 +48,11 @@ class ProposedRules:
         return "\n".join(lines) + "\n"
 
 
-def propose_rules(pictures: Sequence[str | Path], name: str, reasoner: Reasoner) -> ProposedRules:
+def propose_rules(pictures: Sequence[Any], name: str, reasoner: Reasoner) -> ProposedRules:
     """Rules of what `name` looks like, from up to 10 good pictures.
 
     Args:
-        pictures: good ones; the first 10 are looked at.
+        pictures: good ones, as `vlad.images.read` takes them; the first 10 are looked at.
         name: what they show, in words.
         reasoner: as `vlad.explain.reasoners.make_reasoner` gives it; it is sent the pictures.
 
@@ -89,7 +88,7 @@ def recurring(lists: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
     return sorted(((rule, len(where)) for rule, where in seen.items()), key=lambda pair: -pair[1])
 
 
-def _rules_of(asker: Asker, picture: str | Path, name: str) -> dict[str, list[str]] | None:
+def _rules_of(asker: Asker, picture: Any, name: str) -> dict[str, list[str]] | None:
     """The rules drawn from one picture; None where no usable answer came."""
     view = fitted(read(picture), VIEW_SIDE)
     ask = f"This is a good {name}, free of any defect. Describe its parts, their number, places, shapes and colours."
