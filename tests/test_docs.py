@@ -49,7 +49,7 @@ def test_every_key_of_a_file_is_on_the_page(title, keys):
 
 def test_no_key_of_a_line_is_made_up():
     known = {"source", "error", "overlay", "map", "mask", "file", "notes", "explanation", *KEYS}
-    known |= {"look", "time", "frame", "smoothed", "event", "rules", "broken", "majority"}
+    known |= {"look", "time", "frame", "smoothed", "event", "rules"}
     rows = [line.split("|")[1] for line in section("A line of `results.jsonl`").splitlines() if line.startswith("| `")]
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == known
 

@@ -39,3 +39,14 @@ def sound(path):
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
+
+
+def turned(path, turn, to):
+    """The same file with a word in its header that it is to be shown turned by 90, 180 or 270 degrees clockwise."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 4 + 20 + 16  # the matrix of the track's header, version 0
+    matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[turn]
+    for place, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[at + place : at + place + 4] = (value * 65536).to_bytes(4, "big", signed=True)
+    to.write_bytes(content)
+    return to

@@ -1,21 +1,26 @@
 """Figures of labelled videos: counted by hand, held scores, and a drawn belt measured through the command."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'vlad-ad[video]'")
 
+import clips
 from sklearn.metrics import roc_auc_score
 from small_sets import brightness
 from typer.testing import CliRunner
 
+import vlad
 from vlad.cli import app
 from vlad.video import belt
 from vlad.video.measuring import Watched, figures, held, intervals, overlap, table, watched
-from vlad.video.scoring import Timing
+from vlad.video.reading import frames
+from vlad.video.scoring import Timing, score_video
 
 
 def video(name, scores, labels, alarms=(), step=1.0):
@@ -87,6 +92,56 @@ def test_a_drawn_belt_has_its_faults_where_its_labels_say(short, small_encoder, 
         and not seen.alarms
     )
     assert all(end > start for start, end in seen.events)
+
+
+def test_the_belt_scores_the_same_in_every_kind_of_file(short, tiny_encoder, tmp_path):
+    (drawn,) = belt.clips(tmp_path, ["faults"])
+    shown = [(one.time, one.picture) for one in frames(drawn.source, every=0, end=6.0)]
+    times, pictures = [time for time, _ in shown], [picture for _, picture in shown]
+    uneven = [0.0, *(time + 0.05 * (k % 3 - 1) for k, time in enumerate(times[1:], 1))]
+    sideways = clips.write(tmp_path / "side.mp4", [np.rot90(one) for one in pictures], fps=belt.RATE)
+    lossless = {"codec": "ffv1", "fps": belt.RATE}
+    files = {
+        "plain": clips.write(tmp_path / "plain.mp4", pictures, fps=belt.RATE),
+        "uneven": clips.write(tmp_path / "uneven.mp4", pictures, times=uneven, fps=belt.RATE),
+        "turned": clips.turned(sideways, 90, tmp_path / "turned.mp4"),
+        "ten bits": clips.write(tmp_path / "ten.mkv", pictures, pixels="yuv420p10le", **lossless),
+        "damaged": clips.write(tmp_path / "hurt.mkv", pictures, options={"slicecrc": "1"}, **lossless),
+    }
+    content = bytearray(files["damaged"].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    files["damaged"].write_bytes(content)
+    for k, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"frame_{k}.png")
+    detector = vlad.load("patch_memory", encoder=tiny_encoder).fit(pictures[:3])
+    found = {}
+    for name, file in {**files, "pictures": str(tmp_path / "frame_*.png")}.items():
+        lines = []
+        timing = Timing(every=1.0, smooth=0, source_fps=belt.RATE if name == "pictures" else None)
+        score_video(detector, file, timing=timing, progress=lambda line, *_, lines=lines: lines.append(line))
+        # by its time; where times are others, by the number of the frame, which a lost one moves
+        found[name] = {
+            line["frame"] / belt.RATE if name == "uneven" else round(line["time"], 2): line["score"] for line in lines
+        }
+    assert len(found["plain"]) == 6
+    for name, scores in found.items():
+        shared = scores.keys() & found["plain"].keys()
+        assert len(shared) >= (2 if name in ("uneven", "damaged") else 6), name
+        assert all(abs(scores[k] - found["plain"][k]) < 0.02 for k in shared), (name, scores, found["plain"])
+
+
+def test_a_belt_that_stops_and_one_with_short_events_are_labelled_where_it_happens(monkeypatch, tmp_path):
+    plans = {"stops": belt.Plan(12, 8, still=(4, 6), missing=True)}
+    plans |= {"short": belt.Plan(8, 9, marks=((0, 1), (3, 3.2), (7, 8)))}
+    monkeypatch.setattr(belt, "PLANS", plans)
+    stops, marks = belt.clips(tmp_path, ["stops", "short"])
+    assert stops.labels.any() and not stops.labels.all()
+    shown = [one.picture.astype(int) for one in frames(stops.source, every=0)]
+    moved = [np.abs(a - b).mean() for a, b in itertools.pairwise(shown)]
+    assert max(moved[21:28]) < 1 < min(moved[:18]), "it stands from 4 to 6 s"
+    assert np.flatnonzero(marks.labels).tolist() == [0, 1, 2, 3, 4, 15, 35, 36, 37, 38, 39]
+    red = [one.picture[belt.HEIGHT // 2 + 18, belt.WIDTH // 2 + 18] for one in frames(marks.source, every=0)]
+    assert [bool(int(one[0]) - int(one[1]) > 100) for one in red] == marks.labels.tolist()
 
 
 def test_the_command_learns_from_good_clips_and_gives_a_table_and_json(short, tmp_path):

@@ -305,5 +305,5 @@ def module() -> ModuleType:
         import av.error
     except ImportError as error:
         raise ModuleNotFoundError('video needs PyAV: pip install "vlad-ad[video]"') from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong we say ourselves
+    # no log level is set: with one, decoding threads wait for Python while a file that is left early waits for them
     return av
