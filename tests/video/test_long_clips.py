@@ -22,6 +22,7 @@ def test_an_hour_is_scored_and_gone_on_with_in_little_memory(small_folder, tmp_p
     script = textwrap.dedent(
         f"""
         import resource, sys
+        import numpy as np
         sys.path.insert(0, "tests")
         from small_sets import brightness
         from vlad import Encoder
@@ -33,7 +34,8 @@ def test_an_hour_is_scored_and_gone_on_with_in_little_memory(small_folder, tmp_p
             if done == 7100 and sys.argv[1] == "killed":
                 sys.exit()
         detector = brightness(Encoder.load("local-dir:{small_folder}"))
-        how = dict(threshold=100.0, progress=told, resume=sys.argv[1] == "resumed")
+        dark, lit = detector.predict([np.full((96, 128, 3), grey, np.uint8) for grey in (60, 200)])
+        how = dict(threshold=(dark.score + lit.score) / 2, progress=told, resume=sys.argv[1] == "resumed")
         done = score_video(detector, "{tmp_path}/hour.mp4", "{tmp_path}/out", **how)
         taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         print(done.frames, done.skipped, len(done.events), *taken)

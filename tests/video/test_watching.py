@@ -76,6 +76,30 @@ def test_a_scorer_that_is_too_slow_drops_frames_and_is_never_late(detector, monk
     assert lines[-1]["time"] > 2.0
 
 
+def test_how_late_lines_were_is_said_at_the_end(detector):
+    said = list(watch(detector, Played([60] * 20), timing=Timing(every=0.1)))
+    lines, last = [one.line for one in said if one.kind == "line"], said[-1]
+    assert last.kind == "watched" and last.line["frames"] == len(lines) and last.line["dropped"] == lines[-1]["dropped"]
+    late = [line["latency"] for line in lines]
+    assert last.line["slowest"] == max(late) and last.line["latency"] == pytest.approx(np.mean(late), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_file_at_its_own_speed_is_judged_within_two_of_its_frames(tiny_encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (270, 480, 3), dtype=np.uint8) for _ in range(40)]
+    path = clips.write(tmp_path / "a.mp4", pictures, fps=4)
+    belt = vlad.load("patch_memory", encoder=tiny_encoder).fit(pictures[:6])
+    took = []
+    for picture in pictures[:5]:
+        began = time.monotonic()
+        belt.predict(picture)
+        took.append(time.monotonic() - began)
+    late = [one.line["latency"] for one in watch(belt, str(path), timing=Timing(every=0.25)) if one.kind == "line"]
+    busy = 1.5 * np.median(took) + 0.25  # what a machine that is busy otherwise must keep at least: no queue grows
+    assert len(late) >= 5 and np.median(late) <= max(2 * 0.25, busy)
+
+
 def test_a_frozen_and_a_dark_camera_are_said_once(detector, monkeypatch):
     monkeypatch.setattr(watching, "FROZEN", 0.5)
     still = np.full((32, 32, 3), 90, np.uint8)

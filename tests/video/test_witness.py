@@ -177,6 +177,20 @@ def test_the_command_says_what_is_missing(clip):
         assert done.exit_code == 2 and said in done.stderr, done.stderr
 
 
+def test_rules_are_drawn_from_a_good_clip_and_read_again(clip, tmp_path):
+    def answer(request):
+        if seen := chat_stub.seen_quarter(request):
+            return chat_stub.reply(chat_stub.said(seen))
+        rules = json.dumps({"normal": ["the belt is empty"], "abnormal": ["a box lies on it"]})
+        return chat_stub.reply(chat_stub.said(rules if "Write rules" in chat_stub.words(request) else "an empty belt"))
+
+    with chat_stub.serving(answer) as server:
+        words = ["prompts", "rules", "--name", "belt", "--normals", str(clip), "--out", str(tmp_path / "rules.txt")]
+        done = CliRunner().invoke(app, [*words, "--reasoner", f"openai:stub@{server.url}"])
+    assert done.exit_code == 0, done.output
+    assert [rule.text for rule in read_rules(tmp_path / "rules.txt")] == ["the belt is empty", "a box lies on it"]
+
+
 def test_a_moment_of_a_clip_is_explained_and_without_a_time_the_loudest(clip):
     done = CliRunner().invoke(app, ["explain", str(clip), "--at", "3.2s", "--name", "belt", "--json"])
     assert done.exit_code == 0, done.stderr
