@@ -26,7 +26,7 @@ def pictures(golden_weights):
 @pytest.mark.parametrize("look", [Look("tiles", 1), Look("tiles", 2), Look("tiles", 5), Look("scale", 0.5)])
 @pytest.mark.parametrize("size", [(512, 384), (100, 90), (15, 300), (64, 1280), (1000, 999)])
 def test_tiles_cover_the_picture_on_the_lattice_and_lie_over_each_other(look, size):
-    where = layout(look, size, 224, 16, 0.25)
+    where = layout(look, size, 224, 16)
     for edges, length in ((where.rows, where.size[0]), (where.columns, where.size[1])):
         assert edges[0] == 0 and edges[-1] + 224 == length and length % 16 == 0
         assert all(edge % 16 == 0 for edge in edges)
@@ -35,33 +35,33 @@ def test_tiles_cover_the_picture_on_the_lattice_and_lie_over_each_other(look, si
 
 
 def test_two_tiles_along_the_shorter_side_are_four_of_a_square_and_six_of_a_photo():
-    assert len(layout(Look("tiles", 2), (500, 500), 224, 16, 0.25)) == 4
-    assert len(layout(Look("tiles", 2), (3000, 4000), 224, 16, 0.25)) == 6
-    assert layout(Look("tiles", 2), (500, 500), 224, 16, 0.25).size == (400, 400)
+    assert len(layout(Look("tiles", 2), (500, 500), 224, 16)) == 4
+    assert len(layout(Look("tiles", 2), (3000, 4000), 224, 16)) == 6
+    assert layout(Look("tiles", 2), (500, 500), 224, 16).size == (400, 400)
 
 
 def test_the_smallest_defect_sets_the_scale_and_enlarges_twice_at_most():
     for defect, scale in ((24, 1.0), (96, 0.25), (3, 2.0)):
         (look,) = framing(smallest_defect=defect).closer(16)
         assert look == Look("scale", scale)
-    where = layout(Look("scale", 0.5), (3000, 4000), 224, 16, 0.25)
+    where = layout(Look("scale", 0.5), (3000, 4000), 224, 16)
     assert where.size == (1504, 2000)
-    assert layout(Look("scale", 0.5), (100, 100), 224, 16, 0.25).size == (224, 224), "never below one tile"
+    assert layout(Look("scale", 0.5), (100, 100), 224, 16).size == (224, 224), "never below one tile"
 
 
 def test_more_tiles_than_fit_are_refused_with_what_fits():
     with pytest.raises(ValueError, match=r"6000 x 4000 pixels, \d+ tiles; 1024 fit, with tile_scale=1\.\d+"):
-        layout(Look("scale", 2.0), (4000, 6000), 224, 16, 0.25)
-    fits = layout(Look("scale", 1.08), (4000, 6000), 224, 16, 0.25)
+        layout(Look("scale", 2.0), (4000, 6000), 224, 16)
+    fits = layout(Look("scale", 1.08), (4000, 6000), 224, 16)
     assert len(fits) <= 1024
     with pytest.raises(ValueError, match="fit, with tiles=7"):
-        layout(Look("tiles", 16), (100, 2000), 224, 16, 0.25)
-    assert len(layout(Look("tiles", 7), (100, 2000), 224, 16, 0.25)) <= 1024
+        layout(Look("tiles", 16), (100, 2000), 224, 16)
+    assert len(layout(Look("tiles", 7), (100, 2000), 224, 16)) <= 1024
 
 
 @pytest.mark.parametrize("fine", [1, 3])
 def test_parts_of_one_map_meet_in_it_again(fine):
-    where = layout(Look("tiles", 3), (500, 800), 224, 16, 0.25)
+    where = layout(Look("tiles", 3), (500, 800), 224, 16)
     height, width = (length // 16 * fine for length in where.size)
     whole, side = torch.rand(height, width), 14 * fine
     canvas = Canvas(where)
@@ -72,7 +72,7 @@ def test_parts_of_one_map_meet_in_it_again(fine):
 
 
 def test_where_tiles_disagree_the_one_whose_middle_is_closer_counts_more():
-    where = layout(Look("tiles", 1), (224, 384), 224, 16, 0.25)
+    where = layout(Look("tiles", 1), (224, 384), 224, 16)
     assert where.columns == (0, 160)
     canvas = Canvas(where)
     canvas.add(torch.stack([torch.zeros(14, 14), torch.ones(14, 14)]), list(where))
@@ -166,6 +166,21 @@ def test_passes_are_counted_before_anything_is_scored(tiny_encoder):
     assert isinstance(error, vlad.ImageError) and "1024 fit" in str(error)
 
 
+@pytest.mark.filterwarnings("ignore:.*no threshold")
+def test_what_a_scale_costs_is_said_once_a_run_before_the_first_picture_is_scored(tiny_encoder, pictures, caplog):
+    detector = vlad.load(name="bolt", encoder=tiny_encoder, smallest_defect=24)
+    results = detector.stream(pictures[:2])
+    next(results)
+    assert "200 x 300 pixels and is seen at 224 x 336 (0.1 megapixels): 3 passes" in caplog.text
+    assert passes(detector.scorer, (300, 200)) == 3
+    list(results)
+    assert len(caplog.records) == 1
+    detector.fit(pictures[2:4])
+    assert len(caplog.records) == 2
+    vlad.load(name="bolt", encoder=tiny_encoder, tiles=2).predict(pictures[0])
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -178,7 +193,6 @@ def test_passes_are_counted_before_anything_is_scored(tiny_encoder):
         ({"tile_scale": 0}, "tile_scale is 0"),
         ({"tile_scale": 5}, "up to 2"),
         ({"smallest_defect": float("nan")}, "smallest_defect is nan"),
-        ({"tile_overlap": 0.9}, "tile_overlap is 0.9"),
         ({"keep_aspect": "yes"}, "keep_aspect is 'yes'"),
         ({"tiles": 2, "smallest_defect": 9}, "tiles and smallest_defect each say how closely to look; give one"),
         ({"tiles": 2, "looks": (1, 2)}, "tiles and looks each say"),
@@ -190,7 +204,7 @@ def test_looks_that_cannot_be_say_what_was_given_and_what_is_allowed(options, wo
 
 
 def test_a_framing_comes_back_from_plain_values():
-    given = framing(tiles=(2, 3), tile_overlap=0.5, keep_aspect=True, roi=(0, 0, 5, 5))
+    given = framing(tiles=(2, 3), keep_aspect=True, roi=(0, 0, 5, 5))
     assert Framing.from_dict(given.to_dict()) == given
     assert Framing().to_dict() == {}
     with pytest.raises(ValueError, match="a way that is not known: tile"):

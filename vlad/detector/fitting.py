@@ -15,16 +15,7 @@ import torch
 from torch import Tensor
 
 from vlad.detector.predicting import Judge, fit_to_frame
-from vlad.framing.looking import (
-    Views,
-    framed_views,
-    memories,
-    remember,
-    scores_of,
-    smallest_seen,
-    views_of,
-    wholes,
-)
+from vlad.framing.looking import Views, framed_views, memories, remark, remember, scores_of, views_of, wholes
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
@@ -244,7 +235,7 @@ class Normals:
             if is_flat(picture):
                 self.remarks.flat(path_of(image) or "a normal picture")
             size = (picture.shape[0], picture.shape[1])
-            self.remarks.shrunk(path_of(image) or "a normal picture", size, *smallest_seen(self.scorer, size))
+            remark(self.scorer, path_of(image) or "a normal picture", size, self.remarks)
             if kept < (KEPT_BYTES if len(seen) - 1 in drawn else MOST_BYTES):
                 self._seen[len(seen) - 1] = small
                 kept += small.nbytes

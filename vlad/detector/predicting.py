@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.framing.looking import PASS, Views, check_size, finished, scores_of, smallest_seen, views_of
+from vlad.framing.looking import PASS, Views, check_size, finished, remark, scores_of, views_of
 from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
@@ -156,7 +156,7 @@ def judged(
 def _remark_sizes(scorer: Scorer, batch: Iterable[Reading], remarks: Remarks) -> None:
     for one in batch:
         if one.picture is not None:
-            remarks.shrunk(path_of(one.given) or "picture", one.size, *smallest_seen(scorer, one.size))
+            remark(scorer, path_of(one.given) or "a picture", one.size, remarks)
 
 
 def _of_a_set(

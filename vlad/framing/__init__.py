@@ -14,7 +14,7 @@ from vlad.framing.places import Places, places
 
 ENOUGH_PATCHES = 1.5  # across a defect, from which on it has been found (design: weak evidence, kinds differ with size)
 LARGEST_SCALE = 2.0  # enlarging a picture beyond that shows nothing more
-OPTIONS = ("roi", "ignore", "keep_aspect", "looks", "tiles", "tile_scale", "smallest_defect", "tile_overlap")
+OPTIONS = ("roi", "ignore", "keep_aspect", "looks", "tiles", "tile_scale", "smallest_defect")
 LARGEST = 16  # of tiles and looks: beyond it nothing is left to see
 
 
@@ -39,7 +39,6 @@ class Framing:
     tiles: tuple[int, ...] = ()
     tile_scale: float | None = None
     smallest_defect: float | None = None
-    tile_overlap: float = 0.25
 
     def __post_init__(self) -> None:
         expected = {
@@ -48,7 +47,6 @@ class Framing:
             "tiles": (_ascend(self.tiles), f"a number from 1 to {LARGEST}, several such as (2, 3), or None"),
             "tile_scale": (_within(self.tile_scale, LARGEST_SCALE), f"a number above 0, up to {LARGEST_SCALE:g}"),
             "smallest_defect": (_within(self.smallest_defect, 1e6), "pixels, a number above 0"),
-            "tile_overlap": (0 <= _number(self.tile_overlap) <= 0.75, "a share of a tile's side from 0 to 0.75"),
         }
         for option, (right, words) in expected.items():
             if not right:
@@ -100,7 +98,6 @@ def framing(
     tiles: Any = None,
     tile_scale: float | None = None,
     smallest_defect: float | None = None,
-    tile_overlap: float | None = None,
 ) -> Framing:
     """What these keywords of `vlad.load` say; None leaves each as it is without it.
 
@@ -112,10 +109,9 @@ def framing(
             (2, 3). 2 is 5 to 9 times the work.
         tile_scale: the same for large photos: tiles of a copy with so many pixels for one of the picture, up to 2.
         smallest_defect: the same, the scale chosen so that a defect of so many pixels spans 1.5 patches.
-        tile_overlap: how much of a tile's side lies over the next.
     """
     given = {"keep_aspect": keep_aspect, "tile_scale": tile_scale, "smallest_defect": smallest_defect}
-    given |= {"looks": _several(looks), "tiles": _several(tiles), "tile_overlap": tile_overlap}
+    given |= {"looks": _several(looks), "tiles": _several(tiles)}
     return Framing(places(roi, ignore), **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlad.framing import Look
 from vlad.framing.places import Framed, cells, spread
 from vlad.framing.tiles import Canvas, Layout, layout
+from vlad.images.depth import Remarks
 from vlad.images.sizes import resized
 from vlad.maps import to_size
 from vlad.memory import Memory
@@ -73,6 +74,14 @@ def smallest_seen(scorer: Scorer, size: tuple[int, int]) -> tuple[float, int]:
     return times, scorer.encoder.patch_size
 
 
+def remark(scorer: Scorer, label: str, size: tuple[int, int], remarks: Remarks) -> None:
+    """Notes, once a run, that a picture of this size (H, W) is seen too small, or what looking closely will cost."""
+    remarks.shrunk(label, size, *smallest_seen(scorer, size))
+    if scorer.framing.large:
+        ((look, _),), (x0, y0, x1, y1) = closer(scorer), scorer.framing.places.box(size)
+        remarks.costly(label, size, _layout(scorer, look, (y1 - y0, x1 - x0)).size, passes(scorer, size))
+
+
 def closer(scorer: Scorer) -> list[tuple[Look, Scorer]]:
     """The looks beside the first, each with the scorer that has its memory."""
     return list(zip(scorer.framing.closer(scorer.encoder.patch_size), scorer.closer, strict=True))
@@ -116,7 +125,7 @@ def _shape(scorer: Scorer, picture: np.ndarray, times: int) -> tuple[int, int]:
 
 
 def _layout(scorer: Scorer, look: Look, size: tuple[int, int]) -> Layout:
-    return layout(look, size, scorer.resolution, scorer.encoder.patch_size, scorer.framing.tile_overlap)
+    return layout(look, size, scorer.resolution, scorer.encoder.patch_size)
 
 
 @dataclass(frozen=True)

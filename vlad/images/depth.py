@@ -1,5 +1,6 @@
 """Levels of any depth and kind to uint8 RGB, and what a run should be told about them once."""
 
+import logging
 import sys
 import warnings
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from vlad.images.sizes import LARGE, bands, by_bands, factors, turned
+
+logger = logging.getLogger(__name__)
 
 FULL = 65535  # white of 16 bits
 FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
@@ -59,7 +62,7 @@ class Remarks:
         self._highest = 0  # of their levels
         self._where = self._hint = ""
         self._told = False
-        self._shrunk = False
+        self._shrunk = self._costly = False
         self._paged: list[tuple[str, int]] = []
         self._clear: list[str] = []
         self._flat: list[str] = []
@@ -93,6 +96,15 @@ class Remarks:
                 f"{label} has {size[1]} x {size[0]} pixels and is seen {times:.0f} times smaller: a defect of less "
                 f"than {times * patch:.0f} pixels is hardly found; smallest_defect=PX (--smallest-defect) looks "
                 "closer, in tiles, and roi= (--roi) cuts out what matters"
+            )
+
+    def costly(self, label: str, size: tuple[int, int], work: tuple[int, int], passes: int) -> None:
+        """Says before the first picture is scored what one of `size` costs whose tiles are cut of a `work` copy."""
+        if not self._costly:
+            self._costly = True
+            logger.warning(
+                f"{label} has {size[1]} x {size[0]} pixels and is seen at {work[1]} x {work[0]} "
+                f"({work[0] * work[1] / 1e6:.1f} megapixels): {passes} passes of the encoder a picture of this size"
             )
 
     def flat(self, label: str) -> None:
