@@ -1,8 +1,9 @@
 """Whether a small defect of a large photo is the highest place of its map: python examples/large_photos.py --defect 64
 
-Drawn photos (`vlad.synthetic.large`), each with good ones of its own surface to learn from; the map of `patch_memory`
-as it is and with `smallest_defect`. "highest" is the share of photos in which the map's highest place lies within a
-patch of the defect; the AUROC of the picture scores is over defective and as many further good photos.
+Drawn photos (`vlad.synthetic.large`: uneven light, blotches as large as defects), each with good ones of its surface
+to learn from; the map of `patch_memory` as it is and with `smallest_defect`. "highest" is the share of photos in which
+the map's highest place lies within a patch of the defect; the AUROC of the picture scores is over defective and as many
+further good photos.
 """
 
 import argparse
@@ -16,10 +17,8 @@ from vlad.synthetic.large import large_photo
 
 
 def photo(seed: int, shot: int, size: tuple[int, int], defect: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Shot number `shot` of surface `seed`: the same surface, other noise from the camera."""
-    picture, mask = large_photo(np.random.default_rng(seed), size, defect)
-    noise = np.random.default_rng((seed, shot)).normal(0, 3, size)[..., None]
-    return np.clip(picture + noise, 0, 255).astype(np.uint8), mask
+    """Part number `shot` of surface `seed`."""
+    return large_photo(np.random.default_rng(seed), size, defect, np.random.default_rng((seed, shot)))
 
 
 def main() -> None:

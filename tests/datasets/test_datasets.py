@@ -85,6 +85,13 @@ def test_load_takes_a_bare_folder_as_own_pictures(tmp_path):
     assert sets.load(tmp_path) == sets.load(str(tmp_path)) == sets.folder(tmp_path)
 
 
+def test_names_that_people_use_lead_to_the_same_reader(tmp_path):
+    grow(tmp_path, *MVTEC)
+    meant = sets.load(f"mvtec_ad:{tmp_path}")
+    assert meant and meant == sets.load(f"mvtec:{tmp_path}") == sets.load(f"MVTec-AD:{tmp_path}")
+    assert set(sets.ALIASES.values()) <= set(sets.datasets()) and not set(sets.ALIASES) & set(sets.datasets())
+
+
 def test_load_splits_at_the_first_colon_so_that_drive_letters_survive(monkeypatch):
     seen = []
     monkeypatch.setitem(sets.DATASETS, "folder", lambda root: seen.append(root) or [])

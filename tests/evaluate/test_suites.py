@@ -122,7 +122,7 @@ def test_the_command_runs_a_suite_and_leaves_out_what_is_not_given(command, tree
         ((), "nothing to evaluate on; give a suite, or --data"),
         (("real-smoke",), "no data set is given; say where they lie with --data folder:ROOT"),
         (("real-smoke", "--data", "visa:x"), "the suite has no data set 'visa'"),
-        (("paper-winclip", "--data", "mvtec:x"), "no data set 'mvtec'; known: mvtec_ad, "),
+        (("paper-winclip", "--data", "mvtek:x"), "no data set 'mvtek'; known: mvtec_ad, "),
         (("real-smoke", "--method", "winclip"), "a suite names its own detectors; leave out --method"),
         (("--data", "mvtecad:x"), "unknown data set 'mvtecad'"),
         (("--data", "folder:.", "--table", "html"), "--table is 'html'; known: text, markdown, latex"),

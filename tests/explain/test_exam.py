@@ -280,7 +280,7 @@ def test_the_command_prints_tables_and_what_went_wrong(mmad_root, tmp_path):
     [
         (["--data", "mmad:nosuch"], "no mmad.json"),
         (["--data", "visa_dr:nosuch"], "no .json file"),
-        (["--data", "mvtec:nosuch"], "mvtec"),
+        (["--data", "mvtek:nosuch"], "mvtec"),
         (["--data", "mmad:nosuch", "--reasoner", "gpt"], "openai:MODEL@BASE_URL"),
         (["--data", "mmad:nosuch", "--reasoner", "openai:m@https://example.com/v1"], "example.com"),
     ],

@@ -3,16 +3,21 @@
 import math
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vlad
 from vlad.framing import Framing, Look, framing
 from vlad.framing.looking import TILE_ROWS, passes
 from vlad.framing.tiles import Canvas, layout
 from vlad.memory import Memory
+
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+BRICKS = ("good", "scratched")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,29 @@ def test_a_small_spot_that_the_whole_does_not_see_is_the_highest_place_in_tiles(
         full = detector.predict(photos[2]).full_map()
         y, x = np.unravel_index(full.argmax(), full.shape)
         assert (math.hypot(y - 350, x - 600) < 24) is found
+
+
+def test_a_scratched_brick_beside_seven_good_ones_is_told_from_eight_good_ones(tiny_encoder):
+    good, scratched = (np.asarray(Image.open(PICTURES / f"brick_{kind}.jpg").convert("RGB")) for kind in BRICKS)
+    rows = [np.concatenate([good] * 3 + [one] + [good] * 4, axis=1) for one in (good, scratched)]
+    with pytest.warns(UserWarning, match="3072 x 384 pixels and is seen 14 times smaller"):
+        plain = vlad.load(name="surface", encoder=tiny_encoder).predict(rows)
+    closer = vlad.load(name="surface", encoder=tiny_encoder, smallest_defect=41).predict(rows)
+    assert plain[1].score < 0.05, "of the whole nothing is seen"
+    assert closer[0].score < 0.05 < 0.2 < closer[1].score
+    (region, *_) = closer[1].regions()
+    assert 3 * 384 <= region.box[0] < region.box[2] <= 4 * 384
+
+
+def test_the_score_of_tiles_is_the_rule_of_the_map_that_they_make_together(tiny_encoder, pictures):
+    detector = vlad.load(name="bolt", encoder=tiny_encoder, tiles=2)
+    found = detector.predict(pictures[0])
+    plain = vlad.load(name="bolt", encoder=tiny_encoder).predict(pictures[0])
+    size = found.map.shape
+    whole = torch.nn.functional.interpolate(torch.from_numpy(plain.map)[None, None], size, mode="bilinear")[0, 0]
+    tiles = 2 * torch.from_numpy(found.map) - whole
+    rule = (tiles.max() * tiles.mean()).sqrt().item()
+    assert found.score == pytest.approx((plain.score + rule) / 2, abs=1e-5)
 
 
 def test_a_picture_owns_the_rows_of_its_tiles_and_is_left_out_with_them(tiny_encoder, pictures):

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 import vlad
+from vlad.framing.places import places
 from vlad.images import Reader, read
 from vlad.images.drawing import draw_overlay
-from vlad.images.sizes import LARGE, SPARE, bands, factors
+from vlad.images.sizes import LARGE, SPARE, bands, factors, resized
 
 GIGABYTES = 2.0
 HEIGHT, WIDTH = 5000, 5200  # above LARGE
@@ -123,6 +124,34 @@ def test_an_overlay_drawn_in_bands_is_that_of_the_whole_map(large):
     assert np.abs(drawn[some].astype(int) - alone).max() <= 3
 
 
+def test_a_large_picture_made_small_is_reduced_in_bands_to_the_same(large):
+    once = np.asarray(Image.fromarray(large).resize((300, 200), Image.Resampling.BICUBIC), np.int16)
+    assert np.abs(resized(large, (200, 300), Image.Resampling.BICUBIC) - once).max() <= 2
+
+
+def test_evaluation_takes_large_pictures_at_a_metric_size_and_refuses_what_would_fill_the_memory(tmp_path, large):
+    for number in range(2):
+        Image.fromarray(np.roll(large, number * 500, 0)).save(tmp_path / f"{number}.tif")
+    samples = [vlad.Sample(tmp_path / f"{number}.tif", None, number, "plate", "good", "test") for number in range(2)]
+    detector = vlad.load("patch_text", encoder="tiny")
+    report = vlad.evaluate(detector, samples, metric_size=224, bootstrap=0)
+    meant = [detector.describe("plate").predict(sample.image).score for sample in samples]
+    said = [one["score"] for one in report.predictions[next(iter(report.predictions))]]
+    assert sorted(said) == pytest.approx(sorted(meant), abs=1e-6)
+    with pytest.raises(ValueError, match=r"5200 x 5000 pixels; above 25 million .* metric_size=1024"):
+        vlad.evaluate(detector, samples, bootstrap=0)
+    with pytest.raises(ValueError, match="needs all of it"):
+        vlad.evaluate(vlad.load("patch_text", encoder="tiny", tiles=2), samples, metric_size=224, bootstrap=0)
+
+
+def test_painting_over_more_than_memory_holds_is_refused_and_a_box_is_not():
+    most = places(ignore=[(0.1, 0.1, 0.9, 0.9)])
+    most.check((5000, 5200))
+    with pytest.raises(ValueError, match=r"13300 x 13300 pixels, and painting .* takes 2\.0 GB; make it smaller"):
+        most.check((13300, 13300))
+    places(roi=(0.8, 0.8, 1, 1), ignore=[(0.1, 0.1, 0.9, 0.9)]).check((13300, 13300))
+
+
 def test_a_file_that_would_take_too_much_memory_is_refused_before_it_is_decoded(tmp_path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -180,3 +209,55 @@ def test_four_pictures_of_one_bit_take_little_memory(tmp_path):
     told = scored_apart([tmp_path / "bits.png"] * 4)
     assert len(set(told["found"])) == 1
     assert told["gigabytes"] < 1.3 and LARGE < 13300**2
+
+
+WAYS = {
+    "tiles": "detector(tiles=2).predict(one)",
+    "ignored": "detector(ignore=[(0.9, 0.9, 1, 1)]).predict(one)",
+    "explained": "vlad.explain(one, detector().predict(one)).to_markdown()",
+    "evaluated": "vlad.evaluate(detector(), samples, metric_size=512, bootstrap=0)",
+}
+ONE = """
+import functools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import vlad
+from mutations import peak_memory
+detector = functools.partial(vlad.load, "patch_text", encoder="tiny", name="surface", resolution=64)
+one, other = map(Path, sys.argv[3:])
+samples = [vlad.Sample(path, None, label, "surface", "good", "test") for label, path in enumerate((one, other))]
+try:
+    assert eval(sys.argv[2]) is not None
+    print("done")
+except vlad.ImageError as error:
+    print(error)
+print(peak_memory())
+"""
+
+
+def done_apart(way: str, side: int, folder: Path) -> tuple[str, float]:
+    """What a process of its own says, and the memory that it ever held, of two names of a picture of this side."""
+    if not (folder / f"{side} a.png").exists():
+        Image.new("RGB", (side, side), (90, 80, 70)).save(folder / f"{side} a.png", compress_level=1)
+        (folder / f"{side} b.png").symlink_to(folder / f"{side} a.png")
+    paths = [str(folder / f"{side} {name}.png") for name in "ab"]
+    command = [sys.executable, "-W", "ignore", "-c", ONE, str(Path(__file__).parents[1]), WAYS[way], *paths]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    said, memory = done.stdout.splitlines()
+    return said, float(memory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", list(WAYS))
+def test_what_needs_all_of_a_large_picture_takes_less_than_two_gigabytes(way, tmp_path):
+    said, memory = done_apart(way, 9990, tmp_path)  # just below WHOLE
+    assert said == "done" and memory < GIGABYTES
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_are_evaluated_small_or_refused_whole(tmp_path):
+    said, memory = done_apart("evaluated", 13300, tmp_path)
+    assert said == "done" and memory < GIGABYTES
+    said, memory = done_apart("tiles", 13300, tmp_path)
+    assert "more than 100000000 pixels" in said and memory < 1.2

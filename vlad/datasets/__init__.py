@@ -211,12 +211,31 @@ DATASETS: dict[str, Reader] = {
     "tn3k": tn3k,
     "visa": visa,
 }
+ALIASES = {  # what people call them -> what they are called here
+    "mvtec": "mvtec_ad",
+    "mvtec2": "mvtec_ad_2",
+    "mvtec_ad2": "mvtec_ad_2",
+    "loco": "mvtec_loco",
+    "realiad": "real_iad",
+    "dtd": "dtd_synthetic",
+    "headct": "head_ct",
+    "brainmri": "brain_mri",
+    "clinicdb": "cvc_clinicdb",
+    "colondb": "cvc_colondb",
+}
 INSTALLABLE = ("elpv", "textile")  # without a root they are read from their package, `pip install 'vlad-ad[data]'`
 
 
 def datasets() -> list[str]:
     """The names that may stand before the colon in NAME:ROOT."""
     return sorted(DATASETS)
+
+
+def own_name(name: str) -> str:
+    """A data set's own name, of what people call it, in letters of any case; what nobody calls one stays as it is."""
+    low = name.casefold().replace("-", "_")
+    found = ALIASES.get(low, low)
+    return found if found in DATASETS else name
 
 
 def load(spec: str | os.PathLike[str]) -> list[Sample]:
@@ -228,6 +247,7 @@ def load(spec: str | os.PathLike[str]) -> list[Sample]:
     """
     text = os.fspath(spec)
     name, _, root = text.partition(":")
+    name = own_name(name) if root else name
     if name in DATASETS and root:
         return DATASETS[name](root)
     if name in INSTALLABLE:

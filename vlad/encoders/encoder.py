@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlad.encoders.dtypes import INT8, Placed, arithmetic, checked_device, checked_dtype, fastest_safe_dtype, name_of
 from vlad.encoders.int8 import check_int8
 from vlad.encoders.sharing import Passes, once
+from vlad.images.sizes import resized
 
 # How a name begins -> the file that loads it; all others are CLIPs.
 FAMILIES = {
@@ -253,7 +254,7 @@ class Encoder(Placed):
 
     def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """uint8, all that `pixels` of (h, w) takes of a picture [H, W, 3]: of it, it makes the same to the bit."""
-        return np.array(Image.fromarray(picture).resize(size[::-1], self.resampling))
+        return resized(picture, size, self.resampling)
 
     def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:
         """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first, to that

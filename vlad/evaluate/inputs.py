@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlad.datasets import ALIASES
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
 from vlad.evaluate.guests import Finished, Guest, is_table
@@ -188,4 +189,4 @@ def same_sets(trained_on: Iterable[str], tested: Iterable[str]) -> list[str]:
 def _key(dataset: str) -> str:
     """A data set's name as people write it in many ways: "MVTec test", "mvtec_ad", "MVTec-AD"."""
     key = re.sub(r"(test|train|split|set)\b|[^a-z0-9]", "", dataset.casefold())
-    return {"mvtec": "mvtecad", "clinicdb": "cvcclinicdb", "colondb": "cvccolondb"}.get(key, key)
+    return {alias.replace("_", ""): name.replace("_", "") for alias, name in ALIASES.items()}.get(key, key)

@@ -17,6 +17,7 @@ import numpy as np
 from vlad import metrics
 from vlad.datasets.samples import Sample, read_defects
 from vlad.evaluate.walk import TestPicture, resized
+from vlad.images.sizes import fitted
 from vlad.metrics import resampling
 from vlad.metrics import stream as metrics_stream
 from vlad.metrics.inputs import Measured
@@ -30,6 +31,7 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *(f"pixel_{name}" fo
 SPECIMEN_METRICS = ("specimen_auroc", "specimen_ap", "specimen_f1_max")
 SAMPLED = 2**18  # normal pixels from which histogram edges are chosen
 SHOWN = 4  # pictures of each kind in a report
+KEPT_SIDE = 1024  # px of their longer side that are kept for it
 CURVE_POINTS = 120
 
 
@@ -101,9 +103,11 @@ class Collector:
         kinds = (("found", score), ("missed", -score)) if seen.sample.label else (("false alarm", score),)
         for kind, rank in kinds:
             heap = self.best[kind]
-            heapq.heappush(heap, (rank, -index, Shown(kind, score, seen.sample, seen.picture, seen.truth, amap)))
-            if len(heap) > SHOWN:
-                heapq.heappop(heap)
+            if len(heap) < SHOWN or (rank, -index) > heap[0][:2]:
+                small = fitted(seen.picture, KEPT_SIDE)
+                heapq.heappush(heap, (rank, -index, Shown(kind, score, seen.sample, small, seen.truth, amap)))
+                if len(heap) > SHOWN:
+                    heapq.heappop(heap)
 
     def _count(self) -> None:
         """Counts the kept maps into histograms and forgets them; the first call chooses the edges from them."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad.datasets import INSTALLABLE, datasets
+from vlad.datasets import INSTALLABLE, datasets, own_name
 from vlad.datasets import load as samples_of
 from vlad.datasets.samples import Sample
 from vlad.encoders.authors_file import SUFFIXES
@@ -140,6 +140,7 @@ def places(suite: Suite, data: Sequence[str]) -> tuple[list[tuple[str, str]], li
 
 def _name(spec: str) -> str:
     name, _, root = spec.partition(":")
+    name = own_name(name) if root else name
     return name if name in datasets() or (root and not Path(spec).expanduser().is_dir()) else "folder"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from vlad.detector.predicting import score_together
 from vlad.evaluate.guests import Guest, Result
 from vlad.framing.looking import PASS
 from vlad.images import Reader
+from vlad.images.sizes import LARGE
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -63,10 +65,9 @@ class MetricSize:
     side: str | int = "native"
     mask_resize: str = "bilinear"
 
-    def size(self, picture: np.ndarray) -> tuple[int, int]:
-        """(H, W) at which this picture is measured."""
-        height, width = picture.shape[:2]
-        return (height, width) if isinstance(self.side, str) else (self.side, self.side)
+    def size(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) at which a picture of this size is measured."""
+        return whole if isinstance(self.side, str) else (self.side, self.side)
 
     def mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """bool [H, W] of a bool mask of any size."""
@@ -113,7 +114,7 @@ def walk(
         ValueError: a score or map is NaN or infinite, or a normal picture has a mask that is not empty.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
     """
-    way = _way_of_reading(entrants)
+    way, side = _way_of_reading(entrants), _needed(entrants, condition)
     if not any(isinstance(entrant.detector, Guest) for entrant in entrants):
         batch_size = min(batch_size, PASS)  # of a longer batch what the encoder does for several would not be kept
     for entrant in entrants:
@@ -121,16 +122,16 @@ def walk(
             with clock(entrant.label):
                 pictures: list[Any] = [sample.image for sample in samples]
                 if condition.severity:
-                    pictures = [_test_picture(sample, metric_size, condition, way).picture for sample in samples]
+                    pictures = [_test_picture(one, metric_size, condition, way, side).picture for one in samples]
                 entrant.known = entrant.detector.predict(pictures, batch_size=batch_size)
     with ThreadPoolExecutor(1) as reader:
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-        ahead = [reader.submit(_test_picture, sample, metric_size, condition, way) for sample in batches[0]]
+        ahead = [reader.submit(_test_picture, sample, metric_size, condition, way, side) for sample in batches[0]]
         for number, batch in enumerate(batches):
             with clock(READING):
                 seen = [future.result() for future in ahead]
             following = batches[number + 1] if number + 1 < len(batches) else []
-            ahead = [reader.submit(_test_picture, sample, metric_size, condition, way) for sample in following]
+            ahead = [reader.submit(_test_picture, sample, metric_size, condition, way, side) for sample in following]
             changed = condition.severity > 0
             results = [iter(found) for found in _scored(entrants, seen, number * batch_size, changed, clock)]
             yield from ((one, [_finite(next(found), one.sample) for found in results]) for one in seen)
@@ -146,16 +147,31 @@ def _way_of_reading(entrants: Sequence[Entrant]) -> Reader:
     return next(iter(ways), Reader())
 
 
-def _test_picture(sample: Sample, metric_size: MetricSize, condition: Condition, reader: Reader) -> TestPicture:
-    picture = reader.read(sample.image)
-    mask = read_mask(sample, (picture.shape[0], picture.shape[1]))
+def _needed(entrants: Sequence[Entrant], condition: Condition) -> int | None:
+    """How many px of a picture's sides the detectors look at; None: all that there are."""
+    own = [one.detector for one in entrants if not isinstance(one.detector, Guest)]
+    sides = [one.scorer.framing.side(one.scorer.resolution) for one in own]
+    whole = condition.severity or len(own) < len(entrants) or None in sides
+    return None if whole else max(side for side in sides if side is not None)
+
+
+def _test_picture(
+    sample: Sample, metric_size: MetricSize, condition: Condition, reader: Reader, side: int | None
+) -> TestPicture:
+    picture, whole = reader.read_for(side, sample.image)
+    if math.prod(whole) > LARGE and (picture.shape[:2] == whole or metric_size.side == "native"):
+        raise ValueError(
+            f"{sample.image} has {whole[1]} x {whole[0]} pixels; above {LARGE // 1_000_000} million a picture is "
+            "evaluated only where no detector needs all of it (no tiles, no corruption), with metric_size=1024"
+        )
+    mask = read_mask(sample, whole)
     if mask is not None and not sample.label and mask.any():
         raise ValueError(f"{sample.image} is labelled normal but its mask {sample.mask} is not empty; mend one of them")
     if mask is not None and not mask.any():
         mask = None
     if condition.severity:
         picture, mask = corrupt(picture, *condition, key_of(sample), mask)
-    size = metric_size.size(picture)
+    size = metric_size.size(whole)
     return TestPicture(sample, picture, size, None if mask is None else metric_size.mask(mask, size))
 
 

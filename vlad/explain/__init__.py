@@ -229,8 +229,9 @@ def _limits(case: Case, limits: tuple[Limit, ...], names: RegionNames, said: Int
 
 
 def _image(pixels: np.ndarray) -> ImageFacts:
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    return ImageFacts(digest[:12], pixels.shape[1], pixels.shape[0], digest)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return ImageFacts(digest.hexdigest()[:12], pixels.shape[1], pixels.shape[0], digest.hexdigest())
 
 
 def _detector(detector: Detector | None, prediction: Prediction) -> DetectorFacts:

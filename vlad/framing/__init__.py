@@ -58,7 +58,7 @@ class Framing:
 
     @property
     def large(self) -> bool:
-        """Whether it is for photos so large that the look at the whole sees no defect: only tiles make the map then."""
+        """Whether it is for photos so large that the look at the whole sees no defect: only tiles count then."""
         return bool(self.tile_scale or self.smallest_defect)
 
     def closer(self, patch: int) -> list[Look]:

@@ -220,16 +220,27 @@ def _each(scores: Scores) -> list[Scores]:
 
 
 def _counted(scorer: Scorer, scores: Scores, ignored: np.ndarray | None) -> Scores:
-    """The scores with the score of the places that count alone, where it is a rule of places."""
-    if ignored is None or scores.map is None:
+    """The scores as they are, or where places are ignored `_ruled`."""
+    return scores if ignored is None else _ruled(scorer, scores, ignored)
+
+
+def _ruled(scorer: Scorer, scores: Scores, ignored: np.ndarray | None) -> Scores:
+    """The scores with the score of the places that count in their maps, where it is a rule of places."""
+    if scores.map is None:
         return scores
-    left = ~torch.from_numpy(cells(ignored, scores.map.shape[1:])).to(scores.map.device)
-    rule = scorer.score_of(scores.map[:, left]) if left.any() else None
+    values = scores.map.flatten(1)
+    if ignored is not None:
+        values = values[:, ~torch.from_numpy(cells(ignored, scores.map.shape[1:])).flatten().to(values.device)]
+    rule = scorer.score_of(values) if values.shape[1] else None
     return scores if rule is None else scores._replace(score=rule)
 
 
 def _in_tiles(scorer: Scorer, look: Look, views: Views, number: int, leaving_out: Tensor | None) -> Scores:
-    """Of one picture, as of a batch of one: the map of its tiles together, and the score of the worst of them."""
+    """Of one picture, as of a batch of one: the map of its tiles together, and a score.
+
+    That is the method's rule on this map. Of a large photo, whose many good places would outweigh a small defect in a
+    mean, it is the worst tile's; so too where the score is no rule of the map.
+    """
     best = []
     with _cut(scorer, look, views, number) as (where, cut):
         canvas = Canvas(where)
@@ -241,17 +252,21 @@ def _in_tiles(scorer: Scorer, look: Look, views: Views, number: int, leaving_out
             best += [_counted(scorer, one, part).score for one, part in parts]
             if said.map is not None:
                 canvas.add(said.map.float(), tiles.corners)
-    amap = canvas.mean()
-    return Scores(torch.stack(best).amax(0), None if amap is None else amap[None])
+    worst, amap = torch.stack(best).amax(0), canvas.mean()
+    found = Scores(worst, None if amap is None else amap[None])
+    return found if scorer.framing.large else _ruled(scorer, found, views.framed[number].ignored)
 
 
 def _together(scorer: Scorer, framed: Framed, looks: Sequence[Scores]) -> Scores:
-    """Of all looks at a picture: the mean of their scores and maps; what does not count is lowest in the map."""
-    scores = looks[0]._replace(score=torch.stack([one.score for one in looks]).mean(0))
-    maps = [one.map for one in looks if one.map is not None]
+    """Of all looks at a picture: the mean of their scores and maps; what does not count is lowest in the map.
+
+    Of a large photo the whole shows no defect: only its tiles count.
+    """
+    counted = looks[-1:] if scorer.framing.large else looks
+    scores = looks[0]._replace(score=torch.stack([one.score for one in counted]).mean(0))
+    maps = [one.map for one in counted if one.map is not None]
     if not maps:
         return scores
-    maps = maps[-1:] if scorer.framing.large else maps
     if len(maps) > 1:
         height, width = max((one.shape[1:] for one in maps), key=math.prod)
         maps = [to_size(one.float(), (height, width)) for one in maps]

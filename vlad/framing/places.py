@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from vlad.images import read
 from vlad.images.places import Box
-from vlad.images.sizes import resized
+from vlad.images.sizes import BAND, MAX_PIXELS, PLAIN_BYTES, bands, resized
 
 SAME_SHAPE = 0.01  # of a side: a mask of another shape than the picture belongs to other pictures
 FILLED = 1_000_000  # H * W, from which on what lies beside an ignored place is looked up in blocks
@@ -79,8 +79,17 @@ class Places:
                 )
         x0, y0, x1, y1 = self.box(size)
         ignored = self.ignored(size)
-        if ignored is not None and ignored[y0:y1, x0:x1].all():
+        if ignored is None:
+            return
+        counted = ignored.size + (y1 - y0) * (x1 - x0)
+        if ignored[y0:y1, x0:x1].all():
             raise ValueError("all of it is ignored, and nothing is left to look at")
+        takes = 3 * counted + ignored.size + 8 * int(ignored[y0:y1, x0:x1].sum())  # two pictures, mask, what goes where
+        if takes > PLAIN_BYTES * MAX_PIXELS:
+            raise ValueError(
+                f"it has {size[1]} x {size[0]} pixels, and painting over what is ignored takes {takes / 2**30:.1f} GB; "
+                "make it smaller, or cut out what matters with roi"
+            )
 
     def box(self, size: tuple[int, int]) -> Box:
         """The roi of a picture of this size, or all of it."""
@@ -113,7 +122,8 @@ class Places:
         over, beside = _beside(self, size)
         filled = cut.copy()
         pixels = filled.reshape(-1, 3)
-        pixels[over] = pixels[beside]
+        for part in (slice(start, start + BAND) for start in range(0, len(over), BAND)):
+            pixels[over[part]] = pixels[beside[part]]
         return Framed(filled, ignored[y0:y1, x0:x1], box, size)
 
 
@@ -247,11 +257,20 @@ def _beside(these: Places, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
             break
         side //= 2
     closest = ndimage.distance_transform_edt(blocks, return_distances=False, return_indices=True)
-    rows, columns = np.nonzero(ignored)
+    parts = [_opposite(ignored, closest, side, some) for some in bands(ignored.shape)]
+    over, beside = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return over, beside
+
+
+def _opposite(ignored: np.ndarray, closest: np.ndarray, side: int, some: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Of the ignored pixels of some rows, both as in `_beside`, int32; `closest` names blocks of this side."""
+    height, width = ignored.shape
+    rows, columns = np.nonzero(ignored[some])
+    rows += some.start
     near = closest[:, rows // side, columns // side] * side + [rows % side, columns % side]
     near = np.minimum(near, [[height - 1], [width - 1]])
     far = 2 * near - [rows, columns]
     inside = ((far >= 0) & (far < [[height], [width]])).all(axis=0)
     far = np.where(inside, far, near)
     far = np.where(ignored[far[0], far[1]], near, far)
-    return rows * width + columns, far[0] * width + far[1]
+    return (rows * width + columns).astype(np.int32), (far[0] * width + far[1]).astype(np.int32)

@@ -14,7 +14,7 @@ from vlad.images.arrays import from_array, is_tensor, repeats, to_array
 from vlad.images.depth import Levels, PictureWarning, Remarks, to_rgb
 from vlad.images.pillow import FORMATS as FORMATS
 from vlad.images.pillow import TooManyPixels
-from vlad.images.sizes import MAX_PIXELS
+from vlad.images.sizes import MAX_PIXELS, WHOLE
 from vlad.images.sources import Source, is_bytes, path_of, shown, source_of
 from vlad.images.strange import HEAD, what_it_is
 
@@ -84,9 +84,10 @@ class Reader:
         """The picture for one who needs `side` px, and the (H, W) that it has.
 
         One of more than `sizes.LARGE` pixels is made smaller by whole numbers where it is read, each side by its own,
-        so that SPARE times the side is left at least: it takes a few megabytes then, not half a gigabyte.
+        so that SPARE times the side is left at least: it takes a few megabytes then, not half a gigabyte. Where all of
+        it is needed (None), no more than `sizes.WHOLE` pixels are read, unless `max_pixels` says so.
         """
-        limit = _pixel_limit(self.max_pixels)
+        limit = _pixel_limit(self.max_pixels, WHOLE if side is None else MAX_PIXELS)
         with nullcontext(remarks) if remarks is not None else Remarks() as told:
             label, path, levels = _levels(image, self, page, limit, side, told)
             with _reasons(label, path, limit):
@@ -135,7 +136,7 @@ def read(
         TypeError: not one of the kinds above.
         ValueError: bits, channels or max_pixels are not as said.
     """
-    reader = Reader(bits, channels, max_pixels=max_pixels)
+    reader = Reader(bits, channels, max_pixels=_pixel_limit(max_pixels))
     return reader.read_for(None, image, remarks, page)[0]
 
 
@@ -229,8 +230,8 @@ def _check(bits: int | None, channels: str) -> None:
         raise ValueError(f"channels is {channels!r}; expected 'RGB' or 'BGR'")
 
 
-def _pixel_limit(max_pixels: int | None) -> int:
-    given = str(max_pixels if max_pixels is not None else os.environ.get("VLAD_MAX_PIXELS") or MAX_PIXELS)
+def _pixel_limit(max_pixels: int | None, default: int = MAX_PIXELS) -> int:
+    given = str(max_pixels if max_pixels is not None else os.environ.get("VLAD_MAX_PIXELS") or default)
     if not given.isdecimal() or int(given) < 1:
         name = "VLAD_MAX_PIXELS" if max_pixels is None else "max_pixels"
         raise ValueError(f"{name} is {given}; expected a positive whole number of pixels, such as {MAX_PIXELS}")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vlad.images.sizes import resized
+
 SIDE = 128  # px that a picture is shrunk to
 BINS = 32  # of its columns, and of its rows
 LIGHT = 5  # numbers: mean red, green and blue, mean and standard deviation of the grey levels
@@ -18,7 +20,7 @@ EDGES = 32  # as much as edges have on average
 
 def look_of(picture: np.ndarray) -> str:
     """base64 of uint8 [LIGHT + 2 * BINS] of a picture [H, W, 3]; light in levels, edges per column and row."""
-    colours = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=float)
+    colours = resized(picture, (SIDE, SIDE), Image.Resampling.BILINEAR).astype(float)
     grey = colours @ (0.299, 0.587, 0.114)
     down, right = np.gradient(grey)
     edges = np.stack([np.abs(right).mean(0), np.abs(down).mean(1)]).reshape(2, BINS, -1).mean(2)

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "DIB", "TGA", "PCX", "ICO")
 ADDED = ("HEIF", "JXL")  # read where a package has registered them with Pillow
 COSTLY = {"WEBP": 16, "AVIF": 12, "HEIF": 16, "JXL": 16, "JPEG2000": 20}  # bytes for a pixel while it is decoded
+PROGRESSIVE = 6  # bytes for a pixel that a JPEG in several passes takes besides
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _PILLOW_LIMIT = threading.Lock()
 ORIENTATION = 0x0112  # EXIF and TIFF tag
@@ -81,7 +82,8 @@ def decode(image: Image.Image, limit: int, side: int | None = None) -> Levels:
     size = image.height, image.width
     if side is not None and factors(size, side) != (1, 1):
         image.draft(None, (side * SPARE, side * SPARE))
-    afford(image.height * image.width, COSTLY.get(image.format or "", PLAIN_BYTES), limit)
+    costs = COSTLY.get(image.format or "", PLAIN_BYTES) + PROGRESSIVE * bool(image.info.get("progressive"))
+    afford(image.height * image.width, costs, limit)
     inverted = _white_is_zero(image)
     image.load()
     turn = _orientation(image)

@@ -8,18 +8,21 @@ from PIL import Image
 LARGE = 25_000_000  # H * W from which on a picture is reduced where it is read, if its reader says that it needs less
 SPARE = 3  # times the side asked for that is left: the fine resize that follows then moves no score by more than 1e-3
 MAX_PIXELS = 178_956_970  # H * W; what Pillow itself accepts before it raises: about 540 MB as RGB
+WHOLE = 100_000_000  # H * W of what a detector reads at its own size: more takes over 2 GB beside an encoder
 PLAIN_BYTES = 7.2  # a pixel of 8 bits while it is decoded: 4 of Pillow's, 3 of ours, the file
 BAND = 4_000_000  # H * W worked on at once
 
 
-def factors(size: tuple[int, int], side: int | None) -> tuple[int, int]:
+def factors(size: tuple[int, ...], side: int | tuple[int, ...] | None) -> tuple[int, int]:
     """Whole numbers (down, right) by which a picture of `size` (H, W) may be reduced for one that needs `side` px.
 
-    Of those that leave SPARE times the side, and at most twice that, the ones that cut the fewest pixels at the edge.
+    `side` may be (h, w). Of those that leave SPARE times the side, and at most twice that, the ones that cut the fewest
+    pixels at the edge.
     """
     if side is None or size[0] * size[1] <= LARGE:
         return 1, 1
-    down, right = (_factor(length, max(1, length // (SPARE * side))) for length in size)
+    sides = side if isinstance(side, tuple) else (side, side)
+    down, right = (_factor(length, max(1, length // (SPARE * own))) for length, own in zip(size, sides, strict=False))
     return down, right
 
 
@@ -27,7 +30,7 @@ def _factor(length: int, most: int) -> int:
     return min(range(most, most // 2, -1), key=lambda factor: -length % factor)
 
 
-def bands(size: tuple[int, int], down: int = 1) -> Iterator[slice]:
+def bands(size: tuple[int, ...], down: int = 1) -> Iterator[slice]:
     """The rows of a picture, about BAND pixels at a time, each time a multiple of `down`."""
     rows = down * max(1, BAND // size[1] // down)
     return (slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows))
@@ -49,7 +52,7 @@ class Part:
 
 
 def by_bands(
-    size: tuple[int, int], work: Callable[[slice], np.ndarray], by: tuple[int, int] = (1, 1), turn: int = 1
+    size: tuple[int, ...], work: Callable[[slice], np.ndarray], by: tuple[int, int] = (1, 1), turn: int = 1
 ) -> np.ndarray:
     """uint8 [H / down, W / right, 3] of what `work` makes of bands of rows, each reduced `by` (down, right).
 
@@ -93,6 +96,8 @@ def _reduced(picture: np.ndarray, by: tuple[int, int]) -> np.ndarray:
 
 def resized(picture: np.ndarray, size: tuple[int, ...], how: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
     """A picture [H, W, 3], or a map [H, W] of float32, stretched to the height and width that `size` begins with."""
+    if picture.ndim == 3 and (by := factors(picture.shape[:2], size[:2])) != (1, 1):  # Pillow would copy it whole
+        picture = by_bands(picture.shape[:2], lambda rows: picture[rows], by)
     return np.array(Image.fromarray(picture).resize((size[1], size[0]), how))
 
 
