@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import vlad
 from vlad.detector import saving
 from vlad.evaluate.suites import DetectorTable, SuiteFile
 from vlad.folder.lines import KEYS
@@ -45,6 +46,17 @@ def names(form):
 )
 def test_every_key_of_a_file_is_on_the_page(title, keys):
     assert not {key for key in keys if f"`{key}`" not in section(title)}
+
+
+def test_every_method_has_its_row_its_paragraph_and_its_formula():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    said = dict(re.findall(r"^#### `(\w+)`\n\n(.*?)(?=^#|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert sorted(rows) == sorted(said) == vlad.methods()
+    for name, text in said.items():
+        paragraph, *formula = text.strip().split("\n\n")
+        assert len(paragraph.split()) > 25 and len(formula) == 1 and re.search("[=←]", formula[0]), name
+        assert all(line.startswith("    ") for line in formula[0].splitlines()), name
 
 
 def test_no_key_of_a_line_is_made_up():
