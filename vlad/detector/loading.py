@@ -51,14 +51,14 @@ def load(
     """A detector: of a method by its name, or one that `save` wrote.
 
     Args:
-        method_or_file: a name of `vlad.methods()`, a .safetensors file, or "hf-hub:<owner>/<name>" that `push_to_hub`
+        method_or_file: a name of `vlad.methods()`, a .safetensors file, or "hf-hub:OWNER/NAME" that `push_to_hub`
             filled.
         name: what the pictures show ("metal bolt"); without it a text method loads and waits for `describe`.
         encoder: a name of `vlad.encoders()` (see `Encoder.load` for all forms) or an Encoder to share; None is "tiny"
             for a method and the recorded encoder for a file, where that is no file, folder or hub repository.
         prompts: a prompt pack, its name, its .toml file or a dict; None is the method's own.
         adapter: learned weights, for the methods that have them: a file that `vlad train` wrote, one that the method's
-            authors published (.pth and the like, a folder, "hf-hub:<repo>"), or the name of one that ships. None is the
+            authors published (.pth and the like, a folder, "hf-hub:REPO"), or the name of one that ships. None is the
             one that ships for this encoder.
         device, dtype: of an encoder given by name; see `Encoder.load`.
         bits, channels, pages: how pictures are read, see `vlad.images.Reader`; kept by `save`. None is what the file
@@ -111,7 +111,7 @@ def _calibrate(detector: Detector, calibration: Any) -> None:
 
 
 def shared(name: str) -> Path:
-    """The detector's file of "hf-hub:<owner>/<name>", from the hub's cache or fetched.
+    """The detector's file of "hf-hub:OWNER/NAME", from the hub's cache or fetched.
 
     Raises:
         ValueError: no such form of a repository's name.

@@ -37,7 +37,7 @@ def load(
 
 
 def encoders() -> list[str]:
-    """Names for `encoder=`: "tiny", then every open_clip "<model>/<tag>" whose vision tower VLAD can walk."""
+    """Names for `encoder=`: "tiny", then every open_clip "MODEL/TAG" whose vision tower VLAD can walk."""
     from vlad.encoders import weights
 
     return weights.encoders()

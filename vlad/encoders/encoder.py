@@ -137,9 +137,9 @@ class Encoder(Placed):
         """The encoder of that name.
 
         Args:
-            name: "tiny", "<open_clip model>/<tag>", "<model>:<file>", "local-dir:<folder>", "hf-hub:<repo>",
-                "<model>/random:<seed>" (untrained; warns), or, for pictures alone, "dino:<size, folder or repo>",
-                "efficientnet:<file>" or "radio:<file, folder or hf-hub:repo>".
+            name: "tiny", open_clip's "MODEL/TAG", "MODEL:FILE", "local-dir:FOLDER", "hf-hub:REPO",
+                "MODEL/random:SEED" (untrained; warns), or, for pictures alone, "dino:SIZE, FOLDER or REPO",
+                "efficientnet:FILE" or "radio:FILE, FOLDER or hf-hub:REPO".
             device: torch device; None takes a GPU where there is one.
             dtype: of the blocks' arithmetic ("float32", "bfloat16", torch.float16, "int8" on a CPU); None takes the
                 fastest safe one, which is never int8.
