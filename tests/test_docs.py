@@ -71,6 +71,26 @@ def test_no_key_of_a_line_is_made_up():
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == known
 
 
+def test_every_table_of_numbers_says_what_gives_it_again():
+    blocks = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8").split("\n\n")
+    said = re.compile(r"vlad eval |python tests/bench/(\w+\.py)|eval/results/([\w-]+\.md)")
+    for at, block in enumerate(blocks):
+        if not block.startswith("|"):
+            continue
+        head, _, *rows = block.splitlines()
+        if head.endswith("| command |"):
+            assert all(said.search(row) or row.endswith("| the same |") for row in rows)
+        else:
+            assert any(said.search(near) for near in blocks[at - 2 : at + 2]), block
+    named = [
+        (ROOT / "tests" / "bench", one[0]) if one[0] else (ROOT / "eval" / "results", one[1])
+        for block in blocks
+        for one in said.findall(block)
+        if any(one)
+    ]
+    assert named and not [name for folder, name in named if not (folder / name).is_file()]
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!http|#)([^)#]+)", text)

@@ -190,6 +190,8 @@ def test_it_fits_a_phone_in_dark_and_light(scored):
         window.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         colours.append(window.run("return getComputedStyle(document.body).backgroundColor"))
         assert window.run("return document.documentElement.scrollWidth <= innerWidth")
+        cut = "[...document.querySelectorAll('.card .row')].filter(row => row.scrollWidth > row.clientWidth).length"
+        assert window.run(f"return {cut}") == 0, "the scores are whole"
     assert len(set(colours)) == 2
     window.tell("Emulation.clearDeviceMetricsOverride")
 
