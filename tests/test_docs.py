@@ -104,7 +104,8 @@ def test_links_between_pages_lead_somewhere():
 
 
 # Code of the pages: blocks marked `bash` and `python` run as they stand, in order; `sh` and `py` are only shown, as
-# they want a network, a cluster or another server. What the pages take for granted lies in the folder where they run.
+# they want a network, a cluster, another server or many minutes. What the pages take for granted lies in the folder
+# where they run.
 
 PARTS = ROOT / "examples" / "parts" / "part"
 GOOD, TEST = PARTS / "train" / "good", PARTS / "test"
