@@ -43,6 +43,8 @@ def parsed(text):
         ('{"answer": "B"}', "dent"),
         ('```json\n{"answer": "dent"}\n```', "dent"),
         ("<think>A or B</think>\nB", "dent"),
+        ("$\\boxed{\\text{B}}$", "dent"),
+        ("B. dent\nB is a dent.", "dent"),
     ],
 )
 def test_a_choice_is_read_in_any_dress(text, option):
@@ -63,6 +65,8 @@ def test_a_choice_is_read_in_any_dress(text, option):
         "<think>B",
         "no scratch",
         "A, B",
+        "A. scratch\nB. dent\nC. cannot tell",
+        "A) scratch\n(B) dent",
     ],
 )
 def test_what_names_no_single_option_is_none(text):

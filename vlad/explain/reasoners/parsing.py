@@ -111,7 +111,7 @@ def match_option(text: str, options: tuple[str, ...]) -> int | None:
     found = find_object(said, ("answer",))
     said = str(found["answer"]) if found else said
     said = re.sub(r"^(?:the )?(?:final )?answer(?: is)?\s*:?\s*", "", said.strip("`*_\"'. \n"), flags=re.IGNORECASE)
-    said = re.sub(r"^\$*\\boxed\{(.*)\}\$*$", r"\1", said).strip("`*_\"'. \n")
+    said = re.sub(r"^\$*\\boxed\{(?:\\(?:text|mathrm|mathbf)\{)?(.*?)\}+\$*$", r"\1", said).strip("`*_\"'. \n")
     plain = [option.casefold() for option in options]
     if said.casefold() in plain:
         return plain.index(said.casefold())
@@ -119,6 +119,9 @@ def match_option(text: str, options: tuple[str, ...]) -> int | None:
     index = LETTERS.find(lettered.group(1).upper()) if lettered else -1
     if lettered is None or index >= len(options):
         return None
+    listed = re.findall(r"^\W*([A-Z])[).:\]]", lettered.group(2) or "", flags=re.MULTILINE)
+    if {LETTERS.find(letter) for letter in listed} & {*range(len(options))} - {index}:
+        return None  # the list of options again, and none chosen
     repeated = (lettered.group(2) or "").strip(" .*").casefold()
     others = [option for option in plain if repeated == option and option != plain[index]]
     return None if others else index  # "A. dent" where dent is B says nothing
