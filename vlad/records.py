@@ -49,17 +49,31 @@ def keep_settings(file: Path, settings: Mapping[str, Any], *, begun: bool) -> No
     Raises:
         ValueError: the file says otherwise, or cannot be read.
     """
-    facts = json.loads(json.dumps(settings, default=str))  # as the file will give it back: tuples become lists
+    content = settings_bytes(settings)
     if begun:
         try:
-            old = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError):
-            problem = f"{file.parent} holds results but no readable {file.name} to compare with; choose another folder"
-            raise ValueError(problem) from None
-        if differing := list(_differences(old, facts)):
-            said = "; ".join(f"{key} was {_short(before)}, now {_short(now)}" for key, before, now in differing[:4])
-            raise ValueError(f"{file.parent} was written with other settings ({said}); give those, or another folder")
-    write_whole(file, json.dumps(facts, indent=1).encode(), sync=True)
+            old = file.read_bytes()
+        except OSError:
+            old = b""
+        compare_settings(old, content, f"{file.parent}", file.name)
+    write_whole(file, content, sync=True)
+
+
+def settings_bytes(settings: Mapping[str, Any]) -> bytes:
+    """What the file says."""
+    return json.dumps(settings, indent=1, default=str).encode()
+
+
+def compare_settings(old: bytes, new: bytes, folder: str, name: str) -> None:
+    """ValueError where a file of settings in `folder` says otherwise than the `new` one would, or cannot be read."""
+    try:
+        before = dict(json.loads(old))
+    except (TypeError, ValueError):
+        problem = f"{folder} holds results but no readable {name} to compare with; choose another folder"
+        raise ValueError(problem) from None
+    if differing := list(_differences(before, json.loads(new))):  # both as files: tuples have become lists
+        said = "; ".join(f"{key} was {_short(first)}, now {_short(now)}" for key, first, now in differing[:4])
+        raise ValueError(f"{folder} was written with other settings ({said}); give those, or another folder")
 
 
 def append(lines: Iterable[Line], path: Path, batch: int = 1) -> Iterator[Line]:

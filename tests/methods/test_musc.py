@@ -422,3 +422,21 @@ def test_a_pair_table_in_a_file_is_the_one_in_memory():
 def test_a_disk_without_room_says_how_much_is_needed():
     with pytest.raises(OSError, match=r"the table of distances needs .* GiB .* set VLAD_CACHE"):
         PairTable(10**6, 1000, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"parts": 2}, {"radius": 1, "interval": (0.1, 0.5)}])
+def test_rows_compared_apart_are_those_of_the_whole_set(small_encoder, options):
+    scorer = MuSc(small_encoder, **options)
+    N, (rows, columns) = 81, scorer.set_grid()
+    kept = Records(2**30)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(N):
+        shape = (len(scorer.layers), rows * columns, small_encoder.width)
+        kept.append(standardised(torch.randn(shape, generator=draw)))
+    whole = scorer._grids(kept, (rows, columns))
+    apart = torch.zeros_like(whole)
+    for part in scorer.set_parts(N):
+        for start in range(0, len(part), 7):
+            some = part[start : start + 7]
+            apart[some] = scorer.set_rows(some, part, kept.read)
+    torch.testing.assert_close(apart, whole, atol=1e-6, rtol=0)

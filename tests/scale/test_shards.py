@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from vlad import scale
 from vlad.cli import app
 from vlad.folder import LINES, SETTINGS, score_folder
+from vlad.scale.places import Place
 from vlad.scale.plan import Plan
 
 DEADLY = 250  # level of a picture that kills its process
@@ -228,7 +229,7 @@ def test_the_plan_says_nothing_of_another_format(run, tmp_path):
     plan = tmp_path / "run" / "plan.json"
     plan.write_text(plan.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(ValueError, match=r"holds no plan\.json that can be read"):
-        Plan.read(tmp_path / "run")
+        Plan.read(Place.of(tmp_path / "run"))
 
 
 def test_neither_ray_nor_pyarrow_is_loaded_without_need():

@@ -37,8 +37,14 @@ class ShardFlags:
         """Whether there are to be shards."""
         return self.share is not None or self.ray is not None
 
-    def check(self, out: Path | None, more: bool) -> None:
+    def check(self, out: Path | None, more: bool, inputs: list[str]) -> None:
         """ValueError where they do not fit each other or `more` that is wanted; before anything is loaded."""
+        from vlad.scale.inputs import is_further
+        from vlad.scale.places import address
+
+        further = [one for one in inputs if is_further(one)] + [str(out)] * (address(str(out)) is not None)
+        if not self.asked and further:
+            raise ValueError(f"{further[0]}: lists, tar files and stores are for runs in shards; add --share 0/1")
         _parsed(self.share)
         if self.asked and more:
             raise ValueError(
@@ -54,7 +60,8 @@ def score_shards(model: "Detector", inputs: list[str], out: Path | None, shards:
 
     assert out is not None  # see `ShardFlags.check`
     how |= {"share": _parsed(shards.share), "ray": shards.ray, "workers": shards.workers}
-    with ProgressBar("pictures") as advance:
+    with ProgressBar("pictures", stages=model.transductive) as advance:
+        model.report_progress(advance)
         how["progress"] = lambda _, done, total: advance("", done, total)
         return scale.score(model, inputs, out, shard_size=shards.shard_size, **how)
 
@@ -88,10 +95,9 @@ def gather(
                 f"{len(missing)} shards are not done: {named}; what began them goes on with --resume", file=sys.stderr
             )
             return 1
-        summary = scale.gather(run, parquet=parquet)
+        summary = scale.gather(run, parquet, then=lambda here: shown(here, csv, page, silent=False))
         verdicts = ", ".join(f"{count} {word}" for word, count in summary.verdicts.items())
         print(f"{summary.scored} pictures scored ({verdicts}), {len(summary.failed)} failed: {run}")
-        shown(run, csv, page, silent=False)
         if summary.unlike:
             print(summary.unlike, file=sys.stderr)
         for _, reason in summary.failed:

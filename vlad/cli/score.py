@@ -114,8 +114,8 @@ def score(
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
         asked = video.witness(speaker, flags.name, times.rules_every) if explain and clips else None
         told, about = explainer(speaker) if explain else (None, {})
-        shards.check(out, clips or explain or into.csv or into.page)
-        pictures = [] if clips else folder.list_pictures(inputs, out, pages=pages or "first")
+        shards.check(out, clips or explain or into.csv or into.page, inputs)
+        pictures = [] if clips or shards.asked else folder.list_pictures(inputs, out, pages=pages or "first")
         model, facts = flags.load(detector, pages=pages)
         _learn(model, normals, max_false_positive_rate)
         how: dict[str, Any] = {"threshold": cut, "resume": into.resume, "batch_size": batch_size, "maps": into.maps}

@@ -70,7 +70,7 @@ def list_images(
     if left_out is not None:
         left_out.update(others)
     listed = list(found.values())
-    return _unique([page for item in listed for page in _pages(item)] if pages == "all" else listed)
+    return unique([page for item in listed for page in _pages(item)] if pages == "all" else listed)
 
 
 def left_out_line(left_out: Mapping[str, int]) -> str | None:
@@ -99,7 +99,7 @@ def _pages(item: Found) -> Iterator[Found]:
 
 def _list_one(given: str, left_out: Counter[str]) -> list[Found]:
     if os.path.isdir(given):
-        inside = sorted(_walk(given, left_out), key=_natural)
+        inside = sorted(_walk(given, left_out), key=natural)
         if not inside:
             others = left_out_line(left_out)
             said = f" ({others})" if others else ""
@@ -125,7 +125,7 @@ def _list_glob(pattern: str, left_out: Counter[str]) -> list[Found]:
         matches = {match for match in matches if MASK_FOLDER not in PurePath(match).parts[fixed:-1]}
     if not matches:
         raise FileNotFoundError(f"no picture matches {pattern}; quote it, and write ** to search folders below")
-    ordered = sorted(matches, key=_natural)
+    ordered = sorted(matches, key=natural)
     return [_found(match, below=os.path.join(*PurePath(match).parts[fixed:])) for match in ordered]
 
 
@@ -158,23 +158,25 @@ def _plain(suffix: str) -> str:
     return suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,12}", suffix) else "without suffix" if not suffix else "odd suffix"
 
 
-def _natural(path: str) -> tuple[Any, ...]:
+def natural(path: str) -> tuple[Any, ...]:
+    """By what names are sorted: "2.png" before "10.png"."""
     pieces = re.split(r"(\d+)", path.casefold())
     return [int(piece) if index % 2 else piece for index, piece in enumerate(pieces)], path
 
 
 def _found(source: str, below: str) -> Found:
-    return Found(source.replace(os.sep, "/"), Path(source), _inside(below))
+    return Found(source.replace(os.sep, "/"), Path(source), inside(below))
 
 
-def _inside(path: str) -> Path:
+def inside(path: str) -> Path:
     """`path` without root, drive, "." and "..": a place below any output folder."""
     pure = PurePath(path)
     return Path(*(part for part in pure.parts if part not in (pure.anchor, "..")))
 
 
-def _unique(found: list[Found]) -> list[Found]:
-    for rename in (_inside, _marked):
+def unique(found: list[Found]) -> list[Found]:
+    """The pictures with a `relative` of its own for each."""
+    for rename in (inside, _marked):
         count = Counter(str(item.relative).casefold() for item in found)  # some file systems ignore case
         for index, item in enumerate(found):
             if count[str(item.relative).casefold()] > 1:
@@ -184,4 +186,4 @@ def _unique(found: list[Found]) -> list[Found]:
 
 def _marked(source: str) -> Path:
     digest = hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:8]
-    return _inside(source).with_stem(f"{PurePath(source).stem}-{digest}")
+    return inside(source).with_stem(f"{PurePath(source).stem}-{digest}")

@@ -24,6 +24,7 @@ so that `stream` works.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 TOKEN_BYTES = 2 * 2**30  # tokens of all pictures and layers that stay in memory
 TABLE_FILE_BYTES = 8 * 2**30  # distances of all pairs in one layer and r; larger sets are split
 SMALLEST_PART = 40  # pictures, where a split was asked for: 30 % of the others are then more than ten
+PEAKS = 16  # maps that are brought to pixels at once
 SAME = 0.9999  # cosine of class embeddings from which two pictures pass for one that was given twice
 
 
@@ -134,6 +136,7 @@ class MuSc(Scorer):
         seed: of the split.
     """
 
+    in_place_of_it: Callable[[Iterable[Tensor]], Iterable[Scores]] | None = None  # for those who share a set
     words = "none"
     map_range: ClassVar[tuple[float, float]] = (0.0, 2**0.5)  # up to patches that have nothing in common
     region_level: ClassVar[float] = 0.7  # about where the maps of good parts end, with `tiny`
@@ -184,7 +187,7 @@ class MuSc(Scorer):
     @property
     def score_set(self) -> Callable[[Iterable[Tensor]], Iterable[Scores]] | None:
         """None once `remember` has kept a set to compare with."""
-        return None if self.references else self._mutual
+        return None if self.references else self.in_place_of_it or self._mutual
 
     def _mutual(self, batches: Iterable[Tensor]) -> Iterator[Scores]:
         """Scores [B] and maps [B, S, S] for each batch of pixels [B, 3, S, S], once all have been seen.
@@ -194,10 +197,10 @@ class MuSc(Scorer):
         """
         tokens, classes = Records(TOKEN_BYTES), []
         for pixels in batches:
-            image, layers = self._tokens(pixels)
-            for one in torch.stack(layers, 1).to(self.store):  # [L, P, C]
+            layers, image = self.seen(pixels)
+            for one in layers:  # [L, P, C]
                 tokens.append(one)
-            classes.append(image.float().cpu())
+            classes.append(image)
             self.report("reading", len(tokens), 0)
         if not len(tokens):
             return
@@ -206,15 +209,64 @@ class MuSc(Scorer):
                 "musc scores pictures against each other and was given one; give predict the whole set, or keep "
                 "pictures to compare with by fit"
             )
-        if same := repeated(torch.cat(classes)):
-            logger.warning("%d of %d pictures look like another one: repeats make each other normal", same, len(tokens))
-        grids = self._grids(tokens, self.encoder.grid(pixels)).split([len(part) for part in classes])
-        side = pixels.shape[-1]
-        scores = torch.cat([to_pixels(part, side).amax((1, 2)) for part in grids])
-        if self.neighbours:
-            scores = smoothed(scores, torch.cat(classes), self.neighbours)
-        for part, of_part in zip(grids, scores.split([len(part) for part in grids]), strict=True):
-            yield Scores(of_part, to_pixels(part, side).float())
+        grids = self._grids(tokens, self.encoder.grid(pixels))
+        scores, sizes = self.set_scores(grids, torch.cat(classes)), [len(part) for part in classes]
+        for part, of_part in zip(grids.split(sizes), scores.split(sizes), strict=True):
+            yield self.set_said(part, of_part)
+
+    # For those who share a set among workers; `_mutual` is the same in one process
+
+    def seen(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(patch tokens [B, L, P, C] as they are kept, class embeddings [B, D]) of pixels, in main memory."""
+        image, layers = self._tokens(pixels)
+        return torch.stack(layers, 1).to(self.store).cpu(), image.float().cpu()
+
+    def set_grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches of each picture."""
+        side = self.resolution // self.encoder.patch_size
+        return side, side
+
+    def set_parts(self, N: int) -> list[list[int]]:
+        """The numbers of N pictures in the parts that are scored each by itself."""
+        rows, columns = self.set_grid()
+        return equal_parts(N, self._part_count(N, rows * columns), self.seed)
+
+    def set_rows(
+        self, rows: Sequence[int], part: Sequence[int], read: Callable[[Sequence[int], int], Tensor]
+    ) -> Tensor:
+        """[rows, ...] maps on the grid, float64, of some pictures of a part, compared with all others of it.
+
+        Args:
+            read: (numbers of pictures, place of a layer) -> tokens [n, P, C], as `seen` gave them.
+
+        Each pair is compared twice, once for each of the two, so that no table of pairs leaves a worker.
+        """
+        grid, others = self.set_grid(), len(part) - 1
+        own, lines = torch.tensor([part.index(row) for row in rows]), torch.arange(len(rows))
+        wall, found = self._wall(grid), torch.zeros(len(rows), grid[0] * grid[1], dtype=torch.float64)
+
+        def at_hand(numbers: Sequence[int], layer: int) -> Tensor:
+            return read(numbers, layer).to(self.encoder.device)
+
+        for layer in range(len(self.layers)):
+            for degree in self.degrees:
+                queries = _Layer(partial(at_hand, layer=layer), rows, grid, degree)[:]
+                kept = _Layer(partial(at_hand, layer=layer), part, grid, degree)
+                cosines = kept_cosines(queries, kept, wall, self.encoder.dtype)  # [n, B, P]
+                cosines[own.to(cosines.device), lines.to(cosines.device)] = -torch.inf
+                found += interval_mean(cosines, others, self.interval).double().cpu()
+        return (found / (len(self.layers) * len(self.degrees))).unflatten(1, grid)
+
+    def set_scores(self, grids: Tensor, classes: Tensor) -> Tensor:
+        """[N] float64 of the maps on the grid [N, rows, columns] and class embeddings [N, D] of a whole set."""
+        if same := repeated(classes):
+            logger.warning("%d of %d pictures look like another one: repeats make each other normal", same, len(grids))
+        peaks = torch.cat([to_pixels(some, self.resolution).amax((1, 2)) for some in grids.split(PEAKS)])
+        return smoothed(peaks, classes, self.neighbours) if self.neighbours else peaks
+
+    def set_said(self, grids: Tensor, scores: Tensor) -> Scores:
+        """What is said of the pictures of some maps on the grid and their scores."""
+        return Scores(scores, to_pixels(grids, self.resolution).float())
 
     def forward(self, pixels: Tensor) -> Scores:
         """Of pixels [B, 3, S, S] against the kept set.
@@ -256,7 +308,7 @@ class MuSc(Scorer):
     def _grids(self, tokens: Records, grid: tuple[int, int]) -> Tensor:
         """[N, rows, columns] float64 in main memory: the pictures' maps before they are brought to pixels."""
         N, P = len(tokens), grid[0] * grid[1]
-        groups = equal_parts(N, self._part_count(N, P), self.seed)
+        groups = self.set_parts(N)
         passes = len(self.layers) * len(self.degrees)
         done, total = 0, passes * sum(len(group) * (len(group) - 1) // 2 for group in groups)
 

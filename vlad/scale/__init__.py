@@ -4,7 +4,8 @@
     vlad.scale.score("bolt.safetensors", ["photos"], "run", ray="auto")      # tasks on a Ray cluster
     vlad.scale.gather("run")                                                 # as if one process had scored them
 
-Whoever works on a run reads its pictures and writes its parts itself: all must see pictures and `out` under one path.
+Whoever works on a run reads its pictures and writes its parts itself: all must see pictures and `out` under one path
+or, of an object store, address.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from typing import Any
 from vlad import folder
 from vlad.detector import Detector
 from vlad.detector.loading import load
-from vlad.folder.lines import SIDE, Wanted, stamp
+from vlad.folder.lines import SIDE, Wanted
 from vlad.images.listing import Found
 from vlad.records import Line
 from vlad.scale.gathering import gather as gather
 from vlad.scale.gathering import missing as missing
+from vlad.scale.inputs import NOT_FETCHED, listed, stamped
+from vlad.scale.places import Place, Store
 from vlad.scale.plan import PLAN, Plan
+from vlad.scale.sets import SharedSet, scored_set
 from vlad.scale.work import Work, scattered
 from vlad.thresholds import checked_threshold
 
@@ -56,6 +60,8 @@ def score(
 
     Args:
         detector: what `vlad.load` returns, or the file of a saved one.
+        inputs: files, folders, globs; lists (`vlad.scale.inputs.listed`), tar files, addresses such as "s3://bucket/in".
+        out: folder or address of the run.
         share: (i, n): the shards k with k % n == i, in this process; None is all of them.
         ray: "local", "auto" or the address of a Ray cluster, whose workers do the shards.
         workers: with `ray`: shards in work at once; None: a worker for each GPU, or CPU where there is none.
@@ -68,29 +74,38 @@ def score(
     The other arguments are those of `vlad.folder.score_folder`; with threshold="auto" `gather` makes the verdicts.
 
     Raises:
+        FileNotFoundError: there is not one picture.
+        OSError: a disk or store takes no more, or is not reached.
         FileExistsError: parts are there and `resume` is False.
         ValueError: `out` is a run of other settings or pictures; a share or size that is none; a method that scores
-            all pictures as one set.
+            all pictures as one set, without `ray`.
         ImportError, ConnectionError, RuntimeError: of Ray: not installed, not reached, workers that die as they start.
     """
-    place = Path(out)
+    place = Place.of(out)
     numbers = _checked(share, ray, shard_size, batch_size)
     if threshold != "auto":
         checked_threshold("threshold", threshold)
     model = detector if isinstance(detector, Detector) else load(detector, device=device)
-    if model.transductive:
-        raise ValueError(f"{model.method} scores all pictures as one set, which shards would part; score it whole")
+    as_one = model.transductive
+    if as_one and (ray is None or not isinstance(model.scorer, SharedSet)):
+        way = "give ray=" if isinstance(model.scorer, SharedSet) else "score it whole"
+        raise ValueError(f"{model.method} scores all pictures as one set, which shares would part; {way}")
     left_out: Counter[str] = Counter()
-    pictures = folder.list_pictures(inputs, place, pages=model.reader.pages, left_out=left_out)
-    wanted = Wanted(place, maps, save_maps, masks, overlay_side)
-    if (place / folder.LINES).exists() and not (place / PLAN).exists():
+    pictures = listed(inputs, place, model.reader.pages, left_out)
+    wanted = Wanted(Path(str(place)), maps, save_maps, masks, overlay_side)
+    if place.has(folder.LINES) and not place.has(PLAN):
         raise FileExistsError(f"{place} was scored by one process, without shards; choose another folder")
     facts = {**folder.settings_of(model, threshold), **wanted.facts(), **(settings or {})}
     plan = Plan.made(place, pictures, shard_size, facts)
     own = plan.numbers()[numbers]
     todo = {number: pictures[plan.span(number)] for number in _todo(plan, own, pictures, resume)}
+    if as_one and any(map(plan.has, todo)):
+        raise ValueError(
+            f"pictures of the set that {place} holds have changed; a set is scored as one, take a new folder"
+        )
     total, left = (sum(len(pictures[plan.span(number)]) for number in some) for some in (own, todo))
-    lines = _scored(model, Work(plan, wanted, batch_size, threshold), todo, ray, workers, device)
+    work = Work(plan, wanted, batch_size, threshold)
+    lines = _scored(model, work, todo, pictures if as_one and todo else None, ray, workers, device)
     return replace(folder.drain(lines, progress, total - left, total), left_out=left_out)
 
 
@@ -118,16 +133,18 @@ def _todo(plan: Plan, numbers: Iterable[int], pictures: Sequence[Found], resume:
             yield number
 
 
-def _stands(out: Path, line: Line, picture: Found) -> bool:
-    """Whether the picture is as it was, and what was written of it still there."""
-    beside = (line[key] for key in ("overlay", "map", "mask") if line.get(key))
-    return line.get("file") in (None, stamp(picture.path)) and all((out / place).exists() for place in beside)
+def _stands(out: Place, line: Line, picture: Found) -> bool:
+    """Whether the picture is as it was, and what was written of it still there; a store is not asked for each file."""
+    beside = [line[key] for key in ("overlay", "map", "mask") if line.get(key)] if not isinstance(out, Store) else []
+    same = (now := stamped(picture)) is None or line.get("file") in (None, now)
+    return same and NOT_FETCHED not in (line["error"] or "") and all(map(out.has, beside))
 
 
 def _scored(
     model: Detector,
     work: Work,
     todo: Mapping[int, list[Found]],
+    whole: list[Found] | None,
     ray: str | None,
     workers: int | None,
     device: str | None,
@@ -136,7 +153,11 @@ def _scored(
         for number, pictures in todo.items():
             yield from work.score(model, number, pictures)
         return
-    for number in scattered(model, work, todo, ray, workers, device):
+    if whole is None:
+        numbers = scattered(model, work, todo, ray, workers, device)
+    else:
+        numbers = scored_set(model, work, whole, ray, workers, device)
+    for number in numbers:
         if (lines := work.plan.part(number)) is None:
             raise RuntimeError(f"a worker wrote shard {number}, which is not in {work.plan.out}: no shared folder?")
         yield from lines

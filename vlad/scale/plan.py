@@ -12,17 +12,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlad import records
-from vlad.files import write_whole
 from vlad.images.listing import Found
 from vlad.records import Line
+from vlad.scale.places import Place
 
 PLAN, PARTS = "plan.json", "parts"
 FORMAT = 1
@@ -32,11 +30,11 @@ FORMAT = 1
 class Plan:
     """What all who work on a run agree on; `facts` are plan.json's."""
 
-    out: Path
+    out: Place
     facts: Mapping[str, Any]
 
     @classmethod
-    def made(cls, out: Path, pictures: Sequence[Found], shard_size: int, settings: Mapping[str, Any]) -> Plan:
+    def made(cls, out: Place, pictures: Sequence[Found], shard_size: int, settings: Mapping[str, Any]) -> Plan:
         """Of these pictures, kept in `out`, or compared with the plan that is there.
 
         Raises:
@@ -45,21 +43,25 @@ class Plan:
         sources = hashlib.sha256("\0".join(one.source for one in pictures).encode(errors="surrogateescape"))
         facts = {"format": FORMAT, "pictures": len(pictures), "list": sources.hexdigest(), "shard_size": shard_size}
         facts |= {"settings": json.loads(json.dumps(settings, default=str))}
-        records.keep_settings(out / PLAN, facts, begun=(out / PLAN).exists())
+        content = records.settings_bytes(facts)
+        if (old := out.read(PLAN)) is not None:
+            records.compare_settings(old, content, str(out), PLAN)
+        else:
+            out.put(PLAN, content)
         return cls(out, facts)
 
     @classmethod
-    def read(cls, out: Path) -> Plan:
+    def read(cls, out: Place) -> Plan:
         """The plan that lies in `out`.
 
         Raises:
             ValueError: there is none that can be read.
         """
         try:
-            facts = json.loads((out / PLAN).read_text(encoding="utf-8"))
+            facts = json.loads(out.read(PLAN) or b"")
             if facts["format"] == FORMAT and facts["pictures"] > 0 and facts["shard_size"] > 0:
                 return cls(out, facts)
-        except (OSError, KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             pass
         raise ValueError(f"{out} holds no {PLAN} that can be read; give what --share or --ray wrote into --out")
 
@@ -81,14 +83,14 @@ class Plan:
         """Writes a part, in one piece: the same bytes for the same lines, whoever writes them."""
         last = {"shard": number, "lines": len(lines), "plan": self.digest}
         content = b"".join([*map(records.to_bytes, lines), records.to_bytes(last)])
-        write_whole(self._part(number), gzip.compress(content, mtime=0), sync=True)
+        self.out.put(_part(number), gzip.compress(content, mtime=0))
 
     def part(self, number: int) -> list[Line] | None:
         """The lines of a shard; None where its part is missing, torn, short or of another plan."""
         try:
-            content = gzip.decompress(self._part(number).read_bytes())
+            content = gzip.decompress(self.out.read(_part(number)) or b"cut")
             *lines, last = map(json.loads, content.splitlines())
-        except (OSError, EOFError, zlib.error, ValueError):
+        except (gzip.BadGzipFile, EOFError, zlib.error, ValueError):
             return None
         span = self.span(number)
         told = {"shard": number, "lines": span.stop - span.start, "plan": self.digest}
@@ -96,7 +98,8 @@ class Plan:
 
     def has(self, number: int) -> bool:
         """Whether there is a part of that name, whole or not; quick."""
-        return os.path.exists(self._part(number))
+        return self.out.has(_part(number))
 
-    def _part(self, number: int) -> Path:
-        return self.out / PARTS / f"{number:06}.jsonl.gz"
+
+def _part(number: int) -> str:
+    return f"{PARTS}/{number:06}.jsonl.gz"

@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlad.detector.loading import load
-from vlad.files import write_whole
 from vlad.folder.lines import LineMaker, Wanted, line_of
 from vlad.images import ImageError
 from vlad.images.listing import Found
 from vlad.records import Line
+from vlad.scale.inputs import brought
 from vlad.scale.on_ray import NODE, each
+from vlad.scale.places import Place
 from vlad.scale.plan import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ WHOLE, ALONE = 2, 2  # deaths that a shard costs before it is done picture by pi
 PARTIAL = ".partial-"  # how files begin that are being written, in `out`
 DEADLY = "the process that scores it died {deaths} times at this picture"
 
+Lines = Callable[[LineMaker, "Sequence[Found]", "Note"], "Iterable[Line]"]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -44,30 +46,40 @@ class Work:
     batch_size: int
     threshold: float | str | None
 
-    def score(self, detector: Detector, number: int, pictures: Sequence[Found]) -> list[Line]:
-        """The lines of a shard, once its part is in its place. `pictures` are those of the shard."""
-        own = replace(self.wanted, partial=f"{PARTIAL}{socket.gethostname()}-{os.getpid()}")
-        make = LineMaker(detector, own, self.batch_size, self.threshold, None)
+    def score(
+        self, detector: Detector, number: int, pictures: Sequence[Found], lines: Lines | None = None
+    ) -> list[Line]:
+        """The lines of a shard, once its part is in its place.
+
+        Args:
+            pictures: those of the shard.
+            lines: how they are made of the pictures; None: in batches, in tries.
+        """
         note = self.note(number)
         note.begin()
-        lines = list(make.lines(list(pictures))) if note.begun <= WHOLE else list(_one_by_one(make, pictures, note))
-        self.plan.put(number, lines)
-        note.path.unlink(missing_ok=True)
-        return lines
+        with brought(pictures) as here, self.plan.out.writing() as folder:
+            partial = f"{PARTIAL}{socket.gethostname()}-{os.getpid()}"
+            own = replace(self.wanted, folder=folder, partial=partial)
+            make = LineMaker(detector, own, self.batch_size, self.threshold, None)
+            found = (lines or _in_batches)(make, here.pictures, note)
+            told = [here.told(place, line) for place, line in enumerate(found)]
+        self.plan.put(number, told)
+        note.forget()
+        return told
 
     def note(self, number: int) -> Note:
         """Of the shard."""
-        return Note(self.plan.out / TRIES / f"{number:06}.json")
+        return Note(self.plan.out, f"{TRIES}/{number:06}.json")
 
 
 class Note:
     """What is known of earlier tries of a shard."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, out: Place, name: str) -> None:
+        self.out, self.name = out, name
         try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            facts: dict[str, Any] = json.loads(out.read(name) or b"{}")
+        except ValueError:
             facts = {}
         self.begun: int = facts.get("begun", 0)
         self.deaths: dict[str, int] = facts.get("deaths", {})  # place in the shard -> times it was looked at in vain
@@ -86,19 +98,32 @@ class Note:
         """It was not this one; the disk learns of it with the next picture."""
         self.deaths.pop(str(place), None)
 
+    def forget(self) -> None:
+        """The shard is done, or its process died of something else."""
+        self.out.remove(self.name)
+
     def _write(self) -> None:
-        write_whole(self.path, json.dumps({"begun": self.begun, "deaths": self.deaths}).encode())
+        self.out.put(self.name, json.dumps({"begun": self.begun, "deaths": self.deaths}).encode())
 
 
-def _one_by_one(make: LineMaker, pictures: Sequence[Found], note: Note) -> Iterator[Line]:
-    """Nothing is read ahead: the picture that is noted is the only one at hand."""
-    for place, picture in enumerate(pictures):
+def _in_batches(make: LineMaker, pictures: Sequence[Found], note: Note) -> Iterator[Line]:
+    return in_tries(make.lines, make.detector.name, pictures, note)
+
+
+def in_tries(
+    lines: Callable[[list[Found]], Iterator[Line]], name: str | None, pictures: Sequence[Found], note: Note
+) -> Iterator[Line]:
+    """The lines of all pictures at once or, where the process has died at them, of one after the other."""
+    if note.begun <= WHOLE:
+        yield from lines(list(pictures))
+        return
+    for place, picture in enumerate(pictures):  # nothing is read ahead: the one that is noted is the only one at hand
         if (deaths := note.deaths.get(str(place), 0)) >= ALONE:
             error = ImageError(f"{picture.path}: {DEADLY.format(deaths=deaths)}", str(picture.path))
-            yield line_of(picture.source, error, make.detector.name)
+            yield line_of(picture.source, error, name)
             continue
         note.look_at(place)
-        yield from make.lines([picture])
+        yield from lines([picture])
         note.survived(place)
 
 
@@ -106,7 +131,7 @@ def _one_by_one(make: LineMaker, pictures: Sequence[Found], note: Note) -> Itera
 class Saved:
     """A detector as workers find it: its file in the run, not sent through Ray."""
 
-    file: str
+    out: Place
     encoder: str
     device: str | None
     plan: str  # tells a run from one that had another detector in the same place
@@ -114,7 +139,8 @@ class Saved:
     @lru_cache(maxsize=1)  # noqa: B019  # one detector for all shards that a worker does
     def loaded(self) -> Detector:
         """Loaded once by each worker."""
-        return load(self.file, encoder=self.encoder, device=self.device)
+        with self.out.at_hand(DETECTOR) as file:
+            return load(file, encoder=self.encoder, device=self.device)
 
 
 def scattered(
@@ -132,23 +158,38 @@ def scattered(
         RuntimeError: a node lacks VLAD, has another version or does not see the run; workers die as they start.
         OSError: a node cannot write; the message names it.
     """
-    file = work.plan.out / DETECTOR
-    model.save(file, pictures=False)
-    saved, stillborn = Saved(str(file), model.encoder.name, device, work.plan.digest), 0
-
-    def died(number: int, what: str, _: int) -> None:
-        nonlocal stillborn
-        note = work.note(number).path
-        stillborn = 0 if what == NODE or note.exists() else stillborn + 1
-        if what == NODE:
-            note.unlink(missing_ok=True)  # not the fault of any picture
-        if stillborn > STILLBORN:
-            raise RuntimeError(f"{stillborn} workers died as they loaded the detector; is there enough memory?")
-
+    saved, died = save_detector(model, work, device), Deaths(work)
     jobs = {number: (saved, work, number, pictures) for number, pictures in todo.items()}
     for number, _ in each(score_shard, jobs, address, workers=workers, died=died):
-        stillborn = 0
+        died.in_a_row = 0
         yield number
+
+
+def save_detector(model: Detector, work: Work, device: str | None) -> Saved:
+    """The detector as workers find it."""
+    with work.plan.out.writing() as folder:
+        model.save(folder / DETECTOR, pictures=False)
+    return Saved(work.plan.out, model.encoder.name, device, work.plan.digest)
+
+
+@dataclass
+class Deaths:
+    """Told of every death; those at a picture are counted in the notes, those before any shard was begun here.
+
+    Raises:
+        RuntimeError: too many of these in a row.
+    """
+
+    work: Work
+    in_a_row: int = 0
+
+    def __call__(self, number: int, what: str, _: int) -> None:
+        note = self.work.note(number)
+        self.in_a_row = 0 if what == NODE or note.begun else self.in_a_row + 1
+        if what == NODE:
+            note.forget()  # not the fault of any picture
+        if self.in_a_row > STILLBORN:
+            raise RuntimeError(f"{self.in_a_row} workers died as they loaded the detector; is there enough memory?")
 
 
 def score_shard(saved: Saved, work: Work, number: int, pictures: Sequence[Found]) -> None:
@@ -162,6 +203,6 @@ def score_shard(saved: Saved, work: Work, number: int, pictures: Sequence[Found]
     except ValueError:
         seen = False
     if not seen:
-        node, out = socket.gethostname(), work.plan.out.absolute()
+        node, out = socket.gethostname(), work.plan.out
         raise RuntimeError(f"the node {node} does not see {out}; Ray needs folders that all nodes share")
     work.score(saved.loaded(), number, pictures)
