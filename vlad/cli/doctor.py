@@ -26,8 +26,8 @@ ADDS = {  # what an extra is for; those of developers are not named
     "faiss": "a faster search in memories of very many rows: search='faiss'",
     "images": "HEIC photos and rare TIFF codecs",
     "openvino": "faster towers on a CPU: runtime='openvino'",
-    "parquet": "finished scores in parquet files",
-    "ray": "more than one machine: vlad score --ray",
+    "parquet": "tables in parquet files, pictures and runs in object stores",
+    "ray": "more than one machine: vlad score --ray, vlad eval --ray",
     "serve": "an address for software and a page for people: vlad serve",
     "video": "clips and cameras: vlad score clip.mp4, vlad watch camera:0",
 }

@@ -90,9 +90,8 @@ def evaluate(
         memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
         save_maps: folder for maps of clean test pictures, .npy of the method's own size; predictions.csv names them.
         out: folder to write to as results come; a killed run goes on there.
-        ray: "local", "auto" or the address of a Ray cluster, each of whose workers does one category at a time with all
-            detectors round one encoder, on the kind of device that they have here.
-        workers: with `ray`: at once; None: one for each GPU or CPU.
+        ray: "local", "auto" or the address of a Ray cluster: each of its workers, or of `workers`, does a category at a
+            time with all detectors round one encoder, on the kind of device that they have here.
         progress: called with (category, pictures done, pictures in all).
 
     Raises:

@@ -28,7 +28,7 @@ from vlad.scale.gathering import gather as gather
 from vlad.scale.gathering import missing as missing
 from vlad.scale.inputs import NOT_FETCHED, listed, stamped
 from vlad.scale.places import Place, Store
-from vlad.scale.plan import PLAN, Plan
+from vlad.scale.plan import Plan
 from vlad.scale.sets import SharedSet, scored_set
 from vlad.scale.work import Work, scattered
 from vlad.thresholds import checked_threshold
@@ -67,8 +67,7 @@ def score(
         workers: with `ray`: shards in work at once; None: a worker for each GPU, or CPU where there is none.
         device: of these workers, or of the detector's file; None: the best that each has.
         shard_size: pictures of a shard, a multiple of `batch_size`; the same for all calls on one run.
-        resume: leave out the shards that are done, and whose pictures have not changed since. A picture that could not
-            be read stays so.
+        resume: leave out the shards that are done, and whose pictures have not changed since.
         progress: called with (line, pictures done, pictures in all) once the part that holds the line is written.
 
     The other arguments are those of `vlad.folder.score_folder`; with threshold="auto" `gather` makes the verdicts.
@@ -81,32 +80,31 @@ def score(
             all pictures as one set, without `ray`.
         ImportError, ConnectionError, RuntimeError: of Ray: not installed, not reached, workers that die as they start.
     """
-    place = Place.of(out)
-    numbers = _checked(share, ray, shard_size, batch_size)
+    place, numbers = Place.of(out), _checked(share, ray, shard_size, batch_size)
     if threshold != "auto":
         checked_threshold("threshold", threshold)
     model = detector if isinstance(detector, Detector) else load(detector, device=device)
-    as_one = model.transductive
-    if as_one and (ray is None or not isinstance(model.scorer, SharedSet)):
-        way = "give ray=" if isinstance(model.scorer, SharedSet) else "score it whole"
-        raise ValueError(f"{model.method} scores all pictures as one set, which shares would part; {way}")
-    left_out: Counter[str] = Counter()
+    as_one, left_out = _is_set(model, ray), Counter[str]()
     pictures = listed(inputs, place, model.reader.pages, left_out)
     wanted = Wanted(Path(str(place)), maps, save_maps, masks, overlay_side)
-    if place.has(folder.LINES) and not place.has(PLAN):
-        raise FileExistsError(f"{place} was scored by one process, without shards; choose another folder")
     facts = {**folder.settings_of(model, threshold), **wanted.facts(), **(settings or {})}
     plan = Plan.made(place, pictures, shard_size, facts)
     own = plan.numbers()[numbers]
     todo = {number: pictures[plan.span(number)] for number in _todo(plan, own, pictures, resume)}
     if as_one and any(map(plan.has, todo)):
-        raise ValueError(
-            f"pictures of the set that {place} holds have changed; a set is scored as one, take a new folder"
-        )
+        raise ValueError(f"pictures of the set in {place} have changed; a set is scored as one, take a new folder")
     total, left = (sum(len(pictures[plan.span(number)]) for number in some) for some in (own, todo))
     work = Work(plan, wanted, batch_size, threshold)
     lines = _scored(model, work, todo, pictures if as_one and todo else None, ray, workers, device)
     return replace(folder.drain(lines, progress, total - left, total), left_out=left_out)
+
+
+def _is_set(model: Detector, ray: str | None) -> bool:
+    """Whether the pictures are scored as one set; ValueError where that cannot be in shards."""
+    if model.transductive and (ray is None or not isinstance(model.scorer, SharedSet)):
+        way = "give ray=" if isinstance(model.scorer, SharedSet) else "score it whole"
+        raise ValueError(f"{model.method} scores all pictures as one set, which shares would part; {way}")
+    return model.transductive
 
 
 def _checked(share: tuple[int, int] | None, ray: str | None, shard_size: int, batch_size: int) -> slice:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlad import records
+from vlad.folder import LINES
 from vlad.images.listing import Found
 from vlad.records import Line
 from vlad.scale.places import Place
@@ -39,7 +40,10 @@ class Plan:
 
         Raises:
             ValueError: the plan there is of other settings or of another list of pictures.
+            FileExistsError: `out` holds what was scored without shards.
         """
+        if out.has(LINES) and not out.has(PLAN):
+            raise FileExistsError(f"{out} was scored by one process, without shards; choose another folder")
         sources = hashlib.sha256("\0".join(one.source for one in pictures).encode(errors="surrogateescape"))
         facts = {"format": FORMAT, "pictures": len(pictures), "list": sources.hexdigest(), "shard_size": shard_size}
         facts |= {"settings": json.loads(json.dumps(settings, default=str))}
