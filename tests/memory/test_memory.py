@@ -318,3 +318,18 @@ def test_tensors_that_cannot_be_a_memory_are_refused(change, words):
     change(tensors)
     with pytest.raises(ValueError, match=words):
         Memory().restore(tensors, memory.ids, torch.device("cpu"))
+
+
+def test_kept_pictures_lie_in_few_blocks_and_come_back_as_they_were(monkeypatch):
+    from vlad.memory import normals
+
+    monkeypatch.setattr(normals, "BLOCK_BYTES", 1000)
+    pictures = [np.random.default_rng(i).integers(0, 256, (8 + i, 10, 3), np.uint8) for i in range(9)]
+    pictures.append(np.full((30, 20, 3), 7, np.uint8))  # larger than a block
+    kept = normals.KeptPictures()
+    for number, picture in enumerate(pictures):
+        kept[2 * number] = picture.copy()
+    assert len(kept) == 10 and 4 in kept and 5 not in kept
+    assert kept.bytes == sum(one.nbytes for one in pictures)
+    assert all(np.array_equal(kept[2 * number], picture) for number, picture in enumerate(pictures))
+    assert len(kept._blocks) < 7

@@ -20,7 +20,7 @@ from vlad.framing.places import Framed
 from vlad.images import ImageError, Reader, Remarks, is_bytes, path_of, repeats
 from vlad.images.depth import is_flat
 from vlad.images.listing import left_out_line, list_images
-from vlad.memory.normals import MOST_BYTES, NormalPictures
+from vlad.memory.normals import MOST_BYTES, KeptPictures, NormalPictures
 from vlad.scorer import Scorer
 from vlad.thresholds import Calibration, from_halves, from_labelled, ladder, odd_one
 
@@ -199,7 +199,7 @@ class Normals:
         self.scorer = scorer
         self.ids: list[str] = []
         self._places: list[int] = []  # of the distinct pictures among the images
-        self._seen: dict[int, np.ndarray] = {}  # of the distinct pictures, as the scorer sees them, as many as fit
+        self._seen = KeptPictures()  # of the distinct pictures, as the scorer sees them, as many as fit
         self.repeated: list[str] = []
         self.looks: list[str] = []
         self._kept: list[Views] | None = None
@@ -218,8 +218,8 @@ class Normals:
 
     def _batches(self) -> Iterator[Views]:
         seen: dict[str, str] = {}
-        self.repeated, self.looks, self._places, self._seen, unreadable = [], [], [], {}, []
-        batch, kept, drawn = [], 0, set(self.drawn)
+        self.repeated, self.looks, self._places, self._seen, unreadable = [], [], [], KeptPictures(), []
+        batch, drawn = [], set(self.drawn)
         for place, (image, name) in enumerate(zip(self.images, self.names, strict=True)):
             try:
                 picture = self.read(image)
@@ -236,9 +236,8 @@ class Normals:
                 self.remarks.flat(path_of(image) or "a normal picture")
             size = (picture.shape[0], picture.shape[1])
             remark(self.scorer, path_of(image) or "a normal picture", size, self.remarks)
-            if kept < (KEPT_BYTES if len(seen) - 1 in drawn else MOST_BYTES):
+            if self._seen.bytes < (KEPT_BYTES if len(seen) - 1 in drawn else MOST_BYTES):
                 self._seen[len(seen) - 1] = small
-                kept += small.nbytes
             if not drawn or len(seen) - 1 in drawn:
                 self.looks.append(self.scorer.look(small))
             self._places.append(place)
@@ -267,11 +266,11 @@ class Normals:
 
     def all_seen(self) -> list[np.ndarray] | None:
         """All the distinct pictures as the scorer sees them; None where they are too many."""
-        return list(self._seen.values()) if len(self._seen) == len(self.ids) else None
+        return [self._seen[number] for number in range(len(self.ids))] if len(self._seen) == len(self.ids) else None
 
     def _seen_again(self, number: int) -> np.ndarray:
-        if (small := self._seen.get(number)) is not None:
-            return small
+        if number in self._seen:
+            return self._seen[number]
         return self.scorer.as_seen(self.read(self.images[self._places[number]]))
 
     def read(self, image: Any) -> np.ndarray:

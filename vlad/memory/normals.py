@@ -2,6 +2,7 @@
 once. Only so are the thresholds the same, too, for which every normal is scored against all others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,39 @@ from torch import Tensor
 
 MOST_BYTES = 64 * 2**20  # of pictures kept; 445 at 224 px
 PREFIX = "pictures."  # of their tensors in a file
+BLOCK_BYTES = 16 * 2**20
+
+
+class KeptPictures:
+    """uint8 pictures by number, in few large blocks.
+
+    Thousands of small arrays, kept between large short-lived tensors, would leave the heap full of holes: it would grow
+    by ten times what they take. So not even an array that leads to a picture is kept, only its place.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+        self._places: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # block, start, shape
+        self.bytes = self._used = 0  # of all pictures; of the last block
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def __setitem__(self, number: int, picture: np.ndarray) -> None:
+        if not self._blocks or self._used + picture.size > len(self._blocks[-1]):
+            self._blocks.append(np.empty(max(BLOCK_BYTES, picture.size), np.uint8))
+            self._used = 0
+        self._blocks[-1][self._used : self._used + picture.size] = picture.ravel()
+        self._places[number] = len(self._blocks) - 1, self._used, picture.shape
+        self._used += picture.size
+        self.bytes += picture.size
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        block, start, shape = self._places[number]
+        return self._blocks[block][start : start + math.prod(shape)].reshape(shape)
 
 
 @dataclass(frozen=True)
