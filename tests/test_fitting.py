@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import vlad
+import vlad.fitting
+import vlad.memory
 from vlad.methods import method_class
 from vlad.metrics import f1_max
 
@@ -193,7 +194,6 @@ def test_vlad_fit_takes_a_folder_of_anomalous_pictures(small_folder, pictures, t
 @pytest.fixture
 def few_are_many(monkeypatch):
     """More than 5 normals count as many: 4 are compared, and memories have room for 60 rows."""
-    import vlad.memory  # is not there before something has loaded
     monkeypatch.setattr(vlad.memory, "ALL_ROWS_OF", 5)
     monkeypatch.setattr(vlad.memory, "ROOM", 60)
     monkeypatch.setattr(vlad.detector.fitting, "COMPARED", 4)

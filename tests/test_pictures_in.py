@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 
 import vlad
 from vlad.images import PictureWarning
+from vlad.images.depth import is_flat
 
 SIDE = 32
 
@@ -298,6 +299,39 @@ def test_dead_camera_is_named_and_never_silently_good(load, tmp_path, colour):
     assert "without any structure" in dead["notes"][0] and "notes" not in alive
     with pytest.warns(PictureWarning, match="without any structure"):
         assert load("musc").predict([tmp_path / "in" / "a.png", *FRAMES[:2]])[0].notes
+
+
+def noisy(spread, level, seed=0, size=(120, 160)):
+    draw = np.random.default_rng(seed).normal(level, spread, (*size, 3))
+    return draw.round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("level", [0, 3, 120, 255])
+@pytest.mark.parametrize("spread", [0.5, 1, 2, 3])
+def test_a_covered_lens_gives_noise_and_no_structure(spread, level):
+    assert all(is_flat(noisy(spread, level, seed)) for seed in range(3))
+
+
+def marked(row):
+    picture = noisy(1, 120)
+    picture[60 : 60 + row, 80 : 80 + row] -= 12
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        marked(2),
+        marked(20),
+        noisy(1, np.linspace(118, 122, 160)[None, :, None]),  # light from one side
+        noisy(1, 100 + 6 * (np.arange(160) // 4 % 2)[None, :, None]),  # a weave
+        noisy(12, 120),
+        noisy(2, 120, size=(30, 30)),
+    ],
+    ids=["speck", "spot", "light", "weave", "grain", "too small to tell"],
+)
+def test_what_has_a_little_structure_is_no_noise(picture):
+    assert not is_flat(picture)
 
 
 def test_batch_of_large_pictures_is_smaller_and_scores_the_same(load, monkeypatch):

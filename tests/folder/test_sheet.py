@@ -29,11 +29,16 @@ def test_a_row_has_the_columns_of_the_contract_and_the_largest_region(tmp_path):
         tmp_path, {"source": "a, b.png", "regions": [small, large]}, {"source": "c", "score": None, "error": "x"}
     )
     header = write_sheet(tmp_path).read_text().splitlines()[0]
-    assert header == "source,verdict,score,threshold,p_value,regions,x0,y0,x1,y1,area,error"
+    assert header == "source,verdict,score,threshold,p_value,regions,x0,y0,x1,y1,area,error,notes"
     first, second = rows_of(tmp_path)
     assert first["source"] == "a, b.png" and float(first["score"]) == 0.25 and first["regions"] == "2"
     assert [first[key] for key in ("x0", "y0", "x1", "y1", "area")] == ["5", "6", "9", "9", "12"]
     assert second["error"] == "x" and second["score"] == "" and second["x0"] == ""
+
+
+def test_what_a_reader_should_know_of_a_picture_stands_in_its_row(tmp_path):
+    write_lines(tmp_path, {"source": "a.png", "notes": ["of one colour", "=1"]}, {"source": "b.png", "notes": ["=1+1"]})
+    assert [row["notes"] for row in rows_of(tmp_path)] == ["of one colour; =1", "'=1+1"]
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@SUM(A1).png", "\ta.png"])

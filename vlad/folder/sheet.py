@@ -10,7 +10,8 @@ from vlad.folder.lines import recorded
 from vlad.records import Line
 
 SHEET = "results.csv"
-COLUMNS = ("source", "verdict", "score", "threshold", "p_value", "regions", "x0", "y0", "x1", "y1", "area", "error")
+FACTS = ("verdict", "score", "threshold", "p_value")
+COLUMNS = ("source", *FACTS, "regions", "x0", "y0", "x1", "y1", "area", "error", "notes")
 
 
 def write_sheet(folder: Path) -> Path:
@@ -32,5 +33,6 @@ def _row(line: Line) -> list[object]:
     regions = line.get("regions") or []
     largest = max(regions, key=lambda region: region["area"], default=None)
     place = [*largest["box"], largest["area"]] if largest else [""] * 5
-    facts = [line.get(key) for key in ("verdict", "score", "threshold", "p_value")]
-    return [cell(line["source"]), *facts, len(regions), *place, cell(line["error"] or "")]
+    facts = [line.get(key) for key in FACTS]
+    words = [cell(text) for text in (line["error"] or "", "; ".join(map(str, line.get("notes") or ())))]
+    return [cell(line["source"]), *facts, len(regions), *place, *words]

@@ -18,6 +18,8 @@ FLOAT_SLACK = 1e-3  # resizing and float16 step this far over [0, 1]; clipped
 FLAT = "the picture is of one colour, without any structure"
 SHRUNK = 10  # times smaller, from which on scratches are lost
 FLAT_LEVELS = 4  # of 255, between the brightest and the darkest pixel
+NOISE_LEVELS = 32  # the same where all of it may be the noise of a sensor
+STANDS_OUT = 8  # standard deviations that such noise, half of it cut off below black, is from its mean
 ENOUGH = 16  # dark pictures in a row after which a run that may never end is told
 
 
@@ -212,11 +214,29 @@ def _rgb(eight: np.ndarray) -> np.ndarray:
 
 
 def is_flat(picture: np.ndarray) -> bool:
-    """Whether a uint8 picture [H, W, 3] has the same colour everywhere, but for FLAT_LEVELS of noise."""
+    """Whether a uint8 picture [H, W, 3] has one colour everywhere, but for a sensor's noise: as of a covered lens."""
     for part in (picture[::16, ::16], picture):  # nearly always the first is enough
-        if max(int(np.ptp(part[..., channel])) for channel in range(3)) > FLAT_LEVELS:
+        if (levels := int(np.ptp(part, axis=(0, 1)).max())) > NOISE_LEVELS:
             return False
-    return True
+    return levels <= FLAT_LEVELS or _is_noise(picture)
+
+
+def _is_noise(picture: np.ndarray) -> bool:
+    """Whether it averages out as noise does that is nearly white, and no pixel stands out of it."""
+    if min(picture.shape[:2]) < 64:
+        return False
+    x = picture.astype(np.float32)
+    x -= x.mean((0, 1))
+    spread = float(x.std((0, 1)).max())
+    fine, coarse = (_means(x, side) for side in (2, 16))
+    whole = float(np.ptp(coarse, axis=(0, 1)).max()) <= FLAT_LEVELS / 2 and float(fine.std((0, 1)).max()) < 0.8 * spread
+    return whole and float(np.abs(x).max()) <= max(FLAT_LEVELS, STANDS_OUT * spread)
+
+
+def _means(x: np.ndarray, side: int) -> np.ndarray:
+    """[H / side, W / side, 3] of squares of a picture [H, W, 3]; what is left over at its edges is left out."""
+    rows, columns = (size // side for size in x.shape[:2])
+    return x[: rows * side, : columns * side].reshape(rows, side, columns, side, 3).mean((1, 3))
 
 
 def _on_white(eight: np.ndarray, premultiplied: bool) -> np.ndarray:
