@@ -350,6 +350,12 @@ def test_a_method_that_compares_the_set_scores_a_folder(score, photos, tmp_path)
     assert len(results(tmp_path / "out")) == 3
 
 
+def test_another_method_without_words_takes_the_same_command_line(score, photos):
+    done = run(*score, photos, *NAME, "--prompts", "winclip", "--method", "musc", "--json")
+    assert done.exit_code == 0, done.output
+    assert "musc looks at pictures alone; --name and --prompts say nothing to it" in done.stderr
+
+
 def test_what_comes_before_the_first_line_of_a_set_is_told_with_its_end_in_sight(score, photos, monkeypatch):
     ticks = itertools.count(0, 31)
     monkeypatch.setattr("vlad.cli.progress.time", SimpleNamespace(monotonic=lambda: next(ticks)))

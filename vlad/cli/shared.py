@@ -179,7 +179,12 @@ def load_detector(
         given["prompts"] = vlad.PromptPack.load(given["prompts"])
     if file is None:
         method = method or "patch_text"
-        if name is None and method_class(method).words == "required":
+        words = method_class(method).words
+        if words == "none" and (name is not None or "prompts" in given):  # so that --method alone can be exchanged
+            typer.echo(f"note: {method} looks at pictures alone; --name and --prompts say nothing to it", err=True)
+            name = None
+            given.pop("prompts", None)
+        if name is None and words == "required":
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
         detector = vlad.load(method, name, **given)
         own = given.get("adapter")
