@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import vlad.fitting
+import vlad.detector.fitting
 import vlad.memory
 from vlad.methods import method_class
 from vlad.metrics import f1_max
