@@ -22,6 +22,7 @@ import onnxruntime
 ROOT = Path(__file__).parents[1]
 PICTURES = sorted((ROOT / "examples" / "pictures").glob("*.jpg"))
 MANY = ["winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip", "anovl", "patch_memory"]
+MANY += ["subspacead", "gaussian"]
 OPTIONS = {"anovl": {"views": 1}}
 
 

@@ -283,7 +283,8 @@ class Memory(nn.Module):
         if self.excluded is not None:
             found = [how(one[None], make(self.rows_for(position))) for position, one in enumerate(tokens)]
             return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-        if self._made is None or self._made[0] is not self.rows:
+        exporting = torch.compiler.is_exporting()  # the rows are other objects then, and what is made is a constant
+        if self._made is None or (self._made[0] is not self.rows and not exporting):
             self._made = self.rows, make(self.rows)
         return how(tokens, self._made[1])
 
