@@ -39,7 +39,12 @@ def good(tmp_path_factory):
 def test_two_good_clips_give_a_threshold_that_another_good_one_keeps_and_a_fault_breaks(good, tiny_encoder, tmp_path):
     detector = fit_clips(vlad.load("patch_memory", encoder=tiny_encoder), good, timing=TIMING)
     made = detector.calibration
-    assert made.n == 8 and "8 blocks of 10 s of 2 clips, each compared with the other clips" in made.note
+    assert (
+        made.n == 8
+        and made.rate == 1 / 9
+        and made.threshold > made.scores[-1]
+        and "8 blocks of 10 s of 2 clips, each compared with the other clips" in made.note
+    )
     quiet = score_video(detector, belt(tmp_path / "other.mp4", 3), timing=TIMING)
     assert len(quiet.events) <= 1
     found = score_video(detector, belt(tmp_path / "fault.mp4", 4, fault=12), timing=TIMING)

@@ -106,14 +106,14 @@ def test_the_belt_scores_the_same_in_every_kind_of_file(short, tiny_encoder, tmp
         "uneven": clips.write(tmp_path / "uneven.mp4", pictures, times=uneven, fps=belt.RATE),
         "turned": clips.turned(sideways, 90, tmp_path / "turned.mp4"),
         "ten bits": clips.write(tmp_path / "ten.mkv", pictures, pixels="yuv420p10le", **lossless),
-        "damaged": clips.write(tmp_path / "hurt.mkv", pictures, options={"slicecrc": "1"}, **lossless),
+        "damaged": clips.write(tmp_path / "hurt.mkv", pictures, options={"slicecrc": "1", "g": "1"}, **lossless),
     }
     content = bytearray(files["damaged"].read_bytes())
     content[len(content) // 2] ^= 0xFF
     files["damaged"].write_bytes(content)
     for k, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"frame_{k}.png")
-    detector = vlad.load("patch_memory", encoder=tiny_encoder).fit(pictures[:3])
+    detector = vlad.load("patch_memory", encoder=tiny_encoder).fit(pictures[2::7])  # none of those that are scored
     found = {}
     for name, file in {**files, "pictures": str(tmp_path / "frame_*.png")}.items():
         lines = []
@@ -127,7 +127,8 @@ def test_the_belt_scores_the_same_in_every_kind_of_file(short, tiny_encoder, tmp
     for name, scores in found.items():
         shared = scores.keys() & found["plain"].keys()
         assert len(shared) >= (2 if name in ("uneven", "damaged") else 6), name
-        assert all(abs(scores[k] - found["plain"][k]) < 0.02 for k in shared), (name, scores, found["plain"])
+        others = [k for k in shared if abs(scores[k] - found["plain"][k]) >= 0.02]
+        assert len(others) <= (name == "damaged"), (name, others)  # the damaged frame itself may be shown as it is
 
 
 def test_a_belt_that_stops_and_one_with_short_events_are_labelled_where_it_happens(monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ from vlad.detector.predicting import Judge, fit_to_frame
 from vlad.framing.looking import PASS, Views, keep, memories, remember, scores_of, views_of
 from vlad.memory.normals import NormalPictures
 from vlad.scorer import Scorer, Scores
-from vlad.thresholds import Calibration, ladder
+from vlad.thresholds import FEWEST, Calibration, ladder
 from vlad.video.reading import Damage
 from vlad.video.scoring import Timing
 from vlad.video.smoothing import Smoother
@@ -80,7 +80,8 @@ def fit_clips(
         sources: two clips or more, of different good parts or times; of a single one there is no threshold.
         timing: which frames are taken, and how scores are smoothed; score with the same.
         block: seconds, longer than one part stays in view.
-        rate: the share of good blocks that may hold a false alarm; None takes what their number allows.
+        rate: the share of good blocks that may hold a false alarm; None takes the lowest that n of them can promise,
+            1 / (n + 1).
 
     Raises:
         ValueError, TypeError, vlad.ImageError: as `vlad.frames` and `Detector.fit`.
@@ -102,7 +103,12 @@ def fit_clips(
     kept = NormalPictures(missing="its thresholds come from clips, not from pictures")
     scores, peaks = ([value for of_clip in blocks for value in of_clip[kind]] for kind in (0, 1))
     made = _calibration(scores, len(clips), block, rate)
-    return detector.take(Judge.calibrated(scorer, made, ladder(peaks, rate) if peaks else None, kept))
+    return detector.take(Judge.calibrated(scorer, made, _ruled(peaks, rate) if peaks else None, kept))
+
+
+def _ruled(values: Sequence[float], rate: float | None) -> Calibration:
+    """The threshold of the lowest rate that so many blocks can promise: 5 % of all 10 s would be 18 alarms an hour."""
+    return ladder(values, 1 / (len(values) + 1) if rate is None and len(values) >= FEWEST else rate)
 
 
 def _calibration(scores: list[float], clips: int, block: float, rate: float | None) -> Calibration:
@@ -114,7 +120,7 @@ def _calibration(scores: list[float], clips: int, block: float, rate: float | No
         )
         logger.warning(words)
         return Calibration(None, "none", 0, note=words)
-    made = ladder(scores, rate)
+    made = _ruled(scores, rate)
     if made.threshold is None:
         logger.warning(f"no threshold: {len(scores)} blocks of {block:g} s are too few; give longer or more good clips")
     note = f"{len(scores)} blocks of {block:g} s of {clips} clips, each compared with the other clips; {made.note}"
