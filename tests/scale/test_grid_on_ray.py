@@ -16,6 +16,9 @@ import vlad
 from vlad.datasets import load as samples_of
 
 pytestmark = pytest.mark.slow
+os.environ.setdefault(
+    "RAY_memory_monitor_refresh_ms", "0"
+)  # else Ray ends workers where other programs fill the memory
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
 

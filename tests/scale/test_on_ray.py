@@ -18,6 +18,9 @@ from vlad import scale
 from vlad.folder import LINES, SETTINGS, score_folder
 
 pytestmark = pytest.mark.slow
+os.environ.setdefault(
+    "RAY_memory_monitor_refresh_ms", "0"
+)  # else Ray ends workers where other programs fill the memory
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 COUNT, SHARD = 2000, 50
 POISON = {733: "poison-a.png", 1601: "poison-b.png"}  # number -> name of a file at whose opening a worker dies

@@ -1,6 +1,7 @@
 """MuSc by the workers of a Ray cluster: scores, maps and lines of one process, whatever dies meanwhile."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ from vlad import scale
 from vlad.folder import LINES, score_folder
 
 pytestmark = pytest.mark.slow
+os.environ.setdefault(
+    "RAY_memory_monitor_refresh_ms", "0"
+)  # else Ray ends workers where other programs fill the memory
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 COUNT = 30
 

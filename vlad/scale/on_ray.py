@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from typing import Any
 
 from vlad.version import __version__
 
+PAUSE = 1.0  # seconds after a death, before the job is given out again
 WAIT = 5.0  # seconds after which the cluster is asked again what it has
+APART = 10.0  # seconds; of workers that die closer together one counts: a node lost or short of memory ends many
 DEATHS = 3  # of the workers at one job, after which it is given up
 WORKER, NODE = "worker", "node"  # what may die
 
-Died = Callable[[int, str, int], None]  # number of the job, WORKER or NODE, how many workers have died at it
+Died = Callable[[int, str, int], None]  # number of the job, WORKER or NODE, how many deaths of workers at it count
 
 
 def give_up(number: int, what: str, deaths: int) -> None:
@@ -52,7 +55,7 @@ def each(
         workers: jobs in work at once; None: a worker for each GPU, or CPU where there is none.
         gpus: whether a job needs a GPU; None: where the cluster has any.
         first: number -> the function's first argument, where many jobs share few large ones: each is sent once.
-        died: told of every death, so that it may count or raise; then the job is done again.
+        died: told of every death that counts (APART), so that it may count or raise; then the job is done again.
 
     Raises:
         ImportError, ConnectionError: Ray is not installed, or not reached.
@@ -61,6 +64,7 @@ def each(
     with _connected(address) as ray:
         task = _task(ray)
         waiting, flying, deaths, put = deque(jobs), dict[Any, int](), dict[int, int](), dict[int, Any]()
+        last = -APART
         while waiting or flying:
             slots, placed = _slots(ray, gpus)
             while waiting and len(flying) < (workers or 2 * slots):
@@ -76,9 +80,13 @@ def each(
                 if what is None:
                     yield number, result
                     continue
-                deaths[number] = deaths.get(number, 0) + (what == WORKER)
-                died(number, what, deaths[number])
                 waiting.append(number)
+                if what == WORKER:
+                    time.sleep(PAUSE)
+                    if time.monotonic() - last < APART:
+                        continue
+                    last, deaths[number] = time.monotonic(), deaths.get(number, 0) + 1
+                died(number, what, deaths.get(number, 0))
 
 
 def _outcome(ray: Any, ended: Any) -> tuple[str | None, Any]:

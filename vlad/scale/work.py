@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlad.detector import Detector
 
 TRIES, DETECTOR = "tries", "detector.safetensors"
-STILLBORN = 3  # workers in a row that may die before they begin a shard
+STILLBORN = 3  # deaths of workers in a row, before they begin a shard, that may count
 WHOLE, ALONE = 2, 2  # deaths that a shard costs before it is done picture by picture; that a picture then costs
 PARTIAL = ".partial-"  # how files begin that are being written, in `out`
 DEADLY = "the process that scores it died {deaths} times at this picture"
