@@ -66,6 +66,5 @@ def gather(
     for name in plan.out.names(""):
         if name.startswith(PARTIAL):
             plan.out.remove(name)
-    for name in plan.out.names(TRIES):
-        plan.out.remove(f"{TRIES}/{name}")
+    plan.out.clear(TRIES)
     return folder.Summary(verdicts.total(), dict(verdicts), 0, tuple(failed), 0.0, {}, unlike, decided)

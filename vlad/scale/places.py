@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -81,11 +81,15 @@ class Place:
         return sorted(one.name for one in there.iterdir() if one.is_file()) if there.is_dir() else []
 
     def remove(self, name: str) -> None:
-        """Deletes a file if it is there, and its folder with the last one."""
-        file = Path(self.root, name)
-        file.unlink(missing_ok=True)
-        if "/" in name and file.parent.is_dir() and not any(file.parent.iterdir()):
-            file.parent.rmdir()
+        """Deletes a file if it is there."""
+        Path(self.root, name).unlink(missing_ok=True)
+
+    def clear(self, folder: str) -> None:
+        """Deletes one of its folders with its files, when nobody writes there any more."""
+        for name in self.names(folder):
+            self.remove(f"{folder}/{name}")
+        with suppress(OSError):  # there is none, as in stores, or something else lies in it
+            Path(self.root, folder).rmdir()
 
     @contextmanager
     def writing(self) -> Iterator[Path]:

@@ -145,8 +145,7 @@ def scored_set(
     jobs = {n: (saved, files, after, n, shards[n]) for n in todo}
     for number, _ in each(say, jobs, address, died=died, **how):
         yield number
-    for name in plan.out.names(SET):
-        plan.out.remove(f"{SET}/{name}")
+    plan.out.clear(SET)
 
 
 @contextmanager
