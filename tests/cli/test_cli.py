@@ -18,6 +18,7 @@ import vlad
 from vlad import folder
 from vlad.cli import app
 from vlad.cli.lists import KINDS
+from vlad.encoders.text import strange_words
 
 NAME = ["--name", "metal bolt"]
 
@@ -354,6 +355,21 @@ def test_another_method_without_words_takes_the_same_command_line(score, photos)
     done = run(*score, photos, *NAME, "--prompts", "winclip", "--method", "musc", "--json")
     assert done.exit_code == 0, done.output
     assert "musc looks at pictures alone; --name and --prompts say nothing to it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "strange"),
+    [("qwertzuiop blah", '"qwertzuiop"'), ("Metallschraube", '"Metallschraube"'), ("винт", '"винт"'), NAME[1:] * 2],
+)
+def test_a_name_that_is_no_plain_english_is_remarked_on(score, photos, name, strange):
+    said = run(*score, photos, "--name", name, "--json").stderr
+    assert (f"note: {strange} may say nothing to" in said) == (name != NAME[1]) and said.count("plain English") <= 1
+
+
+def test_words_of_a_trade_are_known():
+    encoder = vlad.Encoder.load("tiny")
+    trade = "grommet sprocket photovoltaic cell fiberglass transistor hazelnut pcb magnetic tile leadframe"
+    assert strange_words(encoder, trade) == [] and strange_words(encoder, f"{trade} Lötstelle") == ["Lötstelle"]
 
 
 def test_what_comes_before_the_first_line_of_a_set_is_told_with_its_end_in_sight(score, photos, monkeypatch):

@@ -187,6 +187,7 @@ def load_detector(
         if name is None and words == "required":
             raise ValueError(f'{method} must know what the pictures show; say it in words, such as --name "metal bolt"')
         detector = vlad.load(method, name, **given)
+        _remark_words(detector, name)
         own = given.get("adapter")
         return detector, {"adapter": hashlib.sha256(own.read_bytes()).hexdigest()} if own and own.is_file() else {}
     if str(file).startswith(HUB):
@@ -194,7 +195,17 @@ def load_detector(
     if method is not None:
         raise ValueError(f"{file} records its own method; leave out --method")
     detector = vlad.load(file.absolute(), name, **given)
+    _remark_words(detector, name)
     return detector, {"detector": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def _remark_words(detector: "Detector", name: str | None) -> None:
+    """Says which words of a name the encoder hardly knows, once, where it was given."""
+    from vlad.encoders.text import strange_words
+
+    if name is not None and (strange := strange_words(detector.encoder, name)):
+        words = " and ".join(f'"{one_line(word)}"' for word in strange)
+        typer.echo(f"note: {words} may say nothing to {detector.encoder.name}, which reads plain English", err=True)
 
 
 def many_lines(text: str) -> str:

@@ -10,6 +10,19 @@ from vlad.encoders.blocks import block, checkpointed, continued
 from vlad.encoders.encoder import Edit, Encoder
 
 TOKENIZED = 32  # calls whose tokens are kept
+PIECES = 4  # into which the vocabulary's merges leave a word of another language or none; "photovoltaic" is 3
+
+
+def strange_words(encoder: Encoder, name: str) -> list[str]:
+    """The words of a name that an encoder with CLIP's vocabulary, which is of English, sees in small pieces alone."""
+    from open_clip import tokenize
+    from open_clip.tokenizer import SimpleTokenizer
+
+    words = name.split()
+    if not words or not isinstance(getattr(encoder, "tokenizer", None), SimpleTokenizer):
+        return []
+    pieces = (tokenize(words) != 0).sum(1) - 2  # without start and end
+    return [word for word, count in zip(words, pieces.tolist(), strict=True) if count >= PIECES]
 
 
 class ReadingEncoder(Encoder):
