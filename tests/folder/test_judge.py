@@ -111,7 +111,9 @@ def test_the_command_judges_by_a_saved_detector_and_renews_page_and_sheet(pictur
     judged = run(app, ["judge", str(out), "--threshold", "1000"])
     assert judged.exit_code == 0 and "4 normal" in judged.stdout
     assert (out / "results.csv").read_text().count(",normal,") == 4
-    assert '"threshold": 1000.0' in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert '"threshold": 1000.0' in page and "may be called bad" not in page and "a threshold set by hand" in page
     again = run(app, ["judge", str(out), "--detector", file, *encoder])
     assert again.exit_code == 0 and "anomalous" in before
+    assert "of 6 good parts about one may be called bad" in (out / "index.html").read_text()
     assert [line["verdict"] for line in lines(out)] == before

@@ -50,7 +50,7 @@ def write_page(folder: Path) -> Path:
         "title": f"{settings.get('name') or 'Pictures'}: {scored} scored"
         + (f", {failed} not readable" if failed else ""),
         "scored": scored,
-        "promise": calibration.get("note") or "",
+        "promise": _promise(calibration, data["threshold"]),
         "unlike": unlike_normals(lines, _calibration(calibration)),
         "made": f"{settings.get('method')} on {settings.get('encoder')}, VLAD {settings.get('vlad')}",
     }
@@ -58,6 +58,14 @@ def write_page(folder: Path) -> Path:
     text = environment.get_template("page.html.j2").render(data=_in_script(data), **facts)
     write_whole(folder / PAGE, text.encode("utf-8", "replace"))
     return folder / PAGE
+
+
+def _promise(calibration: dict[str, Any], threshold: float | None) -> str:
+    """What the threshold promises; of one that was set by hand the good pictures say nothing."""
+    own = calibration.get("threshold")
+    if own in (None, threshold):
+        return calibration.get("note") or ""
+    return f"a threshold set by hand; that of the good pictures is {own:.4g}"
 
 
 def _calibration(facts: dict[str, Any]) -> Calibration | None:
