@@ -40,9 +40,10 @@ def write_page(folder: Path) -> Path:
     inside, failed = len(lines) <= INSIDE, sum(line["error"] is not None for line in lines)
     scored = len(lines) - failed
     calibration = settings.get("calibration") or {}
+    threshold = next((one["threshold"] for one in lines if one.get("threshold") is not None), None)
     data = {
         "pictures": [_picture(folder, line, inside) for line in lines],
-        "threshold": next((one["threshold"] for one in lines if one.get("threshold") is not None), None),
+        "threshold": threshold,
         "normals": list(calibration.get("scores") or ()),
         "unsure": calibration.get("unsure"),
     }
@@ -50,7 +51,7 @@ def write_page(folder: Path) -> Path:
         "title": f"{settings.get('name') or 'Pictures'}: {scored} scored"
         + (f", {failed} not readable" if failed else ""),
         "scored": scored,
-        "promise": _promise(calibration, data["threshold"]),
+        "promise": _promise(calibration, threshold),
         "unlike": unlike_normals(lines, _calibration(calibration)),
         "made": f"{settings.get('method')} on {settings.get('encoder')}, VLAD {settings.get('vlad')}",
     }
