@@ -134,7 +134,7 @@ def test_wrong_lists_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "b.tar").write_bytes(b"\x1f\x8b\x08" + bytes(2000))
     for name, words in (
         ("a.csv", "has the columns name, label; expected one of path, image"),
-        ("a.parquet", "no Parquet table|needs pyarrow"),
+        ("a.parquet", "no Parquet table|need pyarrow"),
         ("b.tar", "compressed ones are not taken|damaged"),
     ):
         command = ["score", str(tmp_path / name), "--name", "bolt", "--out", str(tmp_path / "run"), "--share", "0/1"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlad import loading, metrics
+from vlad import metrics
+from vlad.detector import loading
 from vlad.prompts import PromptPack
 
 if TYPE_CHECKING:
