@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_sets import Brightness, brightness
 from typer.testing import CliRunner
@@ -73,13 +74,24 @@ def content(folder):
     return {file.relative_to(folder): file.read_bytes() for file in files}
 
 
+def forked(work):
+    """A process that does this work; its number."""
+    if (child := os.fork()) == 0:
+        torch.set_num_threads(1)  # the threads that the parent has started are not there, and would be waited for
+        work()
+        os._exit(0)
+    return child
+
+
+def ended(child):
+    """0 if the process has come to its end by itself."""
+    return os.waitpid(child, 0)[1]
+
+
 def deaths_until_done(work):
     """How often a process that does this work is killed until one comes to its end."""
     for deaths in range(40):
-        if (child := os.fork()) == 0:
-            work()
-            os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:
+        if ended(forked(work)) == 0:
             return deaths
     raise AssertionError("no end")
 
@@ -96,12 +108,12 @@ def test_two_shares_gathered_are_the_folder_of_one_process(run, pictures, small_
 
 def test_what_a_killed_process_left_is_gone_on_with_and_leaves_no_litter(run, pictures, small_encoder, tmp_path):
     score_folder(brightness(small_encoder, Mortal), [pictures], tmp_path / "one", batch_size=2)
-    for _ in range(3):
-        if (child := os.fork()) == 0:
-            Mortal.after = 6  # amid a shard, after another one
-            run(brightness(small_encoder, Mortal), resume=True)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] != 0
+
+    def die_amid_a_shard():
+        Mortal.after = 6  # after another one
+        run(brightness(small_encoder, Mortal), resume=True)
+
+    assert all(ended(forked(die_amid_a_shard)) != 0 for _ in range(3))
     run(brightness(small_encoder, Mortal), resume=True)
     scale.gather(tmp_path / "run")
     assert content(tmp_path / "run") == content(tmp_path / "one")
@@ -179,13 +191,8 @@ def test_wrong_shares_and_sizes_are_refused(run):
 
 
 def test_two_processes_on_one_shard_do_each_other_no_harm(run, tmp_path):
-    children = []
-    for _ in range(2):
-        children.append(os.fork())
-        if children[-1] == 0:
-            run(resume=True)
-            os._exit(0)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    children = [forked(lambda: run(resume=True)) for _ in range(2)]
+    assert [ended(child) for child in children] == [0, 0]
     run(resume=True)
     assert scale.missing(tmp_path / "run") == [] and scale.gather(tmp_path / "run").scored == 18
 
