@@ -272,6 +272,16 @@ def test_leaving_a_picture_out_of_a_coreset_is_a_coreset_of_the_others():
     assert len(memory) == 18 and memory.distance(tokens).min() == 0
 
 
+def test_float16_rows_of_a_file_are_searched_exactly_where_the_encoder_is_exact():
+    coarse, exact = Memory(exact=False), Memory(exact=True)
+    coarse.add(rows(40, 512, 1)[None])
+    coarse.ids = ["one"]
+    exact.restore({"rows": coarse.rows, "owners": coarse.owners}, ["one"], torch.device("cpu"))
+    assert coarse.rows.dtype == torch.float16 and exact.rows.dtype == torch.float32
+    queries = rows(300, 512, 2)
+    torch.testing.assert_close(exact.distance(queries[None])[0], nearest(queries, coarse.rows)[0][:, 0], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_closest_rows_are_those_that_the_distance_is_measured_to(exact):
     memory, tokens = Memory(exact=exact), torch.stack([rows(5, 6, seed) for seed in (0, 7)])

@@ -6,20 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from ray_workers import at_work, ray, two_cpus
 from small_sets import write_category
 
 import vlad
 from vlad.datasets import load as samples_of
 
 pytestmark = pytest.mark.slow
-os.environ.setdefault(
-    "RAY_memory_monitor_refresh_ms", "0"
-)  # else Ray ends workers where other programs fill the memory
-ray = pytest.importorskip("ray", reason="needs the extra ray")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +30,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Of two CPUs."""
-    made = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield made
-    ray.shutdown()
+    with two_cpus():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -119,22 +114,10 @@ def test_a_killed_command_and_a_killed_worker_cost_nothing_but_time(data, tmp_pa
     before = len(list(tmp_path.glob("run/parts/*.json")))
     assert 1 <= len(found) <= before < 6
     driver = subprocess.Popen(there, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while driver.poll() is None and not (pids := workers()):
+    while driver.poll() is None and not (pids := at_work()):
         time.sleep(0.02)
     for pid in pids[:1]:
         os.kill(pid, signal.SIGKILL)
     said = driver.communicate(timeout=200)[0]
     assert driver.returncode == 0
     assert json.loads(said)["rows"] == json.loads(alone.stdout)["rows"]
-
-
-def workers():
-    """Processes of Ray with a job in work."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::on_node" in (place / "cmdline").read_bytes():
-                found.append(int(place.name))
-        except OSError:
-            continue
-    return found

@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ray_workers import at_work, ray
 
 import vlad
 from vlad import scale
 from vlad.folder import LINES, SETTINGS, score_folder
 
 pytestmark = pytest.mark.slow
-os.environ.setdefault(
-    "RAY_memory_monitor_refresh_ms", "0"
-)  # else Ray ends workers where other programs fill the memory
-ray = pytest.importorskip("ray", reason="needs the extra ray")
 COUNT, SHARD = 2000, 50
 POISON = {733: "poison-a.png", 1601: "poison-b.png"}  # number -> name of a file at whose opening a worker dies
 KILLER = """
@@ -85,18 +82,6 @@ def wait_for_parts(out, count, driver):
         time.sleep(0.02)
 
 
-def shard_workers():
-    """Processes of Ray that score."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::on_node" in (place / "cmdline").read_bytes():
-                found.append(int(place.name))
-        except OSError:
-            continue
-    return found
-
-
 def lines(out):
     return [json.loads(line) for line in (out / LINES).open()]
 
@@ -106,7 +91,7 @@ def test_nothing_is_lost_or_doubled_whatever_dies(cluster, detector, pictures, t
     call = command(detector, pictures, out, made.address, "--no-maps")
     driver = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for_parts(out, 2, driver)
-    for pid in shard_workers()[:1]:
+    for pid in at_work()[:1]:
         os.kill(pid, signal.SIGKILL)
     wait_for_parts(out, 8, driver)
     driver.kill()

@@ -1,7 +1,6 @@
 """MuSc by the workers of a Ray cluster: scores, maps and lines of one process, whatever dies meanwhile."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,16 +8,13 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from ray_workers import ray, two_cpus
 
 import vlad
 from vlad import scale
 from vlad.folder import LINES, score_folder
 
 pytestmark = pytest.mark.slow
-os.environ.setdefault(
-    "RAY_memory_monitor_refresh_ms", "0"
-)  # else Ray ends workers where other programs fill the memory
-ray = pytest.importorskip("ray", reason="needs the extra ray")
 COUNT = 30
 
 
@@ -39,9 +35,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Of two CPUs."""
-    made = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield made
-    ray.shutdown()
+    with two_cpus():
+        yield
 
 
 def musc(**options):

@@ -22,6 +22,8 @@ def export(
 ) -> None:
     """Write a detector as one .onnx file; examples/run_exported.py shows how to run it.
 
+    A graph computes in float32, so fit with --dtype float32: a threshold of other arithmetic is dropped.
+
     Example: vlad export bolt.safetensors --to bolt.onnx --check good/
     """
 

@@ -340,8 +340,8 @@ class Memory(nn.Module):
         lengths = rows.float().norm(dim=1)
         if not torch.isfinite(lengths).all() or (self.metric == "cosine" and (lengths - 1).abs().max() > 0.01):
             raise ValueError("rows are not finite, or not of length 1")
-        self.store, self.ids = rows.dtype, list(ids)
-        self.rows, self.owners = rows.to(device), owners.to(device)
+        self.store = torch.promote_types(self.store, rows.dtype)  # float32 where the encoder is exact: so is its search
+        self.rows, self.owners, self.ids = rows.to(device, self.store), owners.to(device), list(ids)
 
 
 def _coreset_rows(rows: Tensor, share: float, seed: int) -> Tensor:
