@@ -1,5 +1,6 @@
 """A camera as it goes: the newest frame alone, alarms that open and close, a camera that is lost, frozen or dark."""
 
+import threading
 import time
 
 import numpy as np
@@ -172,3 +173,13 @@ def test_a_method_that_scores_sets_is_refused(small_encoder):
 
 def test_a_watch_without_any_time_ends_at_once(detector):
     assert not list(watch(detector, Played([60] * 20), until=0.0))
+
+
+def test_decoding_has_ended_when_the_watch_has(detector):
+    # A program that ended while its thread decoded was aborted: "terminate called without an active exception".
+    stop, before = threading.Event(), threading.active_count()
+    for said in watch(detector, Played([100] * 1000), timing=Timing(every=0), stop=stop):
+        if said.kind == "line":
+            assert threading.active_count() > before
+            stop.set()
+    assert threading.active_count() == before

@@ -146,7 +146,7 @@ def clock(seconds: float) -> str:
 
 def seconds(text: str) -> float:
     """Seconds of "0.5", "0.5s", "500ms", "2m", "1h", "00:10" or "1:02:03.5"; ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)?", text.strip())
     if found:
         return float(found[1]) * {"ms": 0.001, "m": 60.0, "h": 3600.0}.get(found[2] or "s", 1.0)
     parts = text.strip().split(":")

@@ -31,6 +31,7 @@ FROZEN = 10.0  # seconds of the very same picture after which a camera is called
 PENDING = 8  # events that wait for a language model; older ones stay unanswered
 LAST_ANSWERS = 20.0  # seconds that are waited for the last answers, at the end
 GLANCE = 0.2  # seconds between two looks whether it shall stop
+ENDING = 2.0  # seconds that are waited for the decoding thread, which a camera may hold up
 MOMENT = 0.02  # seconds to sleep while a frame is there but not due
 DARK = 4.0  # mean grey level below which it is called dark
 PAUSES = (1, 2, 4, 8, 16, 30)  # seconds before a lost camera is opened again
@@ -145,8 +146,10 @@ def watch(
     while True:
         before = state.count
         slot = Newest()
-        threading.Thread(target=_fill, args=(live, slot, state), daemon=True).start()
+        decoding = threading.Thread(target=_fill, args=(live, slot, state), daemon=True)
+        decoding.start()
         yield from state.over(slot)
+        decoding.join(ENDING)  # a program that ends while it decodes is aborted
         lost = isinstance(live, Live) and live.returns and not state.over_time()
         yield from state.close("gap" if lost else "stopped")
         if not lost:
