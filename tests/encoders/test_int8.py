@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import vlad
 from vlad.encoders import efficientnet
 from vlad.encoders.encoder import Encoder
-from vlad.encoders.int8 import Int8Linear, quantised_rows
+from vlad.encoders.int8 import Int8Linear, int8_product, quantised_rows
 
 METHODS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip")
 METHODS += ("adaclip", "crane", "sowa", "vcpclip")  # all that have words or an adapter for `tiny`
@@ -97,7 +97,22 @@ def test_a_tower_of_convolutions_refuses_int8(metauas_file):
         efficientnet.load(f"efficientnet:{metauas_file}", device="cpu", dtype="int8")
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_a_product_is_exact_with_and_without_units_for_it(units, monkeypatch):
+    monkeypatch.setattr("vlad.encoders.int8.has_int8_units", lambda: units)
+    left, right = torch.randint(-127, 128, (2, 5, 3000), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    left[0] = right[0] = 127  # the largest sum
+    assert torch.equal(int8_product(left, right.T).long(), left.long() @ right.T.long())
+
+
+def test_a_processor_without_units_for_int8_is_named(monkeypatch):
+    monkeypatch.setattr("vlad.encoders.int8.has_int8_units", lambda: False)
+    with pytest.warns(UserWarning, match="no units for int8"):
+        Encoder.load("tiny", device="cpu", dtype="int8")
+
+
 def test_a_torch_without_int8_products_is_named(monkeypatch):
+    monkeypatch.setattr("vlad.encoders.int8.has_int8_units", lambda: True)
     monkeypatch.delattr(torch, "_int_mm")
     with pytest.raises(ValueError, match=re.escape(f"this torch ({torch.__version__}) has no int8 products")):
         Encoder.load("tiny", device="cpu", dtype="int8")

@@ -131,7 +131,8 @@ def test_times_that_are_none_are_refused(clip):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("0.5s", 0.5), ("500ms", 0.5), ("2", 2), (".25s", 0.25), ("2m", 120), ("1:02:03.5", 3723.5), ("00:10", 10)]
+    ("text", "expected"),
+    [("0.5s", 0.5), (".25s", 0.25), ("500ms", 0.5), ("2", 2), ("2m", 120), ("1:02:03.5", 3723.5), ("00:10", 10)],
 )
 def test_a_time_is_read_as_people_write_it(text, expected):
     assert reading.seconds(text) == expected

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vlad.encoders.blocks import block, value_block
 from vlad.encoders.dtypes import INT8
+from vlad.encoders.int8 import has_int8_units, warn_of_slow_int8
 from vlad.files import cache_dir
 
 FORMAT = 1  # of the graph: raise it when what it gives changes
@@ -65,6 +66,7 @@ class Engine:
         _package("openvino")
         if precision == INT8:
             _package("nncf")
+            warn_of_slow_int8()
         self.blocks, self.depth, self.width, self.precision = blocks, len(blocks), width, precision
         self.digest = digest
         self.calibrated: str | None = None
@@ -131,7 +133,8 @@ class Engine:
     def _folder(self, calibrated: str | None) -> Path:
         quantised = self.precision == INT8
         packages = [_package(name).__version__ for name in (("openvino", "nncf") if quantised else ("openvino",))]
-        facts = [FORMAT, self.digest, INT8 if quantised else "float", calibrated, torch.__version__, *packages]
+        kind = ["int8", "of 8 bits" if has_int8_units() else "of 7 bits"] if quantised else ["float"]
+        facts = [FORMAT, self.digest, *kind, calibrated, torch.__version__, *packages]
         return cache_dir() / "engines" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     def _kept(self, calibrated: str | None, samples: Sequence[Tensor]) -> Any:
@@ -156,7 +159,17 @@ def _quantised(model: Any, samples: list[Any]) -> Any:
     nncf = _package("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own call would quieten whatever handlers it shares
     kind, preset = nncf.ModelType.TRANSFORMER, nncf.QuantizationPreset.MIXED
-    return nncf.quantize(model, nncf.Dataset(samples), preset=preset, model_type=kind, subset_size=len(samples))
+    # Without units for int8, sums of two products are kept in 16 bits and overflow: weights of 7 bits then.
+    narrow = nncf.OverflowFix.DISABLE if has_int8_units() else nncf.OverflowFix.ENABLE
+    how = nncf.AdvancedQuantizationParameters(overflow_fix=narrow)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        preset=preset,
+        model_type=kind,
+        subset_size=len(samples),
+        advanced_parameters=how,
+    )
 
 
 def _write(model: Any, folder: Path) -> None:
