@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-LARGE = 25_000_000  # H * W from which on a picture is reduced where it is read, if its reader says that it needs less
-SPARE = 3  # times the side asked for that is left: the fine resize that follows then moves no score by more than 1e-3
+LARGE = 25_000_000  # H * W above which a picture is reduced where it is read, if its reader says that it needs less
+SPARE = 3  # times the side asked for that is left: scores then move by a few thousandths, about as by one grey level
 MAX_PIXELS = 178_956_970  # H * W; what Pillow itself accepts before it raises: about 540 MB as RGB
 WHOLE = 100_000_000  # H * W of what a detector reads at its own size: more takes over 2 GB beside an encoder
 PLAIN_BYTES = 7.2  # a pixel of 8 bits while it is decoded: 4 of Pillow's, 3 of ours, the file
