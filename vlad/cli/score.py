@@ -108,8 +108,7 @@ def score(
         if max_false_positive_rate is not None and normals is None:
             raise ValueError("--max-false-positive-rate is a promise made with good pictures; give them with --normals")
         cut, out = _parsed(threshold), into.out
-        check_explaining(explain, speaker)
-        _check_explaining(explain, out is not None or as_json, cut)
+        _check_explaining(explain, speaker, out is not None or as_json, cut)
         into.check(shards.asked)
         clips, when = video.are_clips(inputs, times.source_fps), times.timing()  # before the encoder: quick to see
         asked = video.witness(speaker, flags.name, times.rules_every) if explain and clips else None
@@ -160,8 +159,9 @@ def _scored(
     return summary
 
 
-def _check_explaining(asked: bool, shown: bool, cut: float | str | None) -> None:
+def _check_explaining(asked: bool, speaker: ReasonerFlags, shown: bool, cut: float | str | None) -> None:
     """ValueError where --explain and the other flags do not go together."""
+    check_explaining(asked, speaker)
     if asked and not shown:
         raise ValueError("--explain adds to JSON lines; print them with --json, or write them with --out FOLDER")
     if asked and cut == "auto":

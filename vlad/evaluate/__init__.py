@@ -73,15 +73,14 @@ def evaluate(
         detectors: a Detector, a list, or a dict label -> Detector; left unchanged. Those round one Encoder object share
             its passes. Any object with `predict` too, and a CSV of finished scores (`vlad.evaluate.guests`).
         samples: of one or more data sets, as `vlad.datasets` reads them; test pictures are measured.
-        shots: normal pictures to fit on; 0 takes the detectors as they are. Where a category has none for training,
-            half of its normal test pictures are set aside for it (seed 0), which the report says.
-        seeds: number of draws of these pictures (seeds 0, 1, ...), or the seeds; without shots there is one run.
-        metric_size: "native": maps are brought to each picture's own size; or the side of a square for both maps and
-            masks, as papers do (518, 256).
+        shots: normal pictures to fit on; 0 takes the detectors as they are. A category that has none for training gives
+            half of its normal test pictures (drawn with seed 0), which the report says.
+        seeds: how many draws of these pictures (seeds 0, 1, ...), or the seeds; without shots there is one run.
+        metric_size: "native", each picture's own, or the side of a square for maps and masks, as in papers (518, 256).
         force: also evaluate detectors on the data set that they were trained on; the report is stamped.
         corrupt: names of `vlad.datasets.corrupt.CORRUPTIONS`; adds the metrics on pictures changed so, per severity.
-        names: category -> words for prompts, instead of the data set's own, or the words for all of them. A detector
-            that was fitted or has a threshold keeps its own where none are given, and is measured as it is.
+        names: category -> words for prompts, or the words for all; None: the data set's, but for a detector that was
+            fitted or has a threshold, which keeps its own.
         bootstrap: draws for the intervals; 0 for none.
         mask_resize: with a square metric_size "bilinear" (antialiased, over 0.5) or "nearest".
         empty_mask: anomalous pictures in which nothing is marked count as "normal" pixels, or "skip" them.
@@ -90,37 +89,34 @@ def evaluate(
         memory: bytes that maps may take in one category; above it pixel metrics get (narrow) bounds.
         save_maps: folder for maps of clean test pictures, .npy of the method's own size; predictions.csv names them.
         out: folder to write to as results come; a killed run goes on there.
-        ray: "local", "auto" or the address of a Ray cluster: each of its workers, or of `workers`, does a category at a
-            time with all detectors round one encoder, on the kind of device that they have here.
+        ray: "local", "auto" or the address of a Ray cluster, of which so many `workers` do a category at a time.
         progress: called with (category, pictures done, pictures in all).
 
     Raises:
-        ValueError: wrong arguments; no test picture; a picture twice; too few normals; a leak without `force`; a map
-            or score that is NaN; `out` holds a run with other settings.
+        ValueError: no test picture, one twice, too few normals; a leak without `force`; a NaN; other settings in `out`.
         TypeError: something that is no detector, or cannot be fitted although shots are asked for.
         vlad.ImageError, FileNotFoundError: a picture or mask cannot be read.
         ImportError, ConnectionError: Ray is not installed, or not reached.
     """
     named, groups = labelled(detectors), grouped(samples, names or {}, shots)
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    conditions = (Condition(), *(Condition(kind, severity) for kind in corrupt for severity in severities))
-    sizes, maps = MetricSize(metric_size, mask_resize), None if save_maps is None else Path(save_maps)
-    how: dict[str, Any] = {"batch_size": batch_size, "memory": memory, "maps": maps, "papers": paper_metrics}
-    plan = Plan(shots, numbers, sizes, conditions, bootstrap, empty_mask, named=names is not None, **how)
-    check_plan(plan, named, groups)
-    settings = settings_of_run(plan, named, groups, leaks_of(named, groups, force))
-    return _measured(named, groups, plan, settings, out, ray=ray, workers=workers, progress=progress)
+    how: dict[str, Any] = {"corrupt": tuple(corrupt), "severities": tuple(severities), "batch_size": batch_size}
+    how |= {"memory": memory, "maps": None if save_maps is None else Path(save_maps), "papers": paper_metrics}
+    plan = Plan(shots, numbers, metric_size, mask_resize, bootstrap, empty_mask, named=names is not None, **how)
+    return _measured(named, groups, plan, force, out, ray=ray, workers=workers, progress=progress)
 
 
 def _measured(
     named: Mapping[str, Detector | Guest],
     groups: Mapping[Place, Group],
     plan: Plan,
-    settings: Mapping[str, Any],
+    force: bool,
     out: str | os.PathLike[str] | None,
     **by: Any,
 ) -> Report:
     """The report, category by category; what `out` has of an earlier run is taken from there. `by`: as for `_parts`."""
+    check_plan(plan, named, groups)
+    settings = settings_of_run(plan, named, groups, leaks_of(named, groups, force))
     parts = Parts(None if out is None else Path(out), settings)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     missing = {place: [label for label in named if not parts.has(label, place)] for place in groups}
@@ -178,7 +174,7 @@ def _category(
     named: Mapping[str, Detector | Guest], place: Place, group: Group, plan: Plan, progress: Progress | None
 ) -> Iterator[tuple[str, Part]]:
     """The part of each detector on one category, as each is finished."""
-    clock = Clock()
+    clock, size = Clock(), MetricSize(plan.metric_size, plan.mask_resize)
     entrants = list(_entrants(named, group, plan, clock))
     tests = [group.tests[i] for i in np.random.RandomState(0).permutation(len(group.tests))]
     total, done = len(tests) * len(plan.conditions), 0
@@ -188,7 +184,7 @@ def _category(
     rows: dict[str, list[Row]] = {label: [] for label in named}
     for condition in plan.conditions:
         collectors = [_collector(plan, len(entrants)) for _ in entrants]
-        how: dict[str, Any] = {"metric_size": plan.metric_size, "batch_size": plan.batch_size, "clock": clock}
+        how: dict[str, Any] = {"metric_size": size, "batch_size": plan.batch_size, "clock": clock}
         for seen, results in walk(entrants, tests, condition=condition, **how):
             with clock("metrics"):
                 for collector, found in zip(collectors, results, strict=True):
@@ -222,9 +218,8 @@ def _category(
 
 
 def _collector(plan: Plan, entrants: int) -> Collector:
-    return Collector(
-        plan.memory / entrants, plan.empty_mask, native=plan.metric_size.side == "native", papers=plan.papers
-    )
+    native = plan.metric_size == "native"
+    return Collector(plan.memory / entrants, plan.empty_mask, native=native, papers=plan.papers)
 
 
 def _entrants(named: Mapping[str, Detector | Guest], group: Group, plan: Plan, clock: Clock) -> Iterator[Entrant]:

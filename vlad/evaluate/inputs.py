@@ -15,7 +15,7 @@ from vlad.datasets import ALIASES
 from vlad.datasets.corrupt import check
 from vlad.datasets.samples import Sample
 from vlad.evaluate.guests import Finished, Guest, is_table
-from vlad.evaluate.walk import Condition, MetricSize
+from vlad.evaluate.walk import Condition
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -29,15 +29,22 @@ class Plan:
 
     shots: int
     seeds: tuple[int, ...]
-    metric_size: MetricSize
-    conditions: tuple[Condition, ...]
+    metric_size: str | int
+    mask_resize: str
     bootstrap: int
     empty_mask: str
+    corrupt: tuple[str, ...]
+    severities: tuple[int, ...]
     batch_size: int
     memory: float
     named: bool = False  # words for prompts were given
     maps: Path | None = None  # where maps are written
     papers: bool = False  # papers' AUPRO too
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The pictures as they are, then each corruption with each severity."""
+        return Condition(), *(Condition(kind, severity) for kind in self.corrupt for severity in self.severities)
 
 
 def keeps_words(detector: Detector | Guest, plan: Plan) -> bool:
@@ -138,11 +145,11 @@ def _split(group: Group) -> Group:
 
 
 def check_plan(plan: Plan, named: Mapping[str, Detector | Guest], groups: Mapping[Place, Group]) -> None:
-    size = plan.metric_size.side
+    size = plan.metric_size
     if size != "native" and (not isinstance(size, int) or size < 1):
         raise ValueError(f"metric_size is {size!r}; expected 'native' or the side of a square in pixels, such as 518")
     for key, value, known in (
-        ("mask_resize", plan.metric_size.mask_resize, ("bilinear", "nearest")),
+        ("mask_resize", plan.mask_resize, ("bilinear", "nearest")),
         ("empty_mask", plan.empty_mask, ("normal", "skip")),
     ):
         if value not in known:

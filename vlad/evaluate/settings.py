@@ -26,21 +26,19 @@ def settings_of_run(
     data: dict[str, dict[str, Any]] = {}
     for (dataset, category), group in groups.items():
         data.setdefault(dataset, {})[category] = _category(group)
-    corrupt = list(dict.fromkeys(condition.kind for condition in plan.conditions[1:]))
-    severities = sorted({condition.severity for condition in plan.conditions[1:]})
     return {
         "vlad": __version__,
         "commit": commit(),
         "shots": plan.shots,
         "seeds": list(plan.seeds) if plan.shots else [],
-        "metric_size": plan.metric_size.side,
-        "mask_resize": plan.metric_size.mask_resize if plan.metric_size.side != "native" else "none",
+        "metric_size": plan.metric_size,
+        "mask_resize": plan.mask_resize if plan.metric_size != "native" else "none",
         "empty_mask": plan.empty_mask,
         "bootstrap": plan.bootstrap,
-        "corrupt": corrupt,
+        "corrupt": list(dict.fromkeys(plan.corrupt)),
         **({"paper_metrics": True} if plan.papers else {}),
         **({"maps": plan.maps.name} if plan.maps else {}),
-        "severities": severities,
+        "severities": sorted(set(plan.severities)) if plan.corrupt else [],
         "detectors": {label: _detector(one, plan, leaks.get(label, [])) for label, one in named.items()},
         "data": data,
     }

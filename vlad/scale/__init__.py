@@ -80,9 +80,7 @@ def score(
             all pictures as one set, without `ray`.
         ImportError, ConnectionError, RuntimeError: of Ray: not installed, not reached, workers that die as they start.
     """
-    place, numbers = Place.of(out), _checked(share, ray, shard_size, batch_size)
-    if threshold != "auto":
-        checked_threshold("threshold", threshold)
+    place, numbers = Place.of(out), _checked(share, ray, shard_size, batch_size, threshold)
     model = detector if isinstance(detector, Detector) else load(detector, device=device)
     as_one, left_out = _is_set(model, ray), Counter[str]()
     pictures = listed(inputs, place, model.reader.pages, left_out)
@@ -107,8 +105,12 @@ def _is_set(model: Detector, ray: str | None) -> bool:
     return model.transductive
 
 
-def _checked(share: tuple[int, int] | None, ray: str | None, shard_size: int, batch_size: int) -> slice:
-    """Of all shards, those that are asked for."""
+def _checked(
+    share: tuple[int, int] | None, ray: str | None, shard_size: int, batch_size: int, threshold: float | str | None
+) -> slice:
+    """Of all shards, those that are asked for; TypeError, ValueError where the arguments are wrong."""
+    if threshold != "auto":
+        checked_threshold("threshold", threshold)
     if share is not None and ray is not None:
         raise ValueError("a share is done by this process and Ray does all shards; give one of the two")
     if shard_size < 1 or shard_size % batch_size:

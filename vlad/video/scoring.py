@@ -73,10 +73,12 @@ class Timing:
         own = {"every": self.every, "start": self.start, "end": self.end, "source_fps": self.source_fps}
         return frames(source, damage=damage, **own)  # type: ignore[arg-type]
 
-    def rule(self, threshold: float | None, calm: float | None) -> Rule | None:
-        """When an event opens; None without a threshold. `calm` is the calibration's median."""
+    def rule(self, detector: "Detector", threshold: float | None) -> Rule | None:
+        """When an event opens; None without a threshold. With the detector's own, its good scores say what is calm."""
         if threshold is None:
             return None
+        good = detector.calibration.scores if detector.calibration and threshold == detector.threshold else ()
+        calm = good[len(good) // 2] if good else None
         return Rule.of(threshold, self.every, median=calm, least=self.least, gap=self.gap)
 
 
@@ -148,9 +150,7 @@ def score_video(
             f"{detector.method} scores a set of pictures against each other, and a stream is none; take another method"
         )
     cut = detector.threshold if threshold is None else threshold
-    made = detector.calibration
-    calm = sorted(made.scores)[len(made.scores) // 2] if made and made.scores and threshold is None else None
-    rule = timing.rule(cut, calm)
+    rule = timing.rule(detector, cut)
     run = Run(detector, timing, rule, cut, tuple(alarms), batch_size, maps, video, progress, witness)
     if out is None:
         return run.over(given, None, Recorded())

@@ -231,9 +231,7 @@ class _State:
     opened: bool = False
 
     def __post_init__(self) -> None:
-        made = self.detector.calibration
-        calm = sorted(made.scores)[len(made.scores) // 2] if made and made.scores else None
-        self.rule = self.timing.rule(self.threshold, calm if self.threshold == self.detector.threshold else None)
+        self.rule = self.timing.rule(self.detector, self.threshold)
         self.smooth, self.began = Smoother(self.timing.smooth), clocks.monotonic()
         self.find: Finder | None = None
         self.around = Around.of(self.rule, self.timing.every) if self.rule and self.aside else None
