@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.encoders.encoder import Encoder
+from vlad.encoders.families import may_be_named
 from vlad.framing import Framing
 from vlad.images.looks import look_of
 from vlad.memory import Memory

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import vlad
 from vlad.detector import saving
-from vlad.encoders.encoder import may_be_named
+from vlad.encoders.families import may_be_named
 
 EVIL = """
 import pathlib

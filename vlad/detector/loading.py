@@ -12,16 +12,18 @@ from vlad.detector import Detector, saving
 from vlad.detector.fitting import as_list
 from vlad.encoders import load as load_encoder
 from vlad.encoders.authors_file import located
-from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.encoders.encoder import Encoder
+from vlad.encoders.families import may_be_named
 from vlad.encoders.fetching import from_hub
 from vlad.framing import OPTIONS as FRAMINGS
 from vlad.framing import framing
+from vlad.hub import DETECTOR
 from vlad.images import Remarks
 from vlad.learning.scorer import LearnedScorer, own_encoder, with_adapter
 from vlad.methods import METHODS, method_class
 from vlad.scorer import Scorer, check_towers, towers_of
 
-HUB, HUB_FILE = "hf-hub:", "detector.safetensors"  # what `push_to_hub` writes
+HUB = "hf-hub:"
 
 
 class Arithmetic(NamedTuple):
@@ -117,7 +119,7 @@ def shared(name: str) -> Path:
         ValueError: no such form of a repository's name.
         vlad.WeightsError: it is not here and cannot be fetched.
     """
-    return from_hub(name.removeprefix(HUB), HUB_FILE, "the file's own path")
+    return from_hub(name.removeprefix(HUB), DETECTOR, "the file's own path")
 
 
 def _of_method(

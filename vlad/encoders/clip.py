@@ -16,6 +16,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
+from vlad.encoders.abilities import Edit
 from vlad.encoders.blocks import (
     attended,
     block,
@@ -27,7 +28,8 @@ from vlad.encoders.blocks import (
     window_index,
 )
 from vlad.encoders.dtypes import INT8
-from vlad.encoders.encoder import TORCH, Edit, Encoder
+from vlad.encoders.encoder import Encoder
+from vlad.encoders.families import TORCH
 from vlad.encoders.int8 import linear, quantise
 from vlad.encoders.sharing import once
 from vlad.encoders.text import ReadingEncoder

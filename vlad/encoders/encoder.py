@@ -1,15 +1,13 @@
-"""The face of every frozen tower, and the one door from a name to a tower.
+"""The face of every frozen tower.
 
 Methods know this face and no tower behind it: no other file knows how open_clip or transformers names its parts. A
-family of towers is one file with a subclass of `Encoder` and a function `load`, and one line in FAMILIES.
+family of towers is one file with a subclass of `Encoder` and a function `load`, and one line in `families`.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, ClassVar, NoReturn, Self, overload
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,30 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from vlad.encoders.abilities import Abilities
 from vlad.encoders.dtypes import INT8, Placed, arithmetic, checked_device, checked_dtype, fastest_safe_dtype, name_of
+from vlad.encoders.families import TORCH, tower
 from vlad.encoders.int8 import check_int8
 from vlad.encoders.sharing import Passes, once
 from vlad.images.sizes import resized
 
-# How a name begins -> the file that loads it; all others are CLIPs.
-FAMILIES = {
-    "radio:": "vlad.encoders.radio",
-    "dino:": "vlad.encoders.dino",
-    "efficientnet:": "vlad.encoders.efficientnet",
-}
-CLIP = "vlad.encoders.clip"
-
-TORCH = "torch"
-RUNTIMES = (TORCH, "openvino")
-
 VALUE_PATH_BLOCKS = 6  # CLIP Surgery runs its value path through the last six blocks
-
-# Names that a file may hold: the shipped encoder, tags that open_clip knows, sizes that DINOv2 was published in.
-NAMED = re.compile(
-    r"tiny|[\w-][\w.-]*/[\w-][\w.-]*|[\w-][\w.-]*/random:\d+|dino:(small|base|large)(-registers|/random:\d+)?"
-)
-
-Edit = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,7 +40,7 @@ class Features:
     grid: tuple[int, int]
 
 
-class Encoder(Placed):
+class Encoder(Placed, Abilities):
     """A frozen tower. Shared between detectors: it holds no state of any of them, and a copy of one is itself.
 
     It pickles as its name: what is unpickled loads the weights anew and compares their digest.
@@ -155,15 +137,8 @@ class Encoder(Placed):
         """
         checked_dtype(dtype)  # wrong ones are refused before seconds of loading
         checked_device(device)
-        if runtime not in RUNTIMES:
-            raise ValueError(f"runtime is {runtime!r}; expected one of {', '.join(RUNTIMES)}")
-        family = next((file for start, file in FAMILIES.items() if name.startswith(start)), CLIP)
-        load = import_module(family).load
-        if family == CLIP:
-            return load(name, device, dtype, activation, runtime)
-        if runtime != TORCH:
-            raise TypeError(f"runtime={runtime!r} computes the blocks of CLIPs, and {name!r} is none; leave it out")
-        return load(name, device, dtype, activation)
+        encoder: Encoder = tower(name, device, dtype, activation, runtime)
+        return encoder
 
     def __repr__(self) -> str:
         size = f"{self.resolution} px, {self.depth} blocks of width {self.width}"
@@ -333,45 +308,6 @@ class Encoder(Placed):
         """[..., D] joint embeddings, not normalised, of [..., C] tokens: last layer norm, then the projection."""
         return self.norm(tokens) @ self.projection
 
-    # What only some towers can do
-
-    def cannot(self, what: str) -> NoReturn:
-        """TypeError: one sentence that names the tower, what was asked of it, and the way out."""
-        raise TypeError(f"{self.name} {what}; take a CLIP, such as 'tiny' or 'ViT-L-14-336/openai'")
-
-    def embed(self, pixels: Tensor, positions: str = "bicubic-antialias", first: Tensor | None = None) -> Tensor:
-        """[B, 1 + N, C] float32 tokens that enter the first block: class token, patches, positions, first layer norm.
-
-        Args:
-            pixels: [B, 3, H, W] from `pixels`.
-            positions: how the position table is brought to another grid than its own: "bicubic-antialias" (open_clip),
-                "bicubic", "bilinear" (AnomalyCLIP); align_corners=False in all.
-            first: [n, C], other tokens to stand before the class token, with its position (VisualAD).
-        """
-        self.cannot("takes no tokens of others into its blocks")
-
-    @overload
-    def walk(
-        self, tokens: Tensor, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
-    ) -> Iterator[tuple[int, Tensor, Tensor]]: ...
-    @overload
-    def walk(
-        self, tokens: list[Tensor], edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
-    ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]: ...
-    def walk(
-        self, tokens: Any, edit: Edit | None = None, class_only: bool = False, checkpointing: bool = False
-    ) -> Iterator[tuple[int, Any, Any]]:
-        """The vision tower's block loop: yields (layer, tokens before the block, tokens after), layer from 1.
-
-        Args:
-            tokens: [B, T, C] from `embed`; or a list of such groups of different lengths, which then share every matrix
-                product (WinCLIP's windows) while attention stays within each sequence.
-            edit: called before each block with (layer, tokens); what it returns goes on. One group only.
-            class_only: the last block computes the first token of each sequence alone, [B, 1, C]; exact, and cheaper.
-            checkpointing: for gradients, what is inside a block is computed again instead of kept; same results.
-        """
-        self.cannot("takes no tokens of others into its blocks")
-
     def value_walk(
         self,
         pixels: Tensor,
@@ -388,83 +324,6 @@ class Encoder(Placed):
         loop.
         """
         self.cannot("has no value path")
-
-    def value_attention(self, layer: int, tokens: Tensor, sources: str = "v") -> Tensor:
-        """[B, T, C]: what block `layer` (from 1) attends to in `tokens` when values stand for queries and keys too.
-
-        `sources` "qkv" is the sum of three such attentions, with the queries, the keys and the values on both sides.
-
-        Source: CLIP Surgery (arXiv:2304.05653), the v-v attention; all three: Crane (arXiv:2504.11055), E-Attn.
-        """
-        self.cannot("takes no tokens of others into its blocks")
-
-    def attention(self, layer: int, tokens: Tensor) -> Tensor:
-        """[B, T, C]: what the attention of block `layer` (from 1) adds to `tokens`, before its MLP sees them."""
-        self.cannot("takes no tokens of others into its blocks")
-
-    def values(self, layer: int, tokens: Tensor, bare: bool = False) -> Tensor:
-        """[B, T, C]: the values that block `layer` (from 1) makes of `tokens`; `bare` without its norm and its bias."""
-        self.cannot("takes no tokens of others into its blocks")
-
-    def joined(self, layer: int, mixed: Tensor) -> Tensor:
-        """[B, T, C] float32: what the attention of block `layer` projects mixed values [B, T, C] to."""
-        self.cannot("takes no tokens of others into its blocks")
-
-    def mlp(self, layer: int, tokens: Tensor) -> Tensor:
-        """[B, T, C]: what the MLP of block `layer` (from 1) adds to `tokens`, which its attention has changed."""
-        self.cannot("takes no tokens of others into its blocks")
-
-    def windows(self, pixels: Tensor, scales: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Class embeddings, not normalised: [B, D] of whole pictures, then [B, windows, D] of square windows per scale.
-
-        A window is the class token and k x k patches with their own positions, run through the tower as a short
-        sequence (WinCLIP, arXiv:2303.14814); stride 1, row-major.
-        """
-        self.cannot("looks at no windows of patches")
-
-    # Words
-
-    def text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """[T, D] float32 sentence embeddings, not normalised, on the encoder's device; raises what `tokenize` does."""
-        self.cannot("knows pictures alone")
-
-    def tokenize(self, sentences: Sequence[str]) -> Tensor:
-        """[T, context] token ids on the encoder's device.
-
-        Raises:
-            ValueError: a sentence fills the tower's context, where its end (and what it says) would be cut off.
-        """
-        self.cannot("knows pictures alone")
-
-    def embed_text(self, ids: Tensor, words: Tensor | None = None, at: int = 1) -> Tensor:
-        """[T, length, C] tokens of [T, context] ids, cut after the longest sentence: no causal tower looks there.
-
-        `words` [T, n, C] stand in the place of the embeddings of n tokens, from token `at` on, before positions are
-        added; 1 is the first word.
-        """
-        self.cannot("knows pictures alone")
-
-    def walk_text(self, tokens: Tensor, edit: Edit | None = None, checkpointing: bool = False) -> Tensor:
-        """[T, length, C] after all text blocks; `edit`, which may change T, and `checkpointing` as in `walk`."""
-        self.cannot("knows pictures alone")
-
-    def walk_text_ends(self, groups: list[Tensor]) -> list[Tensor]:
-        """The same of sentences that begin alike: groups[0] [B, P, C] are the beginnings, each of the others
-        [B * T, L, C] has T ends of each of them, one beginning's after the other's."""
-        self.cannot("knows pictures alone")
-
-    def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """[T, D] from the end-of-text token, the one with the largest id."""
-        self.cannot("knows pictures alone")
-
-    def end_text(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """[T, C]: the end-of-text token after the last layer norm, not projected."""
-        self.cannot("knows pictures alone")
-
-
-def may_be_named(name: str) -> bool:
-    """Whether an encoder that a file names is loaded because of that: no path, and no repository of just anybody."""
-    return NAMED.fullmatch(name) is not None
 
 
 def _loaded_again(

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlad.encoders.abilities import Edit
 from vlad.encoders.blocks import block, checkpointed, continued
-from vlad.encoders.encoder import Edit, Encoder
+from vlad.encoders.encoder import Encoder
 
 TOKENIZED = 32  # calls whose tokens are kept
 PIECES = 4  # into which the vocabulary's merges leave a word of another language or none; "photovoltaic" is 3

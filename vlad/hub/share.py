@@ -8,8 +8,10 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, constants
 from jinja2 import Environment
 
-from vlad.detector.loading import HUB_FILE
+from vlad.encoders.families import may_be_named
+from vlad.hub import DETECTOR
 from vlad.hub.sources import sentences
+from vlad.version import __version__
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -61,12 +63,12 @@ def push(detector: "Detector", repo: str, private: bool = True) -> str:
         raise ValueError(f"repo is {repo!r}; expected '<owner>/<name>'")
     address = f"{constants.ENDPOINT}/{repo}"
     with TemporaryDirectory() as folder, sentences(address):
-        file = Path(folder) / HUB_FILE
+        file = Path(folder) / DETECTOR
         detector.save(file, pictures=False)
         hub = huggingface_hub.HfApi()
         hub.create_repo(repo, private=private, exist_ok=True)
         parts = [
-            CommitOperationAdd(HUB_FILE, file),
+            CommitOperationAdd(DETECTOR, file),
             CommitOperationAdd("README.md", card(detector, repo).encode()),
         ]
         hub.create_commit(repo, parts, commit_message=f"Detector of {detector.name or 'any object'}")
@@ -75,9 +77,6 @@ def push(detector: "Detector", repo: str, private: bool = True) -> str:
 
 def card(detector: "Detector", repo: str) -> str:
     """The repository's page: what the detector is, what it promises and how it is loaded."""
-    from vlad.encoders.encoder import may_be_named
-    from vlad.version import __version__
-
     made = detector.calibration
     return (
         Environment(autoescape=False, keep_trailing_newline=True)  # Markdown; the hub escapes its own pages

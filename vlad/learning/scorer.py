@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vlad.encoders.authors_file import read_official
-from vlad.encoders.encoder import Encoder, may_be_named
+from vlad.encoders.encoder import Encoder
+from vlad.encoders.families import may_be_named
 from vlad.files import resource
 from vlad.learning import adapter_file
 from vlad.learning.own_words import reads_the_same_words

@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlad.encoders.abilities import Edit
 from vlad.encoders.encoder import Encoder
-from vlad.encoders.text import Edit
 from vlad.learning.losses import segmentation, whole_picture
 from vlad.learning.prompt_learner import value_start
 from vlad.learning.scorer import Batch, LearnedScorer, official_parts, refuse_other_methods
