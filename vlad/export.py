@@ -67,7 +67,7 @@ class Graph(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """(score, map), or the score alone."""
         pixels = self.scorer.encoder.normalised(pictures.permute(0, 3, 1, 2).float() / 255)
-        score, amap, _ = self.scorer(pixels)
+        score, amap = self.scorer(pixels)[:2]
         return (score.float(),) if amap is None else (score.float(), amap.float())
 
 
@@ -176,7 +176,7 @@ def _refuse(detector: "Detector") -> None:
     scorer, encoder = detector.scorer, detector.encoder
     if detector.transductive:
         raise TypeError(f"{detector.method}, as it stands, scores a set of pictures together, and a graph has no set")
-    if type(scorer).pixels is not Scorer.pixels:
+    if scorer.frames_itself:
         raise TypeError(f"{detector.method} frames pictures in a way of its own, which a graph cannot hold")
     if detector.framing.to_dict():
         options = ", ".join(detector.framing.to_dict())

@@ -1,8 +1,8 @@
 """What a method writes: a scorer turns pixels into scores and maps. Tensors only; users hold a `vlad.Detector`.
 
 A method subclasses `Scorer` and writes `forward`. It may write `prototypes_of` (how words become states), `remember`
-(what it keeps of normal pictures), `score_set` (where a whole set is scored as one) and `colours`, and it says what
-differs in six values. Reading pictures, batches, thresholds and files are not its business.
+(what it keeps of normal pictures), `score_set` (where a whole set is scored as one), `colours` and `pixels`, and it
+says what differs in five values. Reading pictures, batches, thresholds and files are not its business.
 """
 
 import copy
@@ -20,7 +20,7 @@ from vlad.encoders.families import may_be_named
 from vlad.framing import Framing
 from vlad.images.looks import look_of
 from vlad.memory import Memory
-from vlad.prompts import PromptPack, phrase_prototypes, prototypes
+from vlad.prompts import PromptPack, phrase_prototypes, prototypes, shipped
 
 LARGEST_SIDE = 2048  # of the square that is encoded: beyond it a picture takes minutes; cut it in tiles
 
@@ -31,6 +31,7 @@ class Scores(NamedTuple):
     score: Tensor  # [B]
     map: Tensor | None = None  # [B, h, w], finished and covering the whole picture; None for image-level methods
     image: Tensor | None = None  # [B, D] what the phrases are compared with; None for methods without words
+    rule: Callable[[Tensor], Tensor] | None = None  # values of the map that count [B, n] -> score [B], if it is that
 
     def peaks(self) -> Tensor:
         """[B] the largest value of each map; RuntimeError for an image-level method."""
@@ -80,7 +81,6 @@ class Scorer(nn.Module):
         words: "required" where a name must be given; "fixed" where its words are the same for all things: a name is
             then only remembered, and the phrases compared with it; "none" for methods that look at pictures alone.
         needs_normals: True for methods that say nothing before they have seen normal pictures.
-        default_prompts: name of the prompt pack the paper uses.
         map_range: smallest and largest map value; the overlay's colour range unless `colours` narrows it.
         region_level: where its maps are cut into regions when nothing was calibrated.
         paper_resolution: native side of a published encoder -> the side at which the paper uses it.
@@ -93,7 +93,6 @@ class Scorer(nn.Module):
 
     words: ClassVar[Literal["required", "fixed", "none"]] = "required"
     needs_normals: ClassVar[bool] = False
-    default_prompts: ClassVar[str] = "winclip"
     map_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     region_level: ClassVar[float] = 0.5
     paper_resolution: ClassVar[Mapping[int, int]] = {}
@@ -153,10 +152,6 @@ class Scorer(nn.Module):
         """`map_range`, or the part of it that tells normal from anomalous as the method stands now."""
         return self.map_range
 
-    def score_of(self, values: Tensor) -> Tensor | None:
-        """[B] where the score is nothing but a rule of the map's values, here [B, n] those that count; else None."""
-        return None
-
     def pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """[B, 3, S, S] of uint8 pictures [H, W, 3], for `forward`; some papers frame pictures in a way of their own."""
         return self.encoder.pixels(pictures, self.resolution)
@@ -177,6 +172,16 @@ class Scorer(nn.Module):
     def method(self) -> str:
         """The method's name, which is its file's name."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def default_prompts(self) -> str:
+        """Name of the prompt pack that the paper uses: the one that is named as the method, else WinCLIP's."""
+        return self.method if self.method in shipped() else "winclip"
+
+    @property
+    def frames_itself(self) -> bool:
+        """Whether `pixels` is its own: it then sees whole pictures in one way alone."""
+        return type(self).pixels is not Scorer.pixels
 
     @property
     def references(self) -> list[str]:
@@ -209,7 +214,7 @@ class Scorer(nn.Module):
         looks = framing.closer(self.encoder.patch_size)
         if self.score_set is not None and (looks or framing.keep_aspect):
             raise TypeError(f"{self.method} scores a set as one, each picture as a whole; take a larger resolution")
-        if type(self).pixels is not Scorer.pixels and (framing.keep_aspect or framing.looks != (1,)):
+        if self.frames_itself and (framing.keep_aspect or framing.looks != (1,)):
             raise TypeError(f"{self.method} frames whole pictures in a way of its own; tiles can be had of it")
         if framing.keep_aspect and any(memory.per_picture for memory in self.memories().values()):
             raise TypeError(f"{self.method} compares pictures of one shape, which a square gives them all")

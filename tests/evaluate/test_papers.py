@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from vlad.cli import app
 from vlad.evaluate.run_suite import run_suite
-from vlad.evaluate.suites import load, suites
+from vlad.evaluate.suites import load
+from vlad.forms import shipped
 from vlad.report.published import lines, published, why_not
 
-PAPERS = [name for name in suites() if name.startswith("paper-")]
+PAPERS = [name for name in shipped("eval/suites") if name.startswith("paper-")]
 
 
 @pytest.mark.parametrize("name", PAPERS)

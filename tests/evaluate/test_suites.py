@@ -10,6 +10,7 @@ from vlad.cli import app
 from vlad.datasets import datasets
 from vlad.evaluate import suites
 from vlad.evaluate.run_suite import SharedEncoders, run_suite
+from vlad.forms import shipped
 
 
 def written(tmp_path, text):
@@ -19,8 +20,8 @@ def written(tmp_path, text):
 
 
 def test_every_shipped_suite_reads_and_names_known_data_sets():
-    assert {"real-smoke", "zero-shot-industrial", "few-shot-industrial"} <= set(suites.suites())
-    for name in suites.suites():
+    assert {"real-smoke", "zero-shot-industrial", "few-shot-industrial"} <= set(shipped("eval/suites"))
+    for name in shipped("eval/suites"):
         suite = suites.load(name)
         assert suite.title and set(suite.datasets) <= set(datasets())
         for dataset in suite.datasets:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vlad.forms import shipped
 from vlad.learning import recipes
 from vlad.learning.scorer import LearnedScorer
 from vlad.methods import method_class
@@ -10,8 +11,8 @@ GOOD = 'method = "anomalyclip"\ndata = ["mtd"]\n[optimizer]\nlearning_rate = 1e-
 
 
 def test_every_shipped_recipe_is_of_a_method_that_learns_and_has_its_paper_in_the_title():
-    assert {"anomalyclip", "adaptclip", "adaclip"} <= set(recipes.recipes())
-    for name in recipes.recipes():
+    assert {"anomalyclip", "adaptclip", "adaclip"} <= set(shipped("adapters"))
+    for name in shipped("adapters"):
         recipe = recipes.load(name)
         assert issubclass(method_class(recipe.method), LearnedScorer) and "arXiv" in recipe.title and recipe.data
 

@@ -205,8 +205,7 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
                 stack.enter_context(encoder.sharing())
         for scorer in scorers:
             with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
-                own = type(scorer).pixels is not Scorer.pixels
-                key = (id(scorer),) if own else (id(scorer.encoder), scorer.resolution, scorer.framing)
+                key = (id(scorer),) if scorer.frames_itself else (id(scorer.encoder), scorer.resolution, scorer.framing)
                 if key not in views:
                     views[key] = [views_of(scorer, part) for part in passes(pictures)]
                 rows = [row for part in views[key] for row in _rows(scorer, scores_of(scorer, part))]

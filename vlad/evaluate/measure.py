@@ -26,9 +26,7 @@ from vlad.metrics.stream import Bounded, Histogram
 from vlad.report.pictures import Shown
 
 LIMITS = {"aupro": 0.3, "aupro_0.05": 0.05}
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", *(f"pixel_{name}" for name in LIMITS), "aupimo")
-SPECIMEN_METRICS = ("specimen_auroc", "specimen_ap", "specimen_f1_max")
 SAMPLED = 2**18  # normal pixels from which histogram edges are chosen
 SHOWN = 4  # pictures of each kind in a report
 KEPT_SIDE = 1024  # px of their longer side that are kept for it

@@ -31,7 +31,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, with_config
 
 from vlad.datasets.corrupt import CORRUPTIONS
-from vlad.forms import Whole, closest, file_of, one_of, read, shipped
+from vlad.forms import Whole, closest, file_of, one_of, read
 from vlad.report.published import lines
 
 
@@ -152,11 +152,6 @@ class Suite:
                 raise ValueError(f"{self.name}: sources: no data set for {dataset}; add a line, or one for default")
             filled.append({**one, "adapter": adapter.replace("{source}", source)} if adapter else dict(one))
         return filled
-
-
-def suites() -> list[str]:
-    """Names of the suites that ship with VLAD."""
-    return shipped("eval/suites")
 
 
 def load(name_or_file: str | os.PathLike[str]) -> Suite:

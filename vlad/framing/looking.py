@@ -175,7 +175,7 @@ def _cut(scorer: Scorer, look: Look, views: Views, number: int) -> Iterator[tupl
 
 def _tile_pixels(scorer: Scorer, tiles: Sequence[np.ndarray], sample: np.ndarray) -> Tensor:
     """[k, 3, S, S] of tiles, as light as their picture is as a whole, of which `sample` has every n-th pixel."""
-    if type(scorer).pixels is not Scorer.pixels:
+    if scorer.frames_itself:
         return scorer.pixels(tiles)
     return scorer.encoder.pixels(tiles, scorer.resolution, like=sample)
 
@@ -199,7 +199,7 @@ def scores_of(scorer: Scorer, views: Views, leaving_out: Tensor | None = None) -
                 said += _each(one(run))
             start += len(run)
         parts = zip(said, views.framed, strict=True)
-        found.append([_counted(one, scores, framed.ignored) for scores, framed in parts])
+        found.append([_counted(scores, framed.ignored) for scores, framed in parts])
     for look, one in looks:
         if look.kind != "whole":
             numbers = [None] * len(views) if leaving_out is None else leaving_out
@@ -210,29 +210,28 @@ def scores_of(scorer: Scorer, views: Views, leaving_out: Tensor | None = None) -
 def finished(scorer: Scorer, scores: Scores, framed: Sequence[Framed]) -> list[Scores]:
     """A batch's scores of one look as those of each picture, as of a batch of one."""
     both = zip(_each(scores), framed, strict=True)
-    return [_together(scorer, one, [_counted(scorer, said, one.ignored)]) for said, one in both]
+    return [_together(scorer, one, [_counted(said, one.ignored)]) for said, one in both]
 
 
 def _each(scores: Scores) -> list[Scores]:
     """The scores of a batch as those of batches of one."""
-    parts = [[None] * len(scores.score) if part is None else part.split(1) for part in scores]
-    return [Scores(*one) for one in zip(*parts, strict=True)]
+    parts = [[None] * len(scores.score) if part is None else part.split(1) for part in scores[:3]]
+    return [Scores(score, amap, image, scores.rule) for score, amap, image in zip(*parts, strict=True)]
 
 
-def _counted(scorer: Scorer, scores: Scores, ignored: np.ndarray | None) -> Scores:
+def _counted(scores: Scores, ignored: np.ndarray | None) -> Scores:
     """The scores as they are, or where places are ignored `_ruled`."""
-    return scores if ignored is None else _ruled(scorer, scores, ignored)
+    return scores if ignored is None else _ruled(scores, ignored)
 
 
-def _ruled(scorer: Scorer, scores: Scores, ignored: np.ndarray | None) -> Scores:
+def _ruled(scores: Scores, ignored: np.ndarray | None) -> Scores:
     """The scores with the score of the places that count in their maps, where it is a rule of places."""
-    if scores.map is None:
+    if scores.map is None or scores.rule is None:
         return scores
     values = scores.map.flatten(1)
     if ignored is not None:
         values = values[:, ~torch.from_numpy(cells(ignored, scores.map.shape[1:])).flatten().to(values.device)]
-    rule = scorer.score_of(values) if values.shape[1] else None
-    return scores if rule is None else scores._replace(score=rule)
+    return scores._replace(score=scores.rule(values)) if values.shape[1] else scores
 
 
 def _in_tiles(scorer: Scorer, look: Look, views: Views, number: int, leaving_out: Tensor | None) -> Scores:
@@ -249,12 +248,12 @@ def _in_tiles(scorer: Scorer, look: Look, views: Views, number: int, leaving_out
             with excluding(scorer, numbers):
                 said = scorer(tiles.pixels)
             parts = zip(_each(said), tiles.ignored, strict=True)
-            best += [_counted(scorer, one, part).score for one, part in parts]
+            best += [_counted(one, part).score for one, part in parts]
             if said.map is not None:
                 canvas.add(said.map.float(), tiles.corners)
     worst, amap = torch.stack(best).amax(0), canvas.mean()
-    found = Scores(worst, None if amap is None else amap[None])
-    return found if scorer.framing.large else _ruled(scorer, found, views.framed[number].ignored)
+    found = Scores(worst, None if amap is None else amap[None], rule=said.rule)
+    return found if scorer.framing.large else _ruled(found, views.framed[number].ignored)
 
 
 def _together(scorer: Scorer, framed: Framed, looks: Sequence[Scores]) -> Scores:

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
 
 from vlad.datasets.samples import SPLITS
-from vlad.forms import Number, Whole, file_of, filled, one_of, read, shipped
+from vlad.forms import Number, Whole, file_of, filled, one_of, read
 
 OPTIMIZERS = ("adam", "adamw", "stable_adamw")
 SCHEDULES = ("constant", "cosine", "warm-cosine", "tenth-cosine")
@@ -147,11 +147,6 @@ class Recipe:
 
 def _said(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
-
-
-def recipes() -> list[str]:
-    """Names of the recipes that ship with VLAD."""
-    return shipped("adapters")
 
 
 def load(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:

@@ -102,7 +102,6 @@ class AaClip(LearnedScorer):
         checkpointing: in stage 2, compute the blocks' insides again instead of keeping them; same results.
     """
 
-    default_prompts: ClassVar[str] = "aaclip"
     map_range: ClassVar[tuple[float, float]] = (-398.0, 402.0)
     region_level: ClassVar[float] = 2.0  # where both states are alike
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}

@@ -120,7 +120,6 @@ class AdaClip(LearnedScorer):
         ValueError: the encoder's text tokens are not as wide as the joint space, or a number is out of range.
     """
 
-    default_prompts: ClassVar[str] = "adaclip"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     frozen_image_side: bool = False
     official_encoder: ClassVar[str] = "ViT-L-14-336/openai"

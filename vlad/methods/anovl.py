@@ -29,7 +29,6 @@ optimiser's state on from picture to picture; its variant of the adaptation for 
 
 import math
 from collections.abc import Iterable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -116,9 +115,6 @@ def adapted(tokens: Tensor, sentences: Tensor, states: Tensor, generator: torch.
 
 class AnoVl(Scorer):
     """See the module. `views` is 1 or 22, `adapt` switches the test-time adaptation on, `seed` is its randomness."""
-
-    default_prompts: ClassVar[str] = "anovl"
-    region_level: ClassVar[float] = 0.5
 
     sentences: Tensor  # [T, D] unit, where it adapts; else None
 

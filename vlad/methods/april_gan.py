@@ -39,7 +39,6 @@ SCORES = ("bounds", "class", "set")
 class AprilGan(LearnedScorer):
     """See the module. `layers` are the tapped blocks; `score` is one of "bounds", "class", "set"."""
 
-    default_prompts: ClassVar[str] = "april_gan"
     map_range: ClassVar[tuple[float, float]] = (0.0, 12.0)
     region_level: ClassVar[float] = 2.0  # the taps call a place anomalous on average
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}

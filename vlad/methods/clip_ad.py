@@ -106,7 +106,6 @@ class ClipAd(LearnedScorer):
 
     needs_adapter: ClassVar[bool] = False
     learns_from_labels: ClassVar[bool] = False
-    default_prompts: ClassVar[str] = "clip_ad"
     map_range: ClassVar[tuple[float, float]] = (-4.0, 8.0)
     region_level: ClassVar[float] = 0.0  # where both states are alike
     official_encoder: ClassVar[str] = "ViT-B-16-plus-240/laion400m_e31"

@@ -37,7 +37,6 @@ SHARPNESS = 2.0  # of the class token's softmax over the texts
 class ClipSurgery(Scorer):
     """See the module."""
 
-    default_prompts: ClassVar[str] = "clip_surgery"
     map_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     region_level: ClassVar[float] = 0.0  # where both states are alike
 

@@ -146,7 +146,6 @@ class Filo(LearnedScorer):
         ValueError: the encoder's text tokens are not as wide as the joint space, or an option is out of range.
     """
 
-    default_prompts: ClassVar[str] = "filo"
     paper_resolution: ClassVar[Mapping[int, int]] = {336: 518}
     learns_from_labels: ClassVar[bool] = False
     stages: ClassVar[int] = 2

@@ -20,7 +20,7 @@ grid, so nothing is resized; pictures are squeezed into a square where AnomalyDI
 dilated in both directions, not along rows only.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "patchcore": dict(neighbours=(3,), metric="euclidean", score="reweighted", coreset=0.1, rotations=1),
     "anomaly_dino": dict(neighbours=(1,), metric="cosine", score="top", coreset=1.0, rotations=8),
 }
+RULES: Mapping[str, Callable[[Tensor], Tensor]] = {"max": lambda values: values.amax(1), "top": top_mean}
 SCORES = ("max", "reweighted", "top", "texture")
 DINO_LEVEL = 10.0  # of the first principal component of DINOv2's tokens, above which a patch is foreground
 
@@ -133,25 +134,20 @@ class PatchMemory(Scorer):
         distance = self.memory.distance(tokens, self.settings["k"])  # [B, N]
         if self.settings["mask"]:
             distance = distance * self._masks(pixels)
-        score = self._image_score(distance, tokens).clamp(0, 2) / 2
+        rule = RULES.get(self.settings["score"])
+        score = (rule(distance) if rule else self._image_score(distance, tokens)).clamp(0, 2) / 2
         shaped = (distance.clamp_max(2) / 2).unflatten(1, grid)
-        return Scores(score, smooth_map(shaped, (pixels.shape[-2], pixels.shape[-1]), self.settings["sigma"]))
+        amap = smooth_map(shaped, (pixels.shape[-2], pixels.shape[-1]), self.settings["sigma"])
+        return Scores(score, amap, rule=rule)
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """[B, N, C] the rows of a picture's patches, of length 1."""
         rows = layer_tokens(self.encoder, pixels, tuple(self.settings["layers"]), self.settings["neighbours"])
         return F.normalize(rows, dim=-1)
 
-    def score_of(self, values: Tensor) -> Tensor | None:
-        return {"top": top_mean(values), "max": values.amax(1)}.get(self.settings["score"])
-
     def _image_score(self, distance: Tensor, tokens: Tensor) -> Tensor:
         if self.settings["score"] == "texture":
             return self.means.distance(tokens.mean(1, keepdim=True))[:, 0]
-        if self.settings["score"] == "top":
-            return top_mean(distance)
-        if self.settings["score"] == "max":
-            return distance.amax(1)
         parts = zip(distance, tokens, strict=True)
         return torch.stack([reweighted(d, t, self.memory.rows_for(i)) for i, (d, t) in enumerate(parts)])
 

@@ -19,6 +19,7 @@ warm, and a mean of them would only add noise.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -67,12 +68,9 @@ class PatchText(Scorer):
             image, patches = self.encoder.dense(pixels)  # [B, D], [B, N, D]
             grid = self._probability(patches).unflatten(1, self.encoder.grid(pixels))
             grid, whole = self.memory.fused(pixels, grid, self._probability(image))
-        own = self.score_of(grid)
-        return Scores(whole if own is None else own, grid, image)
-
-    def score_of(self, values: Tensor) -> Tensor | None:
         how = self.how or ("max" if len(self.memory) else "sqrt")
-        return None if how == "global" else image_score(values, how)
+        rule = None if how == "global" else partial(image_score, how=how)
+        return Scores(rule(grid) if rule else whole, grid, image, rule)
 
     def _probability(self, embeddings: Tensor) -> Tensor:
         return anomaly_probability(embeddings, self.prototypes, negative=self.negative)

@@ -9,8 +9,8 @@ sure the pile stays without a verdict.
   (1960); the two numbers were found by drawing piles of normal, gamma, beta, lognormal, uniform and t laws of 10 to 200
   scores (tests/thresholds/test_unlabelled.py draws them again): at most 5 % are cut, of the t law with 2 degrees, which
   has no variance, up to 9 %.
-- Two humps: the dip test of Hartigan and Hartigan (1985) refuses one hump at the level DIP_LEVEL, whatever its form,
-  and two normal laws on the log scores (EM) then say where the upper group begins.
+- Two humps: the dip test of Hartigan and Hartigan (1985) refuses one hump at 1 %, whatever its form, and
+  two normal laws on the log scores (EM) then say where the upper group begins.
 """
 
 import math
@@ -22,8 +22,7 @@ from vlad.thresholds import Calibration
 
 FEWEST = 10  # scores below which nothing is said
 GAP, RATIO = 7.0, 4.0
-DIP_LEVEL = 0.01
-DIP_QUANTILE = 0.62  # of sqrt(n) * dip of uniform scores at 1 - DIP_LEVEL for large n; smaller n lie below it
+DIP_QUANTILE = 0.62  # 99 % of uniform scores have a smaller sqrt(n) * dip for large n; for smaller n more do
 
 
 def from_unlabelled(scores: Sequence[float]) -> Calibration:

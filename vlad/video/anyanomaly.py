@@ -19,7 +19,6 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import fold, interpolate, normalize, unfold
 
-LENGTH = 24  # frames of a segment; what is left over at the end is dropped
 SIDE, SHOWN = 240, 224  # px: what windows are cut from, what a model sees
 AVENUE, SHANGHAITECH = (48, 80, 240), (48, 80, 120)  # px: the windows' sides
 WEIGHTS, SIGMA = (0.6, 0.3, 0.1), 15.0  # of whole picture, position view and sheet; frames

@@ -33,7 +33,6 @@ class Caps:
     """What a reasoner can do; asked of a server by a probe, known of a local model."""
 
     max_images: int = 16  # pictures in one question; 0: it reads text alone
-    text_only_ok: bool = True  # answers questions without a picture
     option_probs: bool = False  # a `Choice` comes with probabilities
     json_schema: bool = False  # a `Schema` is enforced while it writes
     pixels_per_token: int = 32  # side of the square that one visual token covers; smaller details may be lost

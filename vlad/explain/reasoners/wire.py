@@ -60,11 +60,6 @@ class Said:
     thought: bool
     choice: Mapping[str, Any]
 
-    @property
-    def ran_out(self) -> bool:
-        """Whether it was still thinking when its tokens ran out, so that more of them may bring an answer."""
-        return self.finish == "length" and self.instead is not None
-
 
 def first_choice(reply: Mapping[str, Any], host: str, max_tokens: int | None = None) -> Said:
     """What the first choice of a reply says; ServerError where a reply has none.
