@@ -144,7 +144,7 @@ class AaClip(LearnedScorer):
 
     def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
         """Maps and scores, each rescaled over the set."""
-        scores, raw, images = zip(*map(self.forward, batches), strict=True)
+        scores, raw, images, _ = zip(*map(self.forward, batches), strict=True)
         maps = rescaled_together(raw)
         peaks = [amap.amax((1, 2)) for amap in maps]
         if self.kind == "industrial":

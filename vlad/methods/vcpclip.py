@@ -134,7 +134,7 @@ class VcpClip(LearnedScorer):
 
     def _rescaled(self, batches: Iterable[Tensor]) -> Iterable[Scores]:
         """Maps and scores, each rescaled over the set."""
-        scores, maps, images = zip(*map(self.forward, batches), strict=True)
+        scores, maps, images, _ = zip(*map(self.forward, batches), strict=True)
         return map(Scores, rescaled_together(scores), rescaled_together(maps), images)
 
     def image_side(self, pixels: Tensor) -> tuple[Tensor, ...]:
