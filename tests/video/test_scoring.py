@@ -1,6 +1,7 @@
 """A scored clip: lines with times, events with peaks to look at, and the same after a kill."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("av", reason="PyAV is not installed: pip install 'vlad-ad[vi
 import clips
 from small_sets import brightness
 
+from vlad.thresholds import Calibration
 from vlad.video import scoring
 from vlad.video.scoring import Timing, score_video
 
@@ -45,6 +47,15 @@ def bounds(detector, clip):
     scores = []
     score_video(detector, clip, timing=TIMING, progress=lambda line, *_: scores.append(line["score"]))
     return (min(scores) + max(scores)) / 2
+
+
+def test_an_event_ends_half_way_down_to_what_was_calm_where_the_threshold_is_the_detectors_own():
+    made = Calibration(0.8, "conformal", 3, scores=(0.1, 0.2, 0.3))
+    detector = SimpleNamespace(threshold=0.8, calibration=made)
+    assert TIMING.rule(detector, 0.8).off == pytest.approx(0.5)
+    assert TIMING.rule(detector, 0.6).off == pytest.approx(0.3), "another threshold: half of it"
+    assert TIMING.rule(SimpleNamespace(threshold=0.8, calibration=None), 0.8).off == pytest.approx(0.4)
+    assert TIMING.rule(detector, None) is None
 
 
 def test_lines_have_times_and_the_event_is_where_it_was_drawn(detector, clip, tmp_path):

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlad.encoders.checkpoint import digest_of
 from vlad.encoders.dtypes import INT8
 from vlad.encoders.encoder import Encoder, Features
 from vlad.encoders.fetching import WeightsError, require_repository
 from vlad.encoders.int8 import quantise
 from vlad.encoders.sharing import once
-from vlad.encoders.weights import digest_of
 
 PREFIX = "dino:"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads

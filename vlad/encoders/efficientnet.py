@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlad.encoders.authors_file import read_official
+from vlad.encoders.checkpoint import digest_of
 from vlad.encoders.dino import MEAN, STD
 from vlad.encoders.encoder import Encoder, Features
-from vlad.encoders.weights import digest_of
 
 PREFIX = "efficientnet:"
 STRIDE = 32

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlad.encoders.authors_file import located, read_official
+from vlad.encoders.checkpoint import digest_of
 from vlad.encoders.encoder import Encoder, Features
 from vlad.encoders.sharing import once
-from vlad.encoders.weights import digest_of
 
 PREFIX = "radio:"
 RESOLUTION = 768
