@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlad.cli import video
 from vlad.cli.shared import AsJson, DetectorFlags, guarded, spelled_out
+from vlad.cli.video import EventFlags
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
@@ -23,12 +23,9 @@ BELT = "belt"
 def eval_video(
     data: Annotated[str, typer.Argument(metavar="belt|avenue:ROOT|shanghaitech:ROOT|...")],
     flags: DetectorFlags,
+    times: EventFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
-    every: video.Every = None,
-    smooth: video.Smooth = None,
-    min_event: video.MinEvent = None,
-    gap: video.Gap = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the belt's drawings.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File for the table, Markdown.")] = None,
     as_json: AsJson = False,
@@ -47,7 +44,7 @@ def eval_video(
         place, _, root = data.partition(":")
         if place == BELT and detector is not None:
             raise ValueError("the belt's own good clips are learned from; give --method instead of --detector")
-        when = video.timing(every, None, None, smooth, min_event, gap)
+        when = times.timing()
         usual = None if detector else "patch_memory" if place == BELT else "patch_text"
         model, _ = replace(flags, method=flags.method or usual).load(detector)
         with tempfile.TemporaryDirectory() as folder:

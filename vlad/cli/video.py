@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,39 +39,39 @@ Block = Annotated[
 
 
 @dataclass(frozen=True)
-class ClipFlags:
-    """What the flags say of a clip's time; those left out are the usual ones."""
+class EventFlags:
+    """What the flags say of time, of a camera's too; those left out are the usual ones."""
 
     every: Every = None
-    begin: From = None
-    to: To = None
     smooth: Smooth = None
     min_event: MinEvent = None
     gap: Gap = None
+
+    def timing(self) -> "Timing":
+        """The same in seconds."""
+        return timing(every=self.every, smooth=self.smooth, least=self.min_event, gap=self.gap)
+
+
+@dataclass(frozen=True)
+class ClipFlags(EventFlags):
+    """The same of clips, which have a beginning and an end."""
+
+    begin: From = None
+    to: To = None
     source_fps: SourceFps = None
     rules_every: RulesEvery = None
 
     def timing(self) -> "Timing":
-        """The same in seconds."""
-        return timing(self.every, self.begin, self.to, self.smooth, self.min_event, self.gap, self.source_fps)
+        ends = timing(start=self.begin, end=self.to)
+        return replace(super().timing(), start=ends.start, end=ends.end, source_fps=self.source_fps)
 
 
-def timing(
-    every: str | None,
-    begin: str | None = None,
-    to: str | None = None,
-    smooth: str | None = None,
-    least: str | None = None,
-    gap: str | None = None,
-    source_fps: float | None = None,
-) -> "Timing":
-    """What the flags say of time; those left out are the usual ones."""
+def timing(**texts: str | None) -> "Timing":
+    """The fields of `Timing` as people write them."""
     from vlad.video.reading import seconds
     from vlad.video.scoring import Timing
 
-    texts = {"every": every, "start": begin, "end": to, "smooth": smooth, "least": least, "gap": gap}
-    given: dict[str, Any] = {key: seconds(text) for key, text in texts.items() if text is not None}
-    return Timing(**given, source_fps=source_fps)
+    return Timing(**{key: seconds(text) for key, text in texts.items() if text is not None})
 
 
 def are_clips(inputs: list[str], source_fps: float | None) -> bool:
@@ -164,7 +164,7 @@ class GoodClipFlags:
         from vlad.video.reading import seconds
 
         block = BLOCK if self.block is None else seconds(self.block)
-        when = timing(self.every or "1s", smooth=self.smooth)
+        when = timing(every=self.every or "1s", smooth=self.smooth)
         fit_clips(detector, inputs, timing=when, block=block, rate=rate)
 
 
@@ -196,13 +196,10 @@ def watch(
     source: Annotated[str, typer.Argument(metavar="camera:0|rtsp://...|FILE")],
     flags: DetectorFlags,
     speaker: ReasonerFlags,
+    times: EventFlags,
     detector: Annotated[Path | None, typer.Option(help="A saved detector, as `vlad fit good.mp4` writes it.")] = None,
     alarm: Alarm = None,
     threshold: Annotated[float | None, typer.Option(help="Smoothed scores of at least this open an event.")] = None,
-    every: Every = None,
-    smooth: Smooth = None,
-    min_event: MinEvent = None,
-    gap: Gap = None,
     until: Annotated[str | None, typer.Option("--for", metavar="TIME", help="Stop after this long.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder: events.jsonl grows there.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Ask --reasoner about each event.")] = False,
@@ -226,7 +223,7 @@ def watch(
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # a service is stopped as cleanly as by hand
             signal.signal(number, lambda *_: stop.set())
-        how: dict[str, Any] = {"timing": timing(every, None, None, smooth, min_event, gap), "threshold": threshold}
+        how: dict[str, Any] = {"timing": times.timing(), "threshold": threshold}
         how |= {"alarms": with_alarms(model, alarm), "until": None if until is None else seconds(until), "stop": stop}
         how["witness"] = asked
         with records.locked(out) if out is not None else nullcontext():
