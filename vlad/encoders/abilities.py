@@ -117,8 +117,8 @@ class Abilities:
         self.cannot("knows pictures alone")
 
     def walk_text_ends(self, groups: list[Tensor]) -> list[Tensor]:
-        """The same of sentences that begin alike: groups[0] [B, P, C] are the beginnings, each of the others
-        [B * T, L, C] has T ends of each of them, one beginning's after the other's."""
+        """The same of sentences that share beginnings: groups[0] [B, P, C] are the beginnings, each further group
+        [B * T, L, C] has T ends of each, those of the first beginning first."""
         self.cannot("knows pictures alone")
 
     def pool_text(self, tokens: Tensor, ids: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Files that a paper's authors publish (.pth, .pt, .ckpt, .pkl, .safetensors): the tables of tensors in them.
 
-They are read as plain tensors, never as pickled code; what is in them each method and each tower knows itself.
+They are read as plain tensors, never as pickled code; each method and tower knows what its own files hold.
 """
 
 import pickle
@@ -38,9 +38,8 @@ def read_official(path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: not a checkpoint, or one that holds more than tensors and plain values (of a .ckpt file whatever
-            else there is becomes an empty placeholder, and no class in it is looked up); a folder in which several
-            files hold the same part.
+        ValueError: no checkpoint, or one that holds more than tensors and plain values (of a .ckpt file the rest
+            becomes empty placeholders; no class in it is looked up); a folder that holds a part twice.
     """
     if path.is_dir():
         files = [file for suffix in SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]

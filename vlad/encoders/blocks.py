@@ -35,10 +35,10 @@ def checkpointed(*args: Any, **kwargs: Any) -> list[Tensor]:
 
 
 def continued(module: Any, groups: list[Tensor]) -> list[Tensor]:
-    """A causal block over sequences that begin alike, of which the beginning is computed once.
+    """A causal block over sequences that share beginnings, each of which is computed once.
 
-    groups[0] [B, P, C] are the beginnings; each of the others [B * T, L, C] has T ends of each of them, one beginning's
-    after the other's.
+    groups[0] [B, P, C] are the beginnings; each further group [B * T, L, C] has T ends of each, those of the first
+    beginning first.
     """
     sizes, heads = [g.shape[0] * g.shape[1] for g in groups], module.attn.num_heads
     parts = [zip(part.split(sizes), groups, strict=True) for part in _projected(module, groups, groups)]

@@ -123,7 +123,7 @@ class ClipEncoder(ReadingEncoder):
 
     @once
     def _patches(self, pixels: Tensor) -> Tensor:
-        """[B, C, rows, columns]: shared by those, too, whose tokens go other ways from here; most of `tiny`'s time."""
+        """[B, C, rows, columns]: kept for all methods on a batch, whatever they do with them; most of `tiny`'s time."""
         return self.visual.conv1(pixels)
 
     def walk(

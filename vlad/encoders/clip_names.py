@@ -1,4 +1,4 @@
-"""CLIPs of others under open_clip's names, and which of open_clip's models some tensors are."""
+"""CLIPs of other programs by open_clip's names, and which of open_clip's models some tensors belong to."""
 
 import re
 from collections.abc import Mapping

@@ -133,8 +133,8 @@ class DinoEncoder(Encoder):
         return last[:, 0], last[:, self.skipped :]
 
     def registers_see(self, pixels: Tensor, layer: int) -> Tensor:
-        """[B, N]: how much attention the register tokens pay to each patch in a block (from 1), meaned over its heads
-        and them; all of a picture sum up to less than 1.
+        """[B, N]: how much attention the register tokens pay to each patch in a block (from 1), averaged over heads
+        and registers; a picture's values sum to less than 1.
 
         Raises:
             TypeError: the model has no registers.

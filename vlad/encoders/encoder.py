@@ -171,13 +171,13 @@ class Encoder(Placed, Abilities):
         return self.precision == INT8 and self.runtime != TORCH and self.calibrated is None
 
     def calibrate(self, pictures: Iterable[np.ndarray]) -> None:
-        """Has a runtime that needs such take its ranges from uint8 pictures [H, W, 3]; does nothing elsewhere.
+        """Lets a runtime that needs ranges take them from uint8 pictures [H, W, 3]; does nothing elsewhere.
 
         They should look like those that will come, and be none of them.
         """
 
     def recall(self, calibrated: str | None) -> None:
-        """Has it take again the ranges with this digest, where they are in the cache."""
+        """Makes it take the ranges with this digest again, where the cache has them."""
 
     @property
     def arithmetic(self) -> str:
@@ -228,7 +228,7 @@ class Encoder(Placed, Abilities):
             )
 
     def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """uint8, all that `pixels` of (h, w) takes of a picture [H, W, 3]: of it, it makes the same to the bit."""
+        """uint8, what `pixels` of (h, w) needs of a picture [H, W, 3]: given this instead, it makes the same to the bit."""
         return resized(picture, size, self.resampling)
 
     def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:

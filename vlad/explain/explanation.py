@@ -104,7 +104,7 @@ class DetectorFacts:
 
 @dataclass(frozen=True)
 class ReasonerFacts:
-    """Who put it into words, and what it thinks of the picture as a whole; the tier "clip" thinks nothing of it."""
+    """Who put it into words, and what it thinks of the picture as a whole; the tier "clip" has no view of that."""
 
     tier: Literal["clip", "local", "endpoint", "custom"]
     model: str

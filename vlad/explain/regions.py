@@ -26,7 +26,7 @@ ALIGNED = 0.5  # correlation of the grey values, at 64 x 64, from which a refere
 SIZES = ((0.001, "tiny"), (0.01, "small"), (0.05, "medium"), (0.2, "large"))  # below this share; else extensive
 SHAPED = 4  # values of the map that a region covers; the shape of a smaller one is the map's, not the defect's
 LINE_LIKE, RAGGED = 4.0, 0.7  # elongation above, solidity below
-VISIBLE = 3.0  # CIELAB units from which a difference is said
+VISIBLE = 3.0  # CIELAB units; a smaller difference is not mentioned
 SPANNING = 2 / 3  # of a side
 
 

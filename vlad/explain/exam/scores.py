@@ -50,7 +50,7 @@ def decisions(said: Sequence[bool | None], truth: Sequence[bool]) -> Decisions:
 
 
 def calibration_error(probabilities: Sequence[float], truth: Sequence[bool], bins: int = BINS) -> float | None:
-    """Expected calibration error: over equal bins of p, the gap between mean p and the share that is true, by size.
+    """Expected calibration error: over equal bins of p, the gap between mean p and the true share, weighted by size.
 
     Two pictures at p = 0.95 of which one is anomalous, two at 0.05 of which none is: (2 * 0.45 + 2 * 0.05) / 4.
 

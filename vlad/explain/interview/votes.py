@@ -37,13 +37,13 @@ class Vote:
         return here / (here + there) if here + there > 0 else None
 
     def likeliest(self, options: Sequence[str]) -> str:
-        """The option of some that has most votes; the first of them where none has any."""
+        """Of these options the one with the most votes; the first where none has any."""
         if self.probs is None:
             return self.chosen if self.chosen in options else options[0]
         return max(options, key=lambda option: self.probs.get(option, 0.0) if self.probs else 0.0)
 
     def ranked(self, options: Sequence[str]) -> tuple[tuple[str, float | None], ...]:
-        """Those of the options, likeliest first, with their probabilities given that it is one of them."""
+        """These options, likeliest first, with their probabilities given that it is one of them."""
         if self.probs is None:
             return ((self.chosen, None),) if self.chosen in options else ()
         total = sum(self.probs.get(option, 0.0) for option in options) or 1.0

@@ -59,7 +59,7 @@ def names_this_machine(host: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address is this machine's own, also where it is an IPv4 one in the dress of IPv6."""
+    """Whether an IP address is this machine's own, also an IPv4 one written as IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     plain = getattr(ip, "ipv4_mapped", None) or ip
     return plain.is_loopback

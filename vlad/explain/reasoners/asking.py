@@ -15,8 +15,8 @@ REPEATED = 2000  # characters of a wrong answer that are shown again
 class Asker:
     """One reasoner for the length of one interview.
 
-    It ends, and every further question fails at once, with the first question that no answer comes to: a model that
-    broke, a server that is down after its retries, a spent budget, `max_seconds`.
+    The first question without an answer ends it: the model broke, the server stayed down, the budget or `max_seconds`
+    is spent. All later questions then fail at once.
 
     Attributes:
         usage: the sum over all questions.

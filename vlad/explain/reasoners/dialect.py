@@ -1,4 +1,4 @@
-"""What one server takes, learnt from what it refuses and kept: names of keys, a system turn, how much at once.
+"""What one server accepts, learnt from its refusals: names of keys, a system turn, how much at once.
 
 A refusal is read for what it names; nothing is tried that the reply does not speak of, and nothing twice.
 """
@@ -156,7 +156,7 @@ class Dialect:
         return False
 
     def _fewer_pictures(self, words: str, pictures: tuple[np.ndarray, ...]) -> bool:
-        """Fewer pictures where their number is at fault, as often as it says a smaller one; once fewer and smaller."""
+        """Fewer pictures each time that it names a smaller number; where it names none, once fewer and smaller ones."""
         counted, longest = _COUNT.search(words), max(max(picture.shape[:2]) for picture in pictures)
         if counted is not None:
             most = next((int(one[:4]) if one.isdecimal() else 1 for one in counted.groups() if one), len(pictures) // 2)

@@ -1,4 +1,4 @@
-"""Words into a model made harmless, and words out of it made sense of, whatever they are.
+"""Makes words safe to send to a model, and reads what it answers, in whatever form.
 
 Nothing unreadable is ever read as "normal" or "anomalous": it is an answer without a value, with the reason beside it.
 """
