@@ -1,9 +1,9 @@
 """EfficientNet-B4, the frozen convolutional tower of MetaUAS, with the face of an `Encoder` that knows pictures alone.
 
 Name: "efficientnet:<file>", either a file of MetaUAS's authors, which holds the tower and has the side of its pictures
-in its name, 256 or 512; or the tower alone, by the names of efficientnet-pytorch or of timm, for pictures of 380 px. The
-network is timm's `tf_efficientnet_b4`: its padding follows the picture's size as TensorFlow's does, and for sides that
-32 divides this is what MetaUAS's version pads.
+in its name, 256 or 512; or the tower alone, by the names of efficientnet-pytorch or of timm, for pictures of 380 px.
+The network is timm's `tf_efficientnet_b4`: its padding follows the picture's size as TensorFlow's does, and for sides
+that 32 divides this is what MetaUAS's version pads.
 """
 
 import re

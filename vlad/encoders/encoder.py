@@ -228,7 +228,7 @@ class Encoder(Placed, Abilities):
             )
 
     def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """uint8, what `pixels` of (h, w) needs of a picture [H, W, 3]: given this instead, it makes the same to the bit."""
+        """uint8, what `pixels` of (h, w) needs of a picture [H, W, 3]: given this, it makes the same to the bit."""
         return resized(picture, size, self.resampling)
 
     def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ one folder, or `vlad train`). No normal pictures, one picture at a time.
    cos_anomalous + 1 - 100 cos_normal) / 2 is blurred on the patch grid, goes to the picture's square, and is summed
    over the taps: the map, about 2 where both states are alike.
 4. The mean over the patches of another linear layer's unit vectors is compared with the words: (cos_anomalous + 1) / 2
-   is the score. It tells pictures of one thing apart, and says nothing by its height.
+   is the score. It ranks pictures of one thing; its height alone says nothing.
 5. Trained in two stages. In the first the words learn against a frozen tower whose attention has values for queries and
    keys; in the second the picture's layers do, on the pixels of each tap and cross entropy of the picture.
 
@@ -67,7 +67,7 @@ def before_blocks(layers: Sequence[nn.Module] | nn.ModuleList) -> Edit:
 
 
 class Layer(nn.Module):
-    """A linear layer without bias, named as in the official code, where only one that is leaky has a place number."""
+    """A linear layer without bias, named as in the official code, where only a leaky one's has an index."""
 
     def __init__(self, inner: int, outer: int, leaky: bool):
         super().__init__()
