@@ -91,10 +91,9 @@ def with_findings(found: Found, case: Case, said: Interview, severity: Mapping[s
     """The defects with a reasoner's types and words in the place of the vocabulary's, and its own ones after them."""
     findings = {finding.region_id: finding for finding in said.findings}
     defects = [_told(defect, findings.get(defect.region_id), said, severity) for defect in found.defects]
-    reasons = list(found.reasons)
-    for finding in said.findings:
-        if finding.innocent is not None:
-            reasons.append(f"the reasoner takes region {finding.region_id} for harmless: {finding.innocent}")
+    harmless = [finding for finding in said.findings if finding.innocent is not None]
+    reasons = [*found.reasons]
+    reasons += [f"the reasoner takes region {one.region_id} for harmless: {one.innocent}" for one in harmless]
     for number, extra in enumerate(said.extra_defects, start=len(defects) + 1):
         place = extra.cell if extra.cell in PLACES else "centre"
         kind = extra.types[0][0] if extra.types else UNSPECIFIED

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vlad.explain.case import Case, MarkedRegion, Rule
+from vlad.explain.case import Case, Rule
 from vlad.explain.explanation import Alternative, Limit, RuleResult
 from vlad.prompts import PromptPack, embed
 
@@ -67,7 +67,7 @@ def name_regions(case: Case, encoder: Encoder, pack: PromptPack, resolution: int
     side = resolution or encoder.resolution
     words = _vocabulary(case, encoder, pack)
     probabilities = _probabilities(case, encoder, words, side)  # [regions, types + rules + 1]
-    named = tuple(_named(region, row, words) for region, row in zip(case.regions, probabilities, strict=True))
+    named = tuple(_named(row, words) for row in probabilities)
     limits = [*_resolution_limits(case, encoder, side), *words.limits]
     if vague := [str(r.id) for r, one in zip(case.regions, named, strict=True) if one.type == UNSPECIFIED]:
         text = f"region {', '.join(vague)}: no type of the vocabulary stands out; what it may be is a guess"
@@ -152,7 +152,7 @@ def _cover(mask: np.ndarray, grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy((share >= share.max() / 2).ravel().astype(np.float32))
 
 
-def _named(region: MarkedRegion, probabilities: np.ndarray, words: _Vocabulary) -> RegionName:
+def _named(probabilities: np.ndarray, words: _Vocabulary) -> RegionName:
     order = np.argsort(-probabilities)
     labels = (*words.types, *(rule.text for rule in words.rules), UNSPECIFIED)
     guesses = [i for i in order if i < len(labels) - 1 and probabilities[i] > 0][:GUESSES]

@@ -80,7 +80,7 @@ def _opened(file: BinaryIO) -> Any:
 def _pages(tif: Any) -> list[Any]:
     """The pictures of a file; where the first is a mere thumbnail, its main picture may lie in a SubIFD."""
     pages = [tif.pages[number] for number in range(len(tif.pages))]
-    inner = [] if not pages or not _is_small(pages[0]) else [page for page in pages[0].pages or ()]
+    inner = [] if not pages or not _is_small(pages[0]) else list(pages[0].pages or ())
     whole = [page for page in (*inner, *pages) if not _is_small(page)]
     if not (whole or pages):
         raise ValueError("it is a TIFF without a page; it is cut off or damaged")

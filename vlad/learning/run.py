@@ -177,9 +177,7 @@ class Run:
 
     def _references(self, numbers: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, ...]:
         """The image side of a random normal picture of each one's category."""
-        chosen = []
-        for number in numbers:
-            chosen.append(int(rng.choice(self.normals_of[self.data.items[number].category])))
+        chosen = [int(rng.choice(self.normals_of[self.data.items[number].category])) for number in numbers]
         if self.cached and self.normals is not None:
             return self.normals.rows(chosen)
         with torch.no_grad():
