@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed")
-WIDTH, HEIGHT, LEFT, TOP = 420, 240, 48, 16
+WIDTH, HEIGHT, LEFT, TOP, RIGHT = 420, 240, 48, 16, 110
 
 
 def read(folders: list[Path]) -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
@@ -32,7 +32,7 @@ def draw(means: dict[str, dict[int, float]], shots: list[int]) -> str:
     def y(value: float) -> float:
         return TOP + HEIGHT * (high - value) / (high - low)
 
-    size = f'viewBox="0 0 {WIDTH + 2 * LEFT} {HEIGHT + 4 * TOP}"'
+    size = f'viewBox="0 0 {LEFT + WIDTH + RIGHT} {HEIGHT + 4 * TOP}"'
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">']
     parts.append('<rect width="100%" height="100%" fill="white"/>')
     for level in (0.65, 0.70, 0.75, 0.80, 0.85, 0.90):
@@ -40,14 +40,15 @@ def draw(means: dict[str, dict[int, float]], shots: list[int]) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{y(level) + 4:.1f}" text-anchor="end">{100 * level:.0f}</text>')
     for shot, x in xs.items():
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT + 2 * TOP + 4}" text-anchor="middle">{shot}</text>')
-    for colour, (label, values) in zip(COLOURS, means.items(), strict=False):
+    for colour, values in zip(COLOURS, means.values(), strict=False):
         points = " ".join(f"{xs[shot]:.1f},{y(value):.1f}" for shot, value in sorted(values.items()))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{xs[s]:.1f}" cy="{y(v):.1f}" r="3" fill="{colour}"/>' for s, v in values.items()]
-        shot, value = max(values.items())
-        parts.append(
-            f'<text x="{xs[shot]:.1f}" y="{y(value) - 8:.1f}" text-anchor="end" fill="{colour}">{label}</text>'
-        )
+    lowest = 0.0  # of the names so far, which are kept apart
+    ends = [(y(values[max(values)]), xs[max(values)], label) for label, values in means.items()]
+    for (at, x, label), colour in sorted(zip(ends, COLOURS, strict=False)):
+        lowest = max(at + 4, lowest + 14)
+        parts.append(f'<text x="{x + 8:.1f}" y="{lowest:.1f}" fill="{colour}">{label}</text>')
     middle = LEFT + WIDTH / 2
     words = "normal pictures; image AUROC in percent, mean over categories"
     parts.append(f'<text x="{middle}" y="{HEIGHT + 3.4 * TOP:.0f}" text-anchor="middle">{words}</text></svg>')
