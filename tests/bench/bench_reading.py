@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--method", default="patch_text")
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--maps", action="store_true", help="draw the overlays too")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
@@ -59,7 +60,7 @@ def main() -> None:
         detector.predict(folder / "0.jpg")
         kind.value_walk = timed
         start = time.perf_counter()
-        score_folder(detector, [folder], Path(made, "out"))
+        score_folder(detector, [folder], Path(made, "out"), maps=asked.maps)
         whole = time.perf_counter() - start
     print(f"{asked.pictures} photos of 1 MP, {asked.method} on {asked.encoder}, {asked.threads} threads:", end=" ")
     print(f"{1000 * whole / asked.pictures:.1f} ms each, {100 * (1 - inside[0] / whole):.0f} % outside the encoder")
