@@ -335,6 +335,19 @@ def test_parts_are_equal_random_and_seeded(small_encoder, pictures, monkeypatch)
         close([split[i] for i in group], alone)
 
 
+def test_what_comparing_takes_is_said_once_while_a_large_set_is_read(small_encoder, pictures, monkeypatch, caplog):
+    made(small_encoder).predict(pictures)
+    assert "minutes" not in caplog.text
+    monkeypatch.setattr(musc, "MANY", 4)
+    scorer = made(small_encoder).scorer
+    batches = iter([scorer.pixels(pictures[:3]), scorer.pixels(pictures[3:6]), scorer.pixels(pictures[6:])])
+    said = []
+    scorer.progress = lambda stage, done, total: said.append((stage, done, caplog.text.count("minutes here")))
+    list(scorer.score_set(batches))
+    assert [count for stage, _, count in said if stage == "reading"] == [0, 0, 1], "after the second batch"
+    assert caplog.text.count("minutes here") == 1
+
+
 def test_a_set_whose_table_fits_no_file_is_split_with_a_warning(small_encoder, pictures, monkeypatch, caplog):
     monkeypatch.setattr(musc, "TABLE_FILE_BYTES", 4 * 64 * 5**2)
     split = made(small_encoder).predict(pictures)

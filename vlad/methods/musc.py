@@ -23,6 +23,7 @@ so that `stream` works.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from vlad.encoders.encoder import Encoder
 from vlad.maps import to_size
 from vlad.memory import Memory, neighbourhood_mean, quarters
-from vlad.memory.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores
+from vlad.memory.mutual import WORK_BYTES, barrier, interval_mean, kept_cosines, mutual_scores, similarities
 from vlad.memory.spill import Records
 from vlad.scorer import Scorer, Scores
 
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 TOKEN_BYTES = 2 * 2**30  # tokens of all pictures and layers that stay in memory
 TABLE_FILE_BYTES = 8 * 2**30  # distances of all pairs in one layer and r; larger sets are split
 SMALLEST_PART = 40  # pictures, where a split was asked for: 30 % of the others are then more than ten
+MANY = 256  # pictures from which on it is said what comparing them takes
 PEAKS = 16  # maps that are brought to pixels at once
 SAME = 0.9999  # cosine of class embeddings from which two pictures pass for one that was given twice
 
@@ -202,6 +204,8 @@ class MuSc(Scorer):
                 tokens.append(one)
             classes.append(image)
             self.report("reading", len(tokens), 0)
+            if len(tokens) >= MANY > len(tokens) - len(layers):
+                self._say_cost(layers)
         if not len(tokens):
             return
         if len(tokens) == 1:
@@ -328,6 +332,20 @@ class MuSc(Scorer):
                 for degree in self.degrees:
                     sums[group] += mutual_scores(_Layer(read, group, grid, degree), self.interval, **how).cpu()
         return (sums / passes).unflatten(1, grid)
+
+    def _say_cost(self, layers: Tensor) -> None:
+        """What comparing takes here, by the time of pairs of these [B, L, P, C]; how many will come is unknown yet."""
+        pictures = layers[:, 0].to(self.encoder.device, self.encoder.dtype)
+        started = time.perf_counter()
+        for one in pictures:
+            similarities(pictures, one).amax().item()
+        pairs = 1000 * 999 / 2 * len(self.layers) * len(self.degrees)
+        minutes = pairs * (time.perf_counter() - started) / len(pictures) ** 2 / 60
+        logger.warning(
+            "comparing 1,000 pictures with each other takes about %.1f minutes here, and three times as many nine "
+            "times as long; vlad.load('musc', parts=N) compares within N random parts alone, which takes an N-th",
+            minutes,
+        )
 
     def _part_count(self, N: int, P: int) -> int:
         """Into how many parts N pictures of P patches are split."""
