@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_sets import brightness
 
 import vlad
 from vlad.folder import LINES, list_pictures, score_folder
+from vlad.folder.lines import Wanted
 
 KEYS = {
     *("source", "verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions", "error"),
@@ -70,6 +73,38 @@ def test_a_run_writes_one_line_a_picture_in_order(undisturbed, photos):
     assert all(line.keys() == KEYS | {"overlay", "file"} for line in lines(out) if not line["error"])
     assert all(line.keys() == KEYS for line in lines(out) if line["error"])
     assert (summary.scored, summary.skipped, len(summary.failed)) == (6, 0, 1)
+
+
+def test_the_encoder_goes_on_while_overlays_are_drawn(small_encoder, photos, tmp_path, monkeypatch):
+    detector, behind, written = brightness(small_encoder), [], Wanted.written
+
+    def slowly(wanted, *given):
+        end = time.monotonic() + 5
+        while detector.scorer.seen <= 2 + len(behind) and detector.scorer.seen < 6 and time.monotonic() < end:
+            time.sleep(0.01)
+        behind.append(detector.scorer.seen - len(behind))
+        return written(wanted, *given)
+
+    monkeypatch.setattr(Wanted, "written", slowly)
+    score_folder(detector, [photos], tmp_path / "out", batch_size=2)
+    assert behind[0] > 2, "the second batch was scored before the first was drawn"
+    assert [line["source"] for line in lines(tmp_path / "out")] == [
+        str(found.path) for found in list_pictures([photos])
+    ]
+
+
+def test_of_large_pictures_none_waits_for_its_overlay(small_encoder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlad.folder.lines.LARGE", 1)
+    detector, waited, written = brightness(small_encoder), [], Wanted.written
+
+    def counted(wanted, *given):
+        time.sleep(0.05)
+        waited.append(detector.scorer.seen - len(waited))
+        return written(wanted, *given)
+
+    monkeypatch.setattr(Wanted, "written", counted)
+    score_folder(detector, [photos], tmp_path / "out", batch_size=1)
+    assert max(waited) == 1
 
 
 def test_a_broken_picture_is_an_error_line_and_the_rest_goes_on(undisturbed, photos):

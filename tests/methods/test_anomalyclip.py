@@ -196,8 +196,8 @@ def test_an_encoder_that_aligns_its_ordinary_tokens_is_taken_as_it_is(tiny_encod
     pixels = tiny_encoder.pixels([picture])
     image, patches = tiny_encoder.dense(pixels)
     states = made.prompt_learner(tiny_encoder)
-    score, _, own = made(pixels)
-    assert torch.equal(score, anomaly_probability(image, states)) and torch.equal(own, image)
+    found = made(pixels)
+    assert torch.equal(found.score, anomaly_probability(image, states)) and torch.equal(found.image, image)
     assert torch.equal(made.image_side(pixels)[1], patches)
 
 

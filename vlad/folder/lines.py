@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +20,14 @@ from PIL import Image
 from vlad import records
 from vlad.images import ImageError
 from vlad.images.listing import Found
+from vlad.images.sizes import LARGE
 from vlad.prediction import Prediction
 from vlad.records import Line
 from vlad.thresholds import LARGEST
 
 if TYPE_CHECKING:
     from vlad.detector import Detector
+    from vlad.detector.predicting import Reading
 
 KEYS = ("verdict", "score", "threshold", "p_value", "is_anomalous", "name", "size", "regions")  # of a line, in order
 MAPS, RAW, MASKS = "maps", "raw", "masks"  # folders of overlays, of maps as numbers, of masks
@@ -129,24 +134,40 @@ class LineMaker:
     explain: Explain | None
 
     def lines(self, pictures: list[Found]) -> Iterator[Line]:
-        """One a picture, in order; it comes out once what lies beside it is in the folder."""
+        """One a picture, in order; it comes out once what lies beside it is in the folder.
+
+        That is drawn and written in a thread while the encoder goes on, but for a batch, or LARGE pixels, at most.
+        """
         found = self.detector.predictions([picture.path for picture in pictures], batch_size=self.batch_size)
-        for picture, (reading, outcome) in zip(pictures, found, strict=True):
-            more: dict[str, Any] = {}
-            if isinstance(outcome, Prediction):
-                outcome = outcome.of_pixels()
-                try:
-                    outcome = self._judged(outcome)
-                    at_hand = picture.path if reading.whole is None else reading.whole
-                    more = dict(self.wanted.written(outcome, at_hand, picture.relative))
-                    if self.explain:
-                        more["explanation"] = self.explain(at_hand, outcome)
-                except ImageError as error:  # gone or changed since it was scored
-                    outcome, more = error, {}
-                if reading.picture is not None and self.detector.calibration is not None:
-                    more["look"] = self.detector.scorer.look(reading.picture)
-            line = line_of(picture.source, outcome, self.detector.name)
-            yield {**line, **more, **({"file": stamp(picture.path)} if line["error"] is None else {})}
+        each = zip(pictures, found, strict=True)
+        if self.explain or self.wanted.folder is None:  # a question may last: Ctrl-C would wait for its thread
+            yield from (self._line(picture, *scored) for picture, scored in each)
+            return
+        waiting: deque[tuple[int, Future[Line]]] = deque()
+        with ThreadPoolExecutor(1) as writer:
+            for picture, scored in each:
+                waiting.append((math.prod(scored[0].size), writer.submit(self._line, picture, *scored)))
+                while waiting and (len(waiting) > self.batch_size or sum(size for size, _ in waiting) > LARGE):
+                    yield waiting.popleft()[1].result()
+            while waiting:
+                yield waiting.popleft()[1].result()
+
+    def _line(self, picture: Found, reading: Reading, outcome: Prediction | ImageError) -> Line:
+        more: dict[str, Any] = {}
+        if isinstance(outcome, Prediction):
+            outcome = outcome.of_pixels()
+            try:
+                outcome = self._judged(outcome)
+                at_hand = picture.path if reading.whole is None else reading.whole
+                more = dict(self.wanted.written(outcome, at_hand, picture.relative))
+                if self.explain:
+                    more["explanation"] = self.explain(at_hand, outcome)
+            except ImageError as error:  # gone or changed since it was scored
+                outcome, more = error, {}
+            if reading.picture is not None and self.detector.calibration is not None:
+                more["look"] = self.detector.scorer.look(reading.picture)
+        line = line_of(picture.source, outcome, self.detector.name)
+        return {**line, **more, **({"file": stamp(picture.path)} if line["error"] is None else {})}
 
     def _judged(self, prediction: Prediction) -> Prediction:
         if self.threshold is None:
