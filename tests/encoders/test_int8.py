@@ -14,7 +14,7 @@ from vlad.encoders.encoder import Encoder
 from vlad.encoders.int8 import Int8Linear, int8_product, quantised_rows
 
 METHODS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip")
-METHODS += ("adaclip", "crane", "sowa", "vcpclip")  # all that have words or an adapter for `tiny`
+METHODS += ("aaclip", "adaclip", "crane", "sowa", "vcpclip")  # all that have words or an adapter for `tiny`
 
 
 @pytest.fixture(scope="module")

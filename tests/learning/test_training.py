@@ -269,7 +269,8 @@ def test_what_ships_is_taken_for_tiny_or_by_its_name_and_another_encoder_needs_a
 
 
 @pytest.mark.parametrize(
-    "name", ["anomalyclip", "adaptclip", "adaclip", "april_gan", "clip_ad_plus", "vcpclip", "crane", "sowa"]
+    "name",
+    ["aaclip", "anomalyclip", "adaptclip", "adaclip", "april_gan", "clip_ad_plus", "vcpclip", "crane", "sowa"],
 )
 def test_every_adapter_that_ships_is_small_and_learned_on_drawn_pictures_alone(name, tiny_encoder):
     file = resource(f"adapters/weights/{name}-tiny.safetensors")
