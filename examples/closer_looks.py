@@ -6,6 +6,7 @@ N good and N defective ones of a set, spread over the kinds of defect, where all
 """
 
 import argparse
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -62,7 +63,8 @@ def main() -> None:
             with warnings.catch_warnings(action="ignore"):
                 report = vlad.evaluate(detectors, own, shots=shots, seeds=given.draws, bootstrap=0, out=out)
             for way in detectors:
-                values = {row.metric: 100 * row.value for row in report.rows if row.detector == way}
+                rows = [row for row in report.rows if row.detector == way and math.isfinite(row.value)]
+                values = {row.metric: 100 * row.value for row in rows}
                 cells = " ".join(f"{name} {values[key]:5.1f}" for key, name in SHOWN.items() if key in values)
                 print(f"{category:18} {shots} normals  {way:22} {cells}", flush=True)
             print(f"{category:18} {shots} normals  {time.process_time() - started:.0f} s of one core", flush=True)
