@@ -100,8 +100,8 @@ def test_a_tower_of_convolutions_refuses_int8(metauas_file):
 @pytest.mark.parametrize("units", [True, False])
 def test_a_product_is_exact_with_and_without_units_for_it(units, monkeypatch):
     monkeypatch.setattr("vlad.encoders.int8.has_int8_units", lambda: units)
-    left, right = torch.randint(-127, 128, (2, 5, 3000), generator=torch.Generator().manual_seed(0)).to(torch.int8)
-    left[0] = right[0] = 127  # the largest sum
+    left, right = torch.randint(-127, 128, (2, 5, 3001), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    left[0] = right[0] = 127  # the largest sum, an odd one above 2**24, which no float32 is
     assert torch.equal(int8_product(left, right.T).long(), left.long() @ right.T.long())
 
 

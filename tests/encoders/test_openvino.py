@@ -13,7 +13,7 @@ import vlad
 from vlad.encoders.encoder import Encoder
 from vlad.files import cache_dir
 
-pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
 pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
 
 METHODS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip")
@@ -74,6 +74,19 @@ def test_a_batch_of_eight_gives_the_scores_of_single_pictures_in_int8(method, in
     detector = loaded(method, int8)
     together, alone = detector.predict(pictures), [detector.predict(one) for one in pictures]
     assert max(abs(one.score - other.score) for one, other in zip(together, alone, strict=True)) <= 1e-3
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_weights_have_7_bits_where_sums_of_two_products_would_overflow(units, golden_weights, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLAD_CACHE", str(tmp_path))
+    monkeypatch.setattr("vlad.encoders.openvino.has_int8_units", lambda: units)
+    encoder = Encoder.load("tiny", device="cpu", dtype="int8", runtime="openvino")
+    encoder.calibrate([golden_weights.image(40, 64)])
+    (file,) = tmp_path.rglob("blocks.xml")
+    constants = [node for node in openvino.Core().read_model(file).get_ops() if node.get_type_name() == "Constant"]
+    weights = [node.get_data() for node in constants if node.get_element_type() == openvino.Type.i8]
+    largest = max(int(np.abs(one.astype(int)).max()) for one in weights)
+    assert 100 < largest <= 128 if units else 32 < largest <= 64
 
 
 def test_ranges_that_detectors_rely_on_are_not_exchanged(int8, pictures):
