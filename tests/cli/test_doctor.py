@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_every_extra_that_is_not_for_developers_is_explained():
 def test_what_an_extra_asks_for_is_read_from_the_package():
     try:
         assert doctor._packages("data") == ["conformal-clip-data", "elpv-dataset"]
-    except doctor.metadata.PackageNotFoundError:
+    except metadata.PackageNotFoundError:
         pytest.skip("the package is not installed here, so it has no metadata")
 
 
