@@ -21,7 +21,7 @@ from vlad.metrics import auroc
 from vlad.scorer import Scorer
 
 WORDS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip", "adaclip")
-WORDS += ("crane", "sowa", "vcpclip")
+WORDS += ("crane", "sowa", "aaclip", "vcpclip")
 NORMALS = ("patch_text", "patch_memory", "clip_surgery", "adaptclip", "subspacead", "gaussian")
 ROWS: dict[str, tuple[str, bool]] = {method: (method, False) for method in WORDS}
 ROWS |= {"musc": ("musc", False), **{f"{method}, 8 normals": (method, True) for method in NORMALS}}
