@@ -9,7 +9,6 @@ from PIL import Image
 
 import vlad
 from vlad.detector.predicting import reading_of
-from vlad.framing import framing
 from vlad.framing.looking import reduction, views_of
 from vlad.framing.places import Framed
 from vlad.images import Reader, Remarks, read
@@ -19,7 +18,7 @@ HEIGHT, WIDTH = 2503, 3301  # primes, above TILED together
 WHOLE = 2499, 3304  # multiples of 7
 TURNED = 0x0112
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is seen .* times smaller", "ignore:.*passes of the encoder")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is seen .* times smaller", "ignore:no threshold")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_a_detector_fitted_on_files_is_that_fitted_on_their_pixels_saved_or_not(
         Image.fromarray(shot).save(tmp_path / f"{number}.png", compress_level=1)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     of_files, of_pixels = made().fit(paths[:2]), made().fit(shots[:2])
-    assert of_files.threshold == of_pixels.threshold
+    assert of_files.judge.calibration.scores == of_pixels.judge.calibration.scores
     assert of_files.predict(shots[0]).score == pytest.approx(0, abs=1e-3), "it is in the memory"
     of_files.save(tmp_path / "detector.safetensors")
     again = vlad.load(tmp_path / "detector.safetensors", encoder=tiny_encoder)
@@ -156,7 +155,6 @@ def test_a_large_file_with_too_many_tiles_says_so(tiny_encoder, tmp_path, photo)
 
 def test_the_shape_of_a_closer_look_is_that_of_the_whole_photo(tiny_encoder, tmp_path, photo):
     """A layout made from the reduced copy would ask for other tiles."""
-    assert framing(tile_scale=0.1) != framing(tiles=1)
     detector = vlad.load("patch_text", "plate", encoder=tiny_encoder, resolution=64, tile_scale=0.1)
     assert reduction(detector.scorer, photo.shape[:2]) == 3
     assert detector.predict(photo).map.shape[0] == pytest.approx(0.1 * HEIGHT / 16, abs=1)
