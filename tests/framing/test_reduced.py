@@ -68,9 +68,13 @@ def test_a_file_and_its_pixels_are_scored_alike_to_the_bit(tiled, tmp_path, phot
     assert read_smaller == {"plain.jpg", "plain.png", "grey.png", "turned, whole.jpg"}
 
 
-def test_an_array_keeps_its_pixels_for_its_overlay(tiled, photo):
-    assert tiled.predict(photo).overlay().size == photo.shape[1::-1]
-    assert tiled.predict(photo).picture.shape == photo.shape
+def test_what_is_no_file_keeps_its_pixels_for_its_overlay(tiled, tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "a.jpg", quality=90)
+    for given in (photo, (tmp_path / "a.jpg").read_bytes()):
+        found = tiled.predict(given)
+        assert found.picture.shape == photo.shape
+        assert found.overlay().size == photo.shape[1::-1]
+    assert tiled.predict(tmp_path / "a.jpg").overlay().size == photo.shape[1::-1]
 
 
 @pytest.mark.parametrize("options", [{"tiles": 2}, {"tiles": (1, 3)}, {"tiles": 2, "keep_aspect": True}])
