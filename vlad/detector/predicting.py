@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlad.framing.looking import PASS, Views, check_size, finished, remark, scores_of, views_of
-from vlad.framing.places import Framed
+from vlad.framing.looking import PASS, Views, check_size, finished, reduction, remark, scores_of, views_of
+from vlad.framing.places import Framed, Places
 from vlad.images import ImageError, Reader, Remarks, path_of
 from vlad.images.depth import FLAT, is_flat
 from vlad.images.sizes import LARGE
@@ -29,6 +29,7 @@ from vlad.prediction import Prediction
 from vlad.scorer import Scorer, Scores
 from vlad.thresholds import Calibration, p_value
 
+Item = TypeVar("Item")
 BATCH_PIXELS = LARGE  # H * W of the pictures of one batch, and at most as many more: 150 MB
 DECODERS = 4  # files decoded at once, where they are small: all of them AT_ONCE_PIXELS at most
 AT_ONCE_PIXELS = 16_000_000  # H * W, together
@@ -145,7 +146,8 @@ def judged(
 ) -> Iterator[tuple[Reading, Prediction | ImageError]]:
     """Each reading of one batch with its prediction, or with why there is none; not of a set that is scored as one."""
     good = [one.picture for one in batch if one.picture is not None]
-    rows = iter(next(score_together([judge.scorer], good)) if good else [])
+    sizes = [one.size for one in batch if one.picture is not None]
+    rows = iter(next(score_together([judge.scorer], good, sizes)) if good else [])
     for one in batch:
         if one.picture is not None:
             yield one, judge.prediction(one, next(rows), reader)
@@ -196,8 +198,14 @@ def _error(reading: Reading, on_error: str) -> ImageError:
     return reading.error
 
 
-def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) -> Generator[list[Row], None, None]:
-    """What each scorer says of the same uint8 pictures [H, W, 3]; what several need of an encoder is computed once."""
+def score_together(
+    scorers: Sequence[Scorer], pictures: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None
+) -> Generator[list[Row], None, None]:
+    """What each scorer says of the same uint8 pictures [H, W, 3]; what several need of an encoder is computed once.
+
+    `sizes` as in `views_of`, for one scorer alone: another may need more of a picture that was read smaller.
+    """
+    sizes = sizes or [(picture.shape[0], picture.shape[1]) for picture in pictures]
     views: dict[tuple[Any, ...], list[Views]] = {}
     with ExitStack() as stack:
         if len(scorers) > 1:
@@ -207,13 +215,14 @@ def score_together(scorers: Sequence[Scorer], pictures: Sequence[np.ndarray]) ->
             with torch.no_grad():  # not across a yield, that would switch gradients off for the caller
                 key = (id(scorer),) if scorer.frames_itself else (id(scorer.encoder), scorer.resolution, scorer.framing)
                 if key not in views:
-                    views[key] = [views_of(scorer, part) for part in passes(pictures)]
+                    parts = zip(passes(pictures), passes(sizes), strict=True)
+                    views[key] = [views_of(scorer, *part) for part in parts]
                 rows = [row for part in views[key] for row in _rows(scorer, scores_of(scorer, part))]
             yield rows
 
 
-def passes(pictures: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
-    """The pictures in parts of PASS, so that the size of a batch changes no score."""
+def passes(pictures: Sequence[Item]) -> list[Sequence[Item]]:
+    """Pictures, or what goes with them, in parts of PASS, so that the size of a batch changes no score."""
     return [pictures[start : start + PASS] for start in range(0, len(pictures), PASS)]
 
 
@@ -263,10 +272,15 @@ def batch_of(
 
 
 def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer, page: int | None = None) -> Reading:
-    """One picture read, or why it cannot be; `page` as in `vlad.images.read`."""
+    """One picture read, or why it cannot be; `page` as in `vlad.images.read`.
+
+    A file comes as much smaller as `reduction` says, where all of it counts; what is no file is kept for overlays.
+    """
+    reduces = path_of(image) is not None and scorer.framing.places == Places()
+    by = partial(reduction, scorer) if reduces else None
     try:
-        picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks, page)
-        fit_to_frame(picture, image, scorer)
+        picture, size = reader.read_for(scorer.framing.side(scorer.resolution), image, remarks, page, by)
+        fit_to_frame(picture, image, scorer, size)
     except ImageError as error:
         return Reading(image, None, error=error)
     flat = is_flat(picture)
@@ -275,10 +289,11 @@ def reading_of(image: Any, reader: Reader, remarks: Remarks, scorer: Scorer, pag
     return Reading(image, picture, size, notes=(FLAT,) if flat else ())
 
 
-def fit_to_frame(picture: np.ndarray, given: Any, scorer: Scorer) -> np.ndarray:
-    """The picture [H, W, 3] as it is; ImageError, which names what was given, where it cannot be framed so."""
+def fit_to_frame(picture: np.ndarray, given: Any, scorer: Scorer, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture [H, W, 3], of this size or its own, as it is; ImageError, which names what was given, where it cannot
+    be framed so."""
     try:
-        check_size(scorer, (picture.shape[0], picture.shape[1]))
+        check_size(scorer, size or (picture.shape[0], picture.shape[1]))
     except ValueError as error:
         path = path_of(given)
         raise ImageError(f"{path or 'a picture'}: {error}", path) from error
@@ -296,9 +311,6 @@ def _rows(scorer: Scorer, found: Iterable[Scores]) -> list[Row]:
         amap = None if scores.map is None else scores.map[0].float().cpu().numpy().copy()
         rows.append(Row(scores.score.item(), amap, cosines))
     return rows
-
-
-Item = TypeVar("Item")
 
 
 def _without_gradients(items: Iterator[Item]) -> Iterator[Item]:

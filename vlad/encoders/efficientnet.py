@@ -90,6 +90,10 @@ class EfficientNet(Encoder):
         colours = [torch.from_numpy(picture.copy()).to(self.device).permute(2, 0, 1)[None] for picture in pictures]
         return torch.cat([F.interpolate(c.float() / 255, size, mode="bilinear", align_corners=True) for c in colours])
 
+    @property
+    def resizes_itself(self) -> bool:
+        return self.resolution != SIDE
+
     def as_seen(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """As ever for a tower alone; MetaUAS's takes the picture itself, whose resized pixels are no whole numbers."""
         return super().as_seen(picture, size) if self.resolution == SIDE else picture

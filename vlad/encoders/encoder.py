@@ -231,6 +231,11 @@ class Encoder(Placed, Abilities):
         """uint8, what `pixels` of (h, w) needs of a picture [H, W, 3]: given this, it makes the same to the bit."""
         return resized(picture, size, self.resampling)
 
+    @property
+    def resizes_itself(self) -> bool:
+        """Whether `pixels` resizes in a way of its own, so that it must have the picture itself."""
+        return False
+
     def levelled(self, pixels: Tensor, like: Tensor | None = None) -> Tensor:
         """Pixels in [0, 1] as they are before mean and std: some towers level each picture's brightness first, to that
         of the picture `like` [1, 3, h, w] where it is given."""

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vlad.framing import Look
 from vlad.framing.places import Framed, cells, spread
-from vlad.framing.tiles import Canvas, Layout, layout
+from vlad.framing.tiles import Canvas, Layout, layout, work_size
 from vlad.images.depth import Remarks
-from vlad.images.sizes import resized
+from vlad.images.sizes import factor
 from vlad.maps import to_size
 from vlad.memory import Memory
 from vlad.scorer import Scorer, Scores
@@ -92,35 +92,60 @@ def wholes(scorer: Scorer) -> list[Scorer]:
     return [scorer, *(one for look, one in closer(scorer) if look.kind == "whole")]
 
 
-def views_of(scorer: Scorer, pictures: Sequence[np.ndarray]) -> Views:
-    """What the scorer looks at of uint8 pictures [H, W, 3], which `check_size` has let pass."""
-    return framed_views(scorer, [scorer.framing.places.framed(picture) for picture in pictures])
+def reduction(scorer: Scorer, size: tuple[int, int]) -> int:
+    """By which whole number the scorer makes a picture, or a part, of this size (H, W) smaller before it looks at it.
+
+    That is for tiles of large photos alone: the look at the whole is cut from the same then.
+    """
+    if scorer.frames_itself or scorer.encoder.resizes_itself:
+        return 1
+    tiled = [look for look, _ in closer(scorer) if look.kind != "whole"]
+    planes = [work_size(look, size, scorer.resolution, scorer.encoder.patch_size) for look in tiled]
+    return min((factor(size, plane) for plane in planes), default=1)
+
+
+def views_of(scorer: Scorer, pictures: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> Views:
+    """What the scorer looks at of uint8 pictures [H, W, 3], which `check_size` has let pass.
+
+    `sizes` are the (H, W) that they have, where some of them may be read smaller; None: their own.
+    """
+    given = zip(pictures, sizes or [picture.shape[:2] for picture in pictures], strict=True)
+    return framed_views(scorer, [_framed(scorer, picture, (size[0], size[1])) for picture, size in given])
+
+
+def _framed(scorer: Scorer, picture: np.ndarray, size: tuple[int, int]) -> Framed:
+    """A picture that has this size, whole or as it was read for `reduction`."""
+    if picture.shape[:2] == size or (by := reduction(scorer, size)) == 1:
+        return scorer.framing.places.framed(picture)
+    return Framed(picture, None, (0, 0, size[1], size[0]), size, by)
 
 
 def framed_views(scorer: Scorer, framed: Sequence[Framed]) -> Views:
     """The same of pictures that are framed already."""
-    pictures = [one.picture for one in framed]
-    runs = [_runs(scorer, pictures, times) for times in scorer.framing.looks]
+    framed = [one.reduced(reduction(scorer, one.cut)) if one.by == 1 else one for one in framed]
+    runs = [_runs(scorer, framed, times) for times in scorer.framing.looks]
     if all(look.kind == "whole" for look, _ in closer(scorer)):
         framed = [one._replace(picture=one.picture[:0]) for one in framed]
     return Views(framed, runs)
 
 
-def _runs(scorer: Scorer, pictures: Sequence[np.ndarray], times: int) -> list[Tensor]:
+def _runs(scorer: Scorer, framed: Sequence[Framed], times: int) -> list[Tensor]:
     """Pixels of pictures as wholes, those of one shape in a row together."""
+    shapes = [_shape(scorer, one.cut, times) for one in framed]
+    seen = zip(framed, shapes, strict=True)
+    pictures = [one.picture if one.by == 1 else one.resized(shape, scorer.encoder.resampling) for one, shape in seen]
     if not scorer.framing.keep_aspect and times == 1:
         return [scorer.pixels(pictures)]
-    shapes = [_shape(scorer, picture, times) for picture in pictures]
     runs = groupby(zip(shapes, pictures, strict=True), key=lambda one: one[0])
     return [scorer.encoder.pixels([picture for _, picture in run], shape) for shape, run in runs]
 
 
-def _shape(scorer: Scorer, picture: np.ndarray, times: int) -> tuple[int, int]:
-    """(H, W) at which a picture is seen: about as many patches as a square of `times` the scorer's side has."""
+def _shape(scorer: Scorer, size: tuple[int, int], times: int) -> tuple[int, int]:
+    """(H, W) at which a picture of this size is seen: of about as many patches as a square of `times` the side has."""
     side, patch = scorer.resolution * times, scorer.encoder.patch_size
     if not scorer.framing.keep_aspect:
         return side, side
-    tall = math.sqrt(picture.shape[0] / picture.shape[1])
+    tall = math.sqrt(size[0] / size[1])
     return patch * max(1, round(side / patch * tall)), patch * max(1, round(side / patch / tall))
 
 
@@ -139,7 +164,7 @@ class Tiles:
 
 def _tiles(scorer: Scorer, where: Layout, framed: Framed) -> Iterator[Tiles]:
     """The tiles in passes; those of which nothing counts are left out."""
-    work = resized(framed.picture, where.size, scorer.encoder.resampling)
+    work = framed.resized(where.size, scorer.encoder.resampling)
     ignored = None
     if framed.ignored is not None:
         small = Image.fromarray(framed.ignored).resize(where.size[::-1], Image.Resampling.NEAREST)
@@ -163,7 +188,7 @@ def _tiles(scorer: Scorer, where: Layout, framed: Framed) -> Iterator[Tiles]:
 def _cut(scorer: Scorer, look: Look, views: Views, number: int) -> Iterator[tuple[Layout, Iterable[Tiles]]]:
     """The tiles of one picture; the same ones again where passes are shared and they are few."""
     framed = views.framed[number]
-    where = _layout(scorer, look, framed.picture.shape[:2])
+    where = _layout(scorer, look, framed.cut)
     if len(where) > KEPT_TILES or scorer.encoder.passes.results is None:
         with scorer.encoder.unshared():
             yield where, _tiles(scorer, where, framed)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from vlad.images import read
 from vlad.images.places import Box
-from vlad.images.sizes import BAND, MAX_PIXELS, PLAIN_BYTES, bands, resized
+from vlad.images.sizes import BAND, MAX_PIXELS, PLAIN_BYTES, bands, reduced, resized
 
 SAME_SHAPE = 0.01  # of a side: a mask of another shape than the picture belongs to other pictures
 FILLED = 1_000_000  # H * W, from which on what lies beside an ignored place is looked up in blocks
@@ -36,15 +36,32 @@ class Framed(NamedTuple):
     """A picture as a scorer may see it: cut to the roi, the ignored places painted over."""
 
     picture: np.ndarray  # uint8 [h, w, 3]
-    ignored: np.ndarray | None  # bool [h, w]; None: nothing is
+    ignored: np.ndarray | None  # bool of the size of the box; None: nothing is
     box: Box  # of the roi in the picture as it was given
     size: tuple[int, int]  # (H, W) of that
+    by: int = 1  # how many times smaller `picture` is than the box
 
     @classmethod
     def whole(cls, picture: np.ndarray, ignored: np.ndarray | None = None) -> "Framed":
         """All of a picture [H, W, 3] that is no part of another."""
         size = picture.shape[0], picture.shape[1]
         return cls(picture, ignored, (0, 0, size[1], size[0]), size)
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """(H, W) of the box."""
+        x0, y0, x1, y1 = self.box
+        return y1 - y0, x1 - x0
+
+    def reduced(self, by: int) -> "Framed":
+        """The same of a whole picture that is made so many times smaller."""
+        return self if by == 1 else self._replace(picture=reduced(self.picture, by), by=by)
+
+    def resized(self, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+        """uint8 [h, w, 3] of `size`: all that lies in the box, and nothing moved, whatever it was reduced by."""
+        height, width = self.cut
+        shown = None if self.by == 1 else (height / self.by, width / self.by)
+        return resized(self.picture, size, how, shown)
 
 
 @dataclass(frozen=True)

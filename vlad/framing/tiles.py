@@ -37,19 +37,25 @@ class Layout:
         return ((row, column) for row in self.rows for column in self.columns)
 
 
-def layout(look: Look, size: tuple[int, int], side: int, patch: int) -> Layout:
-    """The tiles of a picture of `size` (H, W).
-
-    Raises:
-        ValueError: they are more than MOST.
-    """
+def work_size(look: Look, size: tuple[int, int], side: int, patch: int) -> tuple[int, int]:
+    """(H, W) of the copy that tiles are cut from, of a picture of `size` (H, W)."""
     shorter = min(size)
     if look.kind == "tiles":
         times = patch * _rounded(side / patch * (look.value - (look.value - 1) * OVERLAP)) / shorter
     else:
         times = max(look.value, side / shorter)
     height, width = (max(side, patch * _rounded(length * times / patch)) for length in size)
-    found = Layout((height, width), side, patch, *(_edges(length, side, patch) for length in (height, width)))
+    return height, width
+
+
+def layout(look: Look, size: tuple[int, int], side: int, patch: int) -> Layout:
+    """The tiles of a picture of `size` (H, W).
+
+    Raises:
+        ValueError: they are more than MOST.
+    """
+    work = work_size(look, size, side, patch)
+    found = Layout(work, side, patch, *(_edges(length, side, patch) for length in work))
     if len(found) > MOST:
         fits = look.value * math.sqrt(MOST / len(found))
         words = f"tiles={int(fits)}" if look.kind == "tiles" else f"tile_scale={math.floor(fits * 50) / 50:g}"

@@ -14,7 +14,7 @@ from vlad.images.arrays import from_array, is_tensor, repeats, to_array
 from vlad.images.depth import Levels, PictureWarning, Remarks, to_rgb
 from vlad.images.pillow import FORMATS as FORMATS
 from vlad.images.pillow import TooManyPixels
-from vlad.images.sizes import MAX_PIXELS, WHOLE
+from vlad.images.sizes import MAX_PIXELS, WHOLE, Reduction
 from vlad.images.sources import Source, is_bytes, path_of, shown, source_of
 from vlad.images.strange import HEAD, what_it_is
 
@@ -79,17 +79,24 @@ class Reader:
         return self.read_for(None, image, remarks)[0]
 
     def read_for(
-        self, side: int | None, image: Any, remarks: Remarks | None = None, page: int | None = None
+        self,
+        side: int | None,
+        image: Any,
+        remarks: Remarks | None = None,
+        page: int | None = None,
+        by: Reduction | None = None,
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """The picture for one who needs `side` px, and the (H, W) that it has.
 
         One of more than `sizes.LARGE` pixels is made smaller by whole numbers where it is read, each side by its own,
         so that SPARE times the side is left at least: it takes a few megabytes then, not half a gigabyte. Where all of
-        it is needed (None), no more than `sizes.WHOLE` pixels are read, unless `max_pixels` says so.
+        it is needed (None), no more than `sizes.WHOLE` pixels are read, unless `max_pixels` says so. One who reduces it
+        `by` a whole number at once may say so: of most files it comes so, to the bit as `sizes.reduced` makes it, and
+        of the others as it is.
         """
         limit = _pixel_limit(self.max_pixels, WHOLE if side is None else MAX_PIXELS)
         with nullcontext(remarks) if remarks is not None else Remarks() as told:
-            label, path, levels = _levels(image, self, page, limit, side, told)
+            label, path, levels = _levels(image, self, page, limit, told, side, by)
             with _reasons(label, path, limit):
                 return to_rgb(levels, self.bits, told, label, side), levels.upright_size()
 
@@ -152,7 +159,13 @@ def count_pages(image: Any, max_pixels: int | None = None) -> int:
 
 
 def _levels(
-    image: Any, reader: Reader, page: int | None, limit: int, side: int | None, remarks: Remarks
+    image: Any,
+    reader: Reader,
+    page: int | None,
+    limit: int,
+    remarks: Remarks,
+    side: int | None,
+    by: Reduction | None,
 ) -> tuple[str, str | None, Levels]:
     """What to call the picture, its path or None, and its levels."""
     if isinstance(image, Image.Image):
@@ -171,18 +184,18 @@ def _levels(
     source = _source(image)
     wanted = page or source.page
     with _reasons(source.label, source.given, limit):
-        levels, pages = _decoded(source, wanted or 1, limit, side)
+        levels, pages = _decoded(source, wanted or 1, limit, side, by)
     if pages > 1 and wanted is None:
         remarks.paged(source.label, pages)
     return source.label, source.given, levels
 
 
-def _decoded(source: Source, page: int, limit: int, side: int | None) -> tuple[Levels, int]:
+def _decoded(source: Source, page: int, limit: int, side: int | None, by: Reduction | None) -> tuple[Levels, int]:
     with source.open() as file:
         try:
             if tiff.is_tiff(file):
                 return tiff.decode_file(file, page, limit)
-            return pillow.decode_file(file, page, limit, side)
+            return pillow.decode_file(file, page, limit, side, by)
         except UnidentifiedImageError as error:
             raise _unknown(source) from error
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlad.images.deep import decode_png, decode_pnm, is_deep_png, significant_bits
 from vlad.images.depth import FULL, Levels
-from vlad.images.sizes import PLAIN_BYTES, SPARE, Part, afford, factors
+from vlad.images.sizes import PLAIN_BYTES, SPARE, Part, Reduction, afford, factors
 from vlad.images.strange import HEAD, is_heic
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,13 @@ class TooManyPixels(ValueError):
     """A picture is larger than the caller allows."""
 
 
-def decode_file(file: BinaryIO, page: int, limit: int, side: int | None = None) -> tuple[Levels, int]:
+def decode_file(
+    file: BinaryIO, page: int, limit: int, side: int | None = None, by: Reduction | None = None
+) -> tuple[Levels, int]:
     """The levels of a page (from 1) and the number of pages of a file that can seek.
 
-    Of a JPEG whose reader needs `side` px alone, no more is decoded than `sizes.factors` leaves.
+    Of a JPEG whose reader needs `side` px alone, no more is decoded than `sizes.factors` leaves. What may be reduced
+    `by` a whole number is so once it is decoded, if that gives the same as of its upright RGB pixels, to the bit.
 
     Raises:
         TooManyPixels: H * W is above `limit`; the pixels were not touched.
@@ -59,7 +62,7 @@ def decode_file(file: BinaryIO, page: int, limit: int, side: int | None = None) 
         if page == 1 and is_deep_png(image):
             values = decode_png(file, image.info.get("transparency"), limit)
             return Levels(values, turn=_orientation(image), hint=significant_bits(file)), pages
-        found = decode(image, limit, side)
+        found = decode(image, limit, side, by)
         hint = significant_bits(file) if image.format == "PNG" and found.values.dtype == np.uint16 else ""
         return replace(found, hint=hint), pages
 
@@ -76,8 +79,8 @@ def pages_of(file: BinaryIO, limit: int) -> int:
     return _opened(file, count_frames, limit)
 
 
-def decode(image: Image.Image, limit: int, side: int | None = None) -> Levels:
-    """The levels of an opened picture, as it stands; errors as in `decode_file`. With a `side` it may be changed."""
+def decode(image: Image.Image, limit: int, side: int | None = None, by: Reduction | None = None) -> Levels:
+    """The levels of an opened picture, as it stands; all else as in `decode_file`. With a `side` it may be changed."""
     _refuse(image, limit)
     size = image.height, image.width
     if side is not None and factors(size, side) != (1, 1):
@@ -87,6 +90,9 @@ def decode(image: Image.Image, limit: int, side: int | None = None) -> Levels:
     inverted = _white_is_zero(image)
     image.load()
     turn = _orientation(image)
+    upright = size[::-1] if turn > 4 else size
+    if by is not None:
+        image = _reduced(image, by(upright), turn)
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "F":
@@ -95,7 +101,14 @@ def decode(image: Image.Image, limit: int, side: int | None = None) -> Levels:
         values = _grey_levels(image)[..., None]
     else:
         values = Part(image, "RGBA" if image.has_transparency_data else "RGB")
-    return Levels(values, inverted=inverted, turn=turn, size=size[::-1] if turn > 4 else size)
+    return Levels(values, inverted=inverted, turn=turn, size=upright)
+
+
+def _reduced(image: Image.Image, by: int, turn: int) -> Image.Image:
+    """Smaller by means of squares of `by` px, if these are whole ones of its pixels as they are turned upright."""
+    plain = image.mode in ("L", "RGB") and not image.has_transparency_data
+    stands = turn not in range(2, 9) or not (image.width % by or image.height % by)
+    return image.reduce(by) if by > 1 and plain and stands else image
 
 
 def count_frames(image: Image.Image) -> int:

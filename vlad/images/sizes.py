@@ -6,11 +6,14 @@ import numpy as np
 from PIL import Image
 
 LARGE = 25_000_000  # H * W above which a picture is reduced where it is read, if its reader says that it needs less
-SPARE = 3  # times the side asked for that is left: scores then move by a few thousandths, about as by one grey level
+TILED = 8_000_000  # H * W above which a picture is reduced before closer looks are cut out of it
+SPARE = 3  # times the side asked for that is left: scores then move by .004 to .011 in the mean, and some by .05
 MAX_PIXELS = 178_956_970  # H * W; what Pillow itself accepts before it raises: about 540 MB as RGB
 WHOLE = 100_000_000  # H * W of what a detector reads at its own size: more takes over 2 GB beside an encoder
 PLAIN_BYTES = 7.2  # a pixel of 8 bits while it is decoded: 4 of Pillow's, 3 of ours, the file
 BAND = 4_000_000  # H * W worked on at once
+
+Reduction = Callable[[tuple[int, int]], int]  # by which whole number an upright picture of (H, W) may be reduced
 
 
 def factors(size: tuple[int, ...], side: int | tuple[int, ...] | None) -> tuple[int, int]:
@@ -24,6 +27,16 @@ def factors(size: tuple[int, ...], side: int | tuple[int, ...] | None) -> tuple[
     sides = side if isinstance(side, tuple) else (side, side)
     down, right = (_factor(length, max(1, length // (SPARE * own))) for length, own in zip(size, sides, strict=False))
     return down, right
+
+
+def factor(size: tuple[int, ...], plane: tuple[int, int]) -> int:
+    """By which whole number both sides of a picture of `size` (H, W) are reduced where its tiles fill a `plane` (h, w).
+
+    It is 1 up to TILED, else the largest that leaves SPARE times the plane.
+    """
+    if size[0] * size[1] <= TILED:
+        return 1
+    return max(1, min(length // (SPARE * own) for length, own in zip(size, plane, strict=False)))
 
 
 def _factor(length: int, most: int) -> int:
@@ -94,11 +107,26 @@ def _reduced(picture: np.ndarray, by: tuple[int, int]) -> np.ndarray:
     return picture if by == (1, 1) else np.asarray(Image.fromarray(picture).reduce((by[1], by[0])))
 
 
-def resized(picture: np.ndarray, size: tuple[int, ...], how: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
-    """A picture [H, W, 3], or a map [H, W] of float32, stretched to the height and width that `size` begins with."""
-    if picture.ndim == 3 and (by := factors(picture.shape[:2], size[:2])) != (1, 1):  # Pillow would copy it whole
+def reduced(picture: np.ndarray, by: int) -> np.ndarray:
+    """Means of squares of `by` px of a picture [H, W, 3]; those at its right and lower edge may be less than whole."""
+    return picture if by == 1 else by_bands(picture.shape[:2], lambda rows: picture[rows], (by, by))
+
+
+def resized(
+    picture: np.ndarray,
+    size: tuple[int, ...],
+    how: Image.Resampling = Image.Resampling.LANCZOS,
+    shown: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """A picture [H, W, 3], or a map [H, W] of float32, stretched to the height and width that `size` begins with.
+
+    `shown` is how much of its height and width is stretched so, where its last row and column are less than whole.
+    """
+    by = factors(picture.shape[:2], size[:2]) if picture.ndim == 3 else (1, 1)
+    if by != (1, 1):  # Pillow would copy it whole
         picture = by_bands(picture.shape[:2], lambda rows: picture[rows], by)
-    return np.array(Image.fromarray(picture).resize((size[1], size[0]), how))
+    box = None if shown is None else (0, 0, shown[1] / by[1], shown[0] / by[0])
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), how, box))
 
 
 def fitted(picture: np.ndarray, longest: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:

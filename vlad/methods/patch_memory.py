@@ -9,7 +9,8 @@ dammsi/AnomalyDINO). Needs: normal pictures. No text, no training, one picture a
    encoder's input size, bilinear (align_corners=False), smoothed with a gaussian.
 4. The score is the grid's maximum, that maximum re-weighted by how lonely the row it is closest to is, or the mean of
    its largest hundredth. `score="texture"` (ours) compares the mean row of the picture with those of the normals: it
-   finds what no single place shows, such as a whole cloth of another grain, and overlooks what is small.
+   finds what no single place shows, such as a whole cloth of another grain, and overlooks what is small; joined with
+   other scores it loses on drawn kinds (eval/results/tiny-few-normals.md).
 
 `preset` sets all of it at once: "few" (ours, two middle layers, patches alone and over 3 x 3, every row kept),
 "patchcore" (a coreset of a tenth, re-weighted maximum) or "anomaly_dino" (last layer after its norm, cosine distances,
