@@ -120,13 +120,16 @@ def resized(
 ) -> np.ndarray:
     """A picture [H, W, 3], or a map [H, W] of float32, stretched to the height and width that `size` begins with.
 
-    `shown` is how much of its height and width is stretched so, where its last row and column are less than whole.
+    `shown` is how much of its height and width is stretched so, where its last row and column are less than whole; for a
+    look that needs far less, such a picture is reduced once more.
     """
     by = factors(picture.shape[:2], size[:2]) if picture.ndim == 3 else (1, 1)
     if by != (1, 1):  # Pillow would copy it whole
         picture = by_bands(picture.shape[:2], lambda rows: picture[rows], by)
-    box = None if shown is None else (0, 0, shown[1] / by[1], shown[0] / by[0])
-    return np.array(Image.fromarray(picture).resize((size[1], size[0]), how, box))
+    if shown is None:
+        return np.array(Image.fromarray(picture).resize((size[1], size[0]), how))
+    box = 0, 0, shown[1] / by[1], shown[0] / by[0]
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), how, box, reducing_gap=SPARE))
 
 
 def fitted(picture: np.ndarray, longest: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
