@@ -18,7 +18,7 @@ from vlad.scorer import Scorer
 
 LEARNED = [name for name in METHODS if issubclass(method_class(name), LearnedScorer)]
 TEXT = [name for name in METHODS if method_class(name).words == "required" and not method_class(name).needs_normals]
-IMAGE_LEVEL = ("laft",)  # no maps
+IMAGE_LEVEL = ("laft", "flashback")  # no maps
 ONE_SIDE = ("inp_former",)  # its authors bring every map to 256 px
 
 FITTED = [name for name in METHODS if method_class(name).remember is not Scorer.remember]

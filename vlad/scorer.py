@@ -139,6 +139,10 @@ class Scorer(nn.Module):
         """[2, D] prototypes of normal and anomalous; papers differ in how sentences are averaged."""
         return prototypes(self.encoder, pack, name)
 
+    def phrases_of(self, pack: PromptPack, name: str) -> tuple[list[str], Tensor]:
+        """What a picture is said to be more or less like: phrases, and [phrases, D] their unit embeddings."""
+        return phrase_prototypes(self.encoder, pack, name)
+
     def remember(self, batches: Iterable[Tensor]) -> None:
         """Adds the tokens of batches of normal pixels [B, 3, S, S] to its memories."""
         raise TypeError(f"{self.method} does not learn from normal pictures; patch_memory, for one, does")
@@ -223,7 +227,7 @@ class Scorer(nn.Module):
 
     def describe(self, pack: PromptPack, name: str) -> None:
         """Takes these words, filled with the name."""
-        self.phrases, self.phrase_embeddings = phrase_prototypes(self.encoder, pack, name)
+        self.phrases, self.phrase_embeddings = self.phrases_of(pack, name)
         if self.words == "required":
             self.prototypes = self.prototypes_of(pack, name)
         self.pack, self.name = pack, name

@@ -17,7 +17,7 @@ from vlad.explain.reasoners.protocol import Answer, Caps, Choice, Usage
 from vlad.prompts import PromptPack, check
 from vlad.prompts.check import check_pack
 from vlad.prompts.comparison import Words, compare_words
-from vlad.prompts.writing import KINDS, make_pack, why_not
+from vlad.prompts.writing import KINDS, make_pack, why_not, with_scenes
 
 PACK = PromptPack.load(
     {
@@ -101,6 +101,49 @@ def test_the_model_itself_takes_out_what_it_says_no_photo_shows():
     made = make_pack("nut", Writer(bad=("low conductivity", "a dent"), unseen=("low conductivity",)))
     assert made.dropped == {"low conductivity": "no photo shows it"}
     assert made.pack.source["not_visual_dropped"] == ("low conductivity",)
+
+
+class Teller(Writer):
+    """A reasoner that also tells scenes: three a question, new ones while it has any, and one that it repeats."""
+
+    def __init__(self, normal=30, wrong=30):
+        super().__init__()
+        self.left = {"wrong": wrong, "normal": normal}
+
+    def ask(self, question):
+        text = " ".join(question.parts)
+        if "A camera watches" not in text:
+            return super().ask(question)
+        self.asked.append(text)
+        side = "wrong" if "gone wrong" in text else "normal"
+        numbers = range(self.left[side], max(0, self.left[side] - 3), -1)
+        self.left[side] -= len(numbers)
+        told = [f"{side} scene {number}" for number in numbers]
+        return Answer(
+            "", {"states": [*told, "A {} that is empty", *(["an empty belt"] if told else [])]}, usage=Usage(1)
+        )
+
+
+def test_scenes_are_told_until_there_are_enough_and_none_stands_twice():
+    teller = Teller()
+    made = with_scenes(make_pack("belt", teller), "belt", teller, 6)
+    scenes = made.pack.scenes
+    assert len(scenes["normal"]) == len(scenes["anomalous"]) == 6
+    assert scenes["normal"][:4] == ("normal scene 30", "normal scene 29", "normal scene 28", "an empty belt")
+    assert "an empty belt" not in scenes["anomalous"] and made.calls == len(teller.asked)
+    told = [text for text in teller.asked if "A camera watches a belt" in text]
+    assert "Others than these: normal scene 30; normal scene 29" in told[1] and "Others" not in told[0]
+
+
+def test_a_model_that_runs_out_of_scenes_gives_fewer_and_none_at_all_is_an_error():
+    teller = Teller(normal=2)
+    made = with_scenes(make_pack("belt", teller), "belt", teller, 50)
+    assert made.pack.scenes["normal"] == ("normal scene 2", "normal scene 1", "an empty belt")
+    assert len([text for text in teller.asked if "nothing wrong" in text]) == 10
+    with pytest.raises(RuntimeError, match="scripted gave no usable caption"):
+        with_scenes(make_pack("belt", teller), "belt", Teller(normal=0), 5)
+    with pytest.raises(ValueError, match="--scenes is 0"):
+        with_scenes(made, "belt", teller, 0)
 
 
 def test_a_state_is_never_in_both_lists():

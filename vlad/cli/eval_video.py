@@ -32,7 +32,7 @@ def eval_video(
 ) -> None:
     """Measure a detector on labelled videos, or learn from two good drawn clips and watch the others.
 
-    Example: vlad eval video belt --roi 105,0,375,270 --every 2s --min-event 0s
+    Example: vlad eval video belt --roi 105,0,375,270 --every 1s --min-event 0s
 
     Example: vlad eval video avenue:ROOT --method patch_text --name "a street with people" --out avenue.md
     """

@@ -62,6 +62,10 @@ def make(
     reasoner: Model,
     out: Annotated[Path, typer.Option(help="The prompt pack to write, a .toml file.")],
     name: Name = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Also N good scenes and N others, for flashback."),
+    ] = None,
     allow_remote: Remote = False,
     key_env: KeyEnv = None,
     server: ServerKeys = None,
@@ -73,13 +77,16 @@ def make(
     """
 
     def work() -> int:
-        from vlad.prompts.writing import make_pack
+        from vlad.prompts.writing import make_pack, with_scenes
 
         if out.suffix != ".toml":
             raise ValueError(f"--out is {out}; a prompt pack is a file that ends in .toml")
         if name is None:
             raise ValueError('the model must know what to think of; say it with --name "metal nut"')
-        written = make_pack(name, _model(reasoner, allow_remote, key_env, server))
+        model = _model(reasoner, allow_remote, key_env, server)
+        written = make_pack(name, model)
+        if scenes is not None:
+            written = with_scenes(written, name, model, scenes)
         written.pack.save(out)
         for state, why in written.dropped.items():
             print(f"left out: {state}: {why}", file=sys.stderr)

@@ -43,6 +43,7 @@ class PromptPack(PackFile):
         templates, normal, anomalous: texts with `{}`, in the templates for a phrase, in the phrases for the name.
         defects: label -> phrases, short words that explanations may use.
         severity: label of a defect -> cosmetic, minor, major or critical.
+        scenes: state -> captions of whole scenes, for methods that compare with those; empty, or of both states.
         source: where the words come from, for people; never used for scoring.
         name: name of a shipped pack or stem of its file, else "custom"; not part of equality.
 
@@ -86,7 +87,15 @@ class PromptPack(PackFile):
         lists = {key: list(getattr(self, key)) for key in ("templates", "normal", "anomalous")}
         defects = {label: list(phrases) for label, phrases in self.defects.items()}
         source = {key: list(value) if isinstance(value, tuple) else value for key, value in self.source.items()}
-        return {"title": self.title, **lists, "defects": defects, "severity": dict(self.severity), "source": source}
+        scenes = {"scenes": {state: list(captions) for state, captions in self.scenes.items()}} if self.scenes else {}
+        return {
+            "title": self.title,
+            **lists,
+            "defects": defects,
+            "severity": dict(self.severity),
+            **scenes,
+            "source": source,
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the pack as a .toml file that `load` reads back equal; folders are made, the file appears whole."""

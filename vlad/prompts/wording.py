@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, with_config
 
 from vlad.forms import closest, filled, one_of
 
-PACK_KEYS = ("title", "templates", "normal", "anomalous", "defects", "severity", "source")
+PACK_KEYS = ("title", "templates", "normal", "anomalous", "defects", "severity", "scenes", "source")
+STATES = ("normal", "anomalous")
 SEVERITIES = ("cosmetic", "minor", "major", "critical")
 
 
@@ -65,6 +66,12 @@ def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _caption(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the caption is empty; expected a sentence that says what a scene shows")
+    return text
+
+
 def _label(label: str) -> str:
     if label in PACK_KEYS:  # in TOML every line after [defects] belongs to it
         raise ValueError(f"'{label}' is a key of the pack; put it above the line [defects]")
@@ -90,6 +97,10 @@ def _named(table: dict[str, str]) -> dict[str, str]:
 Templates = Annotated[tuple[Annotated[str, AfterValidator(_phrase)], ...], BeforeValidator(_list)]
 Phrases = Annotated[Templates, AfterValidator(_distinct)]
 _Defect = Annotated[Phrases, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+_Captions = Annotated[
+    tuple[Annotated[str, AfterValidator(_caption)], ...], BeforeValidator(_list), AfterValidator(_distinct)
+]
+_State = Annotated[str, one_of(lambda: STATES, "state ")]
 _Severity = Annotated[str, one_of(lambda: SEVERITIES, "level ")]
 _Label = Annotated[str, AfterValidator(_label)]
 
@@ -105,6 +116,7 @@ class PackFile:
     anomalous: Phrases
     defects: dict[_Label, _Defect] = field(default_factory=dict, hash=False)
     severity: dict[str, _Severity] = field(default_factory=dict, hash=False)
+    scenes: dict[_State, _Captions] = field(default_factory=dict, hash=False)
     source: dict[str, Annotated[Any, AfterValidator(_fact)]] = field(default_factory=dict, hash=False)
 
 
@@ -126,6 +138,11 @@ def checked_pack(raw: Mapping[str, Any]) -> PackFile:
     pack = filled(PackFile, raw)
     if shared := set(map(_as_read, pack.normal)) & set(map(_as_read, pack.anomalous)):
         raise ValueError(f"anomalous: '{min(shared)}' is also in normal; a phrase can stand for one state only")
+    if pack.scenes and len(pack.scenes) < len(STATES):
+        raise ValueError("scenes: expected captions of both states, normal = [...] and anomalous = [...]")
+    captions = [set(map(_as_read, pack.scenes.get(state, ()))) for state in STATES]
+    if shared := captions[0] & captions[1]:
+        raise ValueError(f"scenes.anomalous: '{min(shared)}' is also in normal; a caption can stand for one state only")
     for label in pack.severity:
         if label not in pack.defects:
             raise ValueError(f"severity.{label}: expected a label of [defects]; {closest(label, pack.defects)}")

@@ -8,13 +8,13 @@ always kept: they find what nobody thought of. No picture is sent.
 import datetime
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlad.explain.reasoners.asking import Asker
 from vlad.explain.reasoners.protocol import PROMPT_VERSION, Ask, Choice, Reasoner, Schema
 from vlad.prompts import PromptPack, check_name
-from vlad.prompts.wording import PACK_KEYS
+from vlad.prompts.wording import PACK_KEYS, STATES
 
 KINDS = {
     "surface": "marks on its surface, such as scratches, cracks, pits or worn areas",
@@ -26,6 +26,7 @@ KINDS = {
     "print": "faults of its printing, label or coating",
 }
 STATES_PER_KIND, GOOD_STATES, MAX_WORDS = 2, 5, 8  # 14 anomalous ones in all
+SCENES_AT_ONCE, CAPTION_LETTERS, SHOWN_AGAIN = 10, 160, 10  # captions of a question, their length, those it shows again
 MAX_SECONDS = 600.0  # for all questions together
 GENERIC = "winclip"
 SYSTEM = (
@@ -95,6 +96,37 @@ def make_pack(name: str, reasoner: Reasoner, today: datetime.date | None = None)
     return WrittenPack(pack, dropped, tuple(asker.errors), asker.usage.calls)
 
 
+def with_scenes(written: WrittenPack, name: str, reasoner: Reasoner, count: int) -> WrittenPack:
+    """The same with captions of `count` scenes of normal life round a `name` and `count` of something gone wrong there.
+
+    Fewer where the model repeats itself: it is asked twice as often as it must be, no more.
+
+    Raises:
+        ValueError: count is below 1.
+        RuntimeError: the model gave no usable caption of a side.
+    """
+    if count < 1:
+        raise ValueError(f"--scenes is {count}; expected how many captions of each side, 1 or more")
+    asker = Asker(reasoner, MAX_SECONDS)
+    scenes: dict[str, tuple[str, ...]] = {}
+    taken: set[str] = set()  # of both sides
+    for state in STATES:
+        found: list[str] = []
+        for _ in range(2 * -(-count // SCENES_AT_ONCE)):
+            if len(found) >= count:
+                break
+            question = _scenes_question(name, state, found[-SHOWN_AGAIN:])
+            for caption in _states(asker, question, SCENES_AT_ONCE, CAPTION_LETTERS):
+                if caption and not set("{}") & set(caption) and caption.casefold() not in taken:
+                    taken.add(caption.casefold())
+                    found.append(caption)
+        if not found:
+            raise RuntimeError(f"{reasoner.name} gave no usable caption ({'; '.join(asker.errors[:3]) or 'none came'})")
+        scenes[state] = tuple(found[:count])
+    errors, calls = (*written.errors, *asker.errors), written.calls + asker.usage.calls
+    return replace(written, pack=replace(written.pack, scenes=scenes), errors=errors, calls=calls)
+
+
 def why_not(state: str) -> str | None:
     """What makes a state unfit for a prompt, by its words alone; None where nothing does.
 
@@ -126,9 +158,18 @@ def _bad_question(name: str, what: str) -> str:
     )
 
 
-def _states(asker: Asker, question: str, count: int) -> list[str]:
+def _scenes_question(name: str, state: str, known: list[str]) -> str:
+    what = "everyday life with nothing wrong" if state == "normal" else "something that has gone wrong or is dangerous"
+    others = f" Others than these: {'; '.join(known)}." if known else ""
+    return (
+        f"A camera watches a {name}. Write {SCENES_AT_ONCE} captions of single frames that show {what}, all different, "
+        f'each one short sentence that says who does what where, such as "a worker puts parts into a box".{others}'
+    )
+
+
+def _states(asker: Asker, question: str, count: int, letters: int = 80) -> list[str]:
     """The states of one answer, tidied; [] where no usable answer came."""
-    entry = {"type": "string", "maxLength": 80}
+    entry = {"type": "string", "maxLength": letters}
     schema = {
         "type": "object",
         "properties": {"states": {"type": "array", "items": entry, "maxItems": count}},
