@@ -18,6 +18,7 @@ HEIGHT, WIDTH, RATE = 270, 480, 5  # px, px, frames a second
 PACE = 80.0  # px a second: a part of 270 px passes every 3.4 s and is in view for 9.4 s
 DARK = 0.15  # mean of a black ground, in [0, 1]: scans lie on one
 TURN = 4.0  # degrees by which parts lie askew
+SEEN = 840  # px that a fault covers at least: a square of 1.5 patches of `tiny`; for less a camera has to be closer
 MARK, RED = 36, (200, 30, 40)  # px and colour of what lies on the belt
 FITTED = ("fit-1", "fit-2")
 
@@ -104,9 +105,10 @@ def _belt(rng: Generator, scene: Scene, count: int, faulty: set[int], missing: i
 
 
 def _part(rng: Generator, scene: Scene, faulty: bool) -> np.ndarray:
-    canvas = scene.canvas
-    while faulty and canvas is scene.canvas:
-        canvas = spoil(rng, scene)[0]
+    canvas, changed = scene.canvas, 0
+    while faulty and changed < SEEN:
+        canvas, mask, _ = spoil(rng, scene)
+        changed = int(mask.sum())
     angle = rng.uniform(-TURN, TURN)
     turned = ndimage.rotate(canvas, angle, axes=(0, 1), reshape=False, order=1, mode="nearest")
     over = ndimage.rotate(scene.part.astype(np.float32), angle, reshape=False, order=1)[..., None]
