@@ -120,8 +120,8 @@ def resized(
 ) -> np.ndarray:
     """A picture [H, W, 3], or a map [H, W] of float32, stretched to the height and width that `size` begins with.
 
-    `shown` is how much of its height and width is stretched so, where its last row and column are less than whole; such a
-    picture is reduced once more for a look that needs far less.
+    `shown` is how much of its height and width is stretched so, where its last row and column are less than whole;
+    such a picture is reduced once more for a look that needs far less.
     """
     by = factors(picture.shape[:2], size[:2]) if picture.ndim == 3 else (1, 1)
     if by != (1, 1):  # Pillow would copy it whole
