@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import vlad
 from vlad.cli import app
+from vlad.synthetic.defects import spoil
 from vlad.video import belt
 from vlad.video.measuring import Watched, figures, held, intervals, overlap, table, watched
 from vlad.video.reading import frames
@@ -92,6 +93,24 @@ def test_a_drawn_belt_has_its_faults_where_its_labels_say(short, small_encoder, 
         and not seen.alarms
     )
     assert all(end > start for start, end in seen.events)
+
+
+def test_a_fault_of_the_belt_is_large_enough_to_be_seen(monkeypatch):
+    tries = []
+
+    def noted(rng, scene):
+        found = spoil(rng, scene)
+        tries.append(int(found[1].sum()))
+        return found
+
+    monkeypatch.setattr(belt, "spoil", noted)
+    scene, again = belt.product(3), 0
+    for number in range(8):
+        tries.clear()
+        belt._part(np.random.default_rng(number), scene, faulty=True)
+        assert tries[-1] >= belt.SEEN > max(tries[:-1], default=0)
+        again += len(tries) > 1
+    assert again, "no fault was drawn too small, so nothing was tried"
 
 
 def test_the_belt_scores_the_same_in_every_kind_of_file(short, tiny_encoder, tmp_path):
