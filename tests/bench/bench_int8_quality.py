@@ -20,9 +20,10 @@ from vlad.images import read
 from vlad.metrics import auroc
 from vlad.scorer import Scorer
 
-WORDS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "april_gan", "anomalyclip", "adaptclip", "adaclip")
-WORDS += ("crane", "sowa", "aaclip", "vcpclip")
-NORMALS = ("patch_text", "patch_memory", "clip_surgery", "adaptclip", "subspacead", "gaussian")
+WORDS = ("patch_text", "winclip", "clip_surgery", "clip_ad", "anovl", "april_gan", "anomalyclip", "adaptclip")
+WORDS += ("adaclip", "crane", "sowa", "aaclip", "vcpclip")
+NORMALS = ("patch_text", "patch_memory", "clip_surgery", "adaptclip", "subspacead", "gaussian", "laft")
+OPTIONS: dict[str, dict[str, Any]] = {"subspacead": {"rotations": 1}, "anovl": {"views": 1}}
 ROWS: dict[str, tuple[str, bool]] = {method: (method, False) for method in WORDS}
 ROWS |= {"musc": ("musc", False), **{f"{method}, 8 normals": (method, True) for method in NORMALS}}
 MEAN, WORST = 0.005, 0.015  # a method that loses more does not compute in int8
@@ -32,9 +33,8 @@ Batches = Sequence[torch.Tensor]
 def scorers(encoder: vlad.Encoder, words: str, normals: torch.Tensor) -> dict[str, Scorer]:
     made: dict[str, Scorer] = {}
     for label, (method, fitted) in ROWS.items():
-        options: dict[str, Any] = {"rotations": 1} if method == "subspacead" else {}
         text = vlad.methods.method_class(method).words != "none"
-        made[label] = vlad.load(method, words if text else None, encoder=encoder, **options).scorer
+        made[label] = vlad.load(method, words if text else None, encoder=encoder, **OPTIONS.get(method, {})).scorer
         if fitted:
             made[label].remember([normals])
             for memory in made[label].memories().values():
